@@ -1,0 +1,87 @@
+"""dlp-edge: one local language model with many LoRA skills, fused sentence by sentence.
+
+    from dlp_edge import Runtime
+    with Runtime("bundle/") as rt:
+        print(rt.generate("...").text)
+
+Importing this package loads no engine: the public names are resolved on first use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dlp_edge.errors import (
+        AdapterError,
+        BackboneError,
+        BundleError,
+        BusyError,
+        ContextLengthError,
+        DeviceError,
+        DlpEdgeError,
+        ResourceError,
+        RouterError,
+        UsageError,
+    )
+    from dlp_edge.runtime.runtime import Runtime, Stream
+    from dlp_edge.types import (
+        AdapterInfo,
+        Chunk,
+        Reply,
+        RouteDecision,
+        Sentence,
+        Timings,
+        Usage,
+    )
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "dlp_edge.errors": (
+        "AdapterError BackboneError BundleError BusyError ContextLengthError DeviceError "
+        "DlpEdgeError ResourceError RouterError UsageError"
+    ),
+    "dlp_edge.types": "AdapterInfo Chunk Reply RouteDecision Sentence Timings Usage",
+    "dlp_edge.runtime.runtime": "Runtime Stream",
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
+
+__all__ = [
+    "AdapterError",
+    "AdapterInfo",
+    "BackboneError",
+    "BundleError",
+    "BusyError",
+    "Chunk",
+    "ContextLengthError",
+    "DeviceError",
+    "DlpEdgeError",
+    "Reply",
+    "ResourceError",
+    "RouteDecision",
+    "RouterError",
+    "Runtime",
+    "Sentence",
+    "Stream",
+    "Timings",
+    "Usage",
+    "UsageError",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'dlp_edge' has no attribute {name!r}")
+    from importlib import import_module
+
+    try:
+        return getattr(import_module(_HOME_OF[name]), name)
+    except ModuleNotFoundError as error:
+        if error.name in ("dlp_edge.runtime", "dlp_edge.export", "dlp_edge.models"):
+            raise ImportError(
+                "dlp_edge is imported from a checkout that is not installed; "
+                "run `pip install -e .` in it first"
+            ) from error
+        raise

@@ -1,0 +1,69 @@
+"""Every error that dlp-edge raises on purpose: one hierarchy, each with a cause and a remedy."""
+
+from __future__ import annotations
+
+
+class DlpEdgeError(Exception):
+    """Base of all errors of this package.
+
+    Attributes:
+        cause: what was wrong, naming the file, adapter or value.
+        remedy: what the user can do about it.
+        exit_code: what the command line exits with (2 usage, 3 bad bundle or adapter,
+            4 resources, 1 anything else).
+    """
+
+    exit_code = 1
+
+    def __init__(self, cause: str, remedy: str) -> None:
+        super().__init__(f"{cause}. {remedy}.")
+        self.cause = cause
+        self.remedy = remedy
+
+
+class UsageError(DlpEdgeError, ValueError):
+    """An argument is wrong: an empty prompt, an unknown adapter name, a bad temperature."""
+
+    exit_code = 2
+
+
+class ContextLengthError(UsageError):
+    """The prompt (with the room asked for) does not fit into the context."""
+
+
+class BundleError(DlpEdgeError):
+    """A bundle is missing, incomplete, damaged or of another version."""
+
+    exit_code = 3
+
+
+class AdapterError(DlpEdgeError):
+    """A PEFT adapter cannot be read, or does not fit the backbone."""
+
+    exit_code = 3
+
+
+class BackboneError(DlpEdgeError):
+    """A backbone cannot be read, or its architecture is not supported."""
+
+    exit_code = 3
+
+
+class RouterError(DlpEdgeError):
+    """A router or its training data cannot be used."""
+
+    exit_code = 3
+
+
+class ResourceError(DlpEdgeError):
+    """Memory or disk space ran out."""
+
+    exit_code = 4
+
+
+class DeviceError(ResourceError):
+    """The device or execution provider that was asked for is not there."""
+
+
+class BusyError(ResourceError):
+    """The runtime is answering another request and was told not to wait."""

@@ -1,0 +1,123 @@
+"""The plain values that a user of `Runtime` receives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "cancelled"]
+SelectRule = Literal["nucleus", "threshold", "top_k"]
+WeighRule = Literal["softmax", "renormalise"]
+KvPolicy = Literal["keep", "recompute"]
+Message = Mapping[str, str]
+"""One chat message: {"role": "system" | "user" | "assistant", "content": text}."""
+
+
+@dataclass(frozen=True)
+class RouteDecision:
+    """What the router decided for one sentence.
+
+    Attributes:
+        probabilities: y = softmax(z), adapter name -> probability; sums to 1.
+        selected: the names kept by the selection rule, most probable first.
+        weights: the fusion weights of the selected adapters (eq. 5), summing to 1; empty when
+            the router abstained and the base model answers.
+        confidence: the largest probability.
+    """
+
+    probabilities: dict[str, float]
+    selected: tuple[str, ...]
+    weights: dict[str, float]
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A sentence of the answer and the adapters that wrote it.
+
+    Attributes:
+        text: the sentence, with the white space that follows it.
+        fusion: adapter name -> weight; empty for the base model.
+        confidence: the router's largest probability; None when the adapters were pinned.
+    """
+
+    text: str
+    fusion: dict[str, float]
+    confidence: float | None
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of streamed text: whole characters, never empty.
+
+    Attributes:
+        text: the new text.
+        sentence: index of the sentence that the piece ends in, from 0.
+        fusion: adapter name -> weight, as in force for that sentence.
+    """
+
+    text: str
+    sentence: int
+    fusion: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Token counts of one request."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Where the time of one request went, in seconds.
+
+    Attributes:
+        prefill: the prompt's pass through the backbone.
+        decode: all later passes, sampling and text handling.
+        first_token: from the request to the first token.
+        router: all calls of the router.
+        switch: writing fusions into the slots.
+        recompute: prefilling the history again under a new fusion (`kv="recompute"`).
+        routings: how often the router was asked.
+        switches: how often the fusion changed while generating.
+        decode_steps: tokens that the decode time produced (all but the first).
+    """
+
+    prefill: float = 0.0
+    decode: float = 0.0
+    first_token: float = 0.0
+    router: float = 0.0
+    switch: float = 0.0
+    recompute: float = 0.0
+    routings: int = 0
+    switches: int = 0
+    decode_steps: int = 0
+
+    @property
+    def decode_rate(self) -> float:
+        """Tokens per second after the first one; 0 when only one was generated."""
+        return self.decode_steps / self.decode if self.decode_steps and self.decode else 0.0
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A finished answer."""
+
+    text: str
+    sentences: tuple[Sentence, ...]
+    usage: Usage
+    timings: Timings
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True)
+class AdapterInfo:
+    """An adapter of the bundle: its largest rank and the modules it changes."""
+
+    name: str
+    rank: int
+    target_modules: tuple[str, ...]
+    routed: bool
