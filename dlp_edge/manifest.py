@@ -1,0 +1,118 @@
+"""The manifest of a bundle: what is in `manifest.json`, as plain values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dlp_edge.runtime.selection import SelectionRule
+
+FORMAT = "dlp-edge-bundle"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class SlotPart:
+    """The columns [start, stop) of a slot's output that belong to one linear layer."""
+
+    module: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place in the graph that takes a low-rank pair beside a weight matrix.
+
+    Its graph inputs are `<name>.A` [G, rho, input_size] and `<name>.B` [G, rho, output_size]:
+    output += (x A^T) B. Linear layers that share their input (q, k, v) share a slot.
+    """
+
+    name: str
+    input_size: int
+    output_size: int
+    parts: tuple[SlotPart, ...]
+
+
+@dataclass(frozen=True)
+class BackboneEntry:
+    """The backbone and the shape of its graph.
+
+    Attributes:
+        fingerprint: SHA-256 over the configuration and the weights it was exported from.
+        dtype: numpy name of the type of cache, slots and logits.
+    """
+
+    name: str
+    fingerprint: str
+    architecture: str
+    quantisation: str
+    dtype: str
+    context_length: int
+    vocab_size: int
+    num_layers: int
+    num_kv_heads: int
+    head_size: int
+    eos_token_ids: tuple[int, ...]
+    slots: tuple[Slot, ...]
+
+
+@dataclass(frozen=True)
+class AdapterEntry:
+    """One adapter of the stacked file.
+
+    Attributes:
+        rank: its largest rank.
+        target_modules: the kinds of linear layers it changes, such as `self_attn.q_proj`.
+        sha256: of the file that it was read from.
+    """
+
+    name: str
+    rank: int
+    target_modules: tuple[str, ...]
+    sha256: str
+
+
+@dataclass(frozen=True)
+class RouterSettings:
+    """What the router reads and answers.
+
+    Attributes:
+        labels: adapter names, in the order of its outputs.
+        prompt_tokens, generated_tokens: the most that it reads of the prompt and of the answer.
+        temperature: its logits are divided by it before the softmax (fitted on held-out text).
+    """
+
+    labels: tuple[str, ...]
+    prompt_tokens: int
+    generated_tokens: int
+    temperature: float
+
+
+@dataclass(frozen=True)
+class RouterEntry:
+    """The router: what it reads and answers, and how its answer becomes weights by default."""
+
+    architecture: str
+    settings: RouterSettings
+    selection: SelectionRule
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Size in bytes and SHA-256 of a file of the bundle."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything that a runtime must know before it opens another file of the bundle."""
+
+    created_with: str
+    target: str
+    backbone: BackboneEntry
+    chat_template: str | None
+    adapters: tuple[AdapterEntry, ...]
+    router: RouterEntry | None
+    files: dict[str, FileEntry]

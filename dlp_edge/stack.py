@@ -1,0 +1,153 @@
+"""The stacked-weight file: all adapters of a bundle in one pair of tensors per linear layer.
+
+For a linear layer [h -> d] that the adapters change there are `<module>.A` [sum r_n, h] and
+`<module>.B` [sum r_n, d]; adapter n is the rows [offset_n, offset_n + r_n) of both (B is the
+transpose of PEFT's [d, r]). With equal ranks this is the paper's [N, r, h]; mixed ranks cost no
+padding. Offsets, ranks and scalings are in the file's metadata.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from dlp_edge.errors import BundleError
+
+Array = npt.NDArray[np.floating]
+_REEXPORT = "Export the bundle again"
+
+
+@dataclass(frozen=True)
+class LoraPair:
+    """One adapter's low-rank pair for one linear layer: delta(x) = scaling (x A^T) B^T.
+
+    Attributes:
+        a: A [r, h].
+        b: B transposed, [r, d].
+        scaling: alpha / r, or alpha / sqrt(r) for rsLoRA.
+    """
+
+    a: Array
+    b: Array
+    scaling: float
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where one adapter lies in the stacked tensors of one linear layer."""
+
+    offset: int
+    rank: int
+    scaling: float
+
+    @property
+    def slice(self) -> slice:
+        return slice(self.offset, self.offset + self.rank)
+
+
+@dataclass(frozen=True)
+class AdapterStack:
+    """The adapters of a bundle.
+
+    Attributes:
+        a: module -> A [sum r, h].
+        b: module -> B [sum r, d].
+        rows: adapter -> module -> its rows.
+    """
+
+    a: dict[str, Array] = field(default_factory=dict)
+    b: dict[str, Array] = field(default_factory=dict)
+    rows: dict[str, dict[str, Rows]] = field(default_factory=dict)
+
+
+def pack(adapters: Mapping[str, Mapping[str, LoraPair]], dtype: str) -> AdapterStack:
+    """Stacks adapters (name -> module -> pair) in the given order, as `dtype`."""
+    parts: dict[str, list[LoraPair]] = {}
+    height: dict[str, int] = {}
+    rows: dict[str, dict[str, Rows]] = {}
+    for name, pairs in adapters.items():
+        rows[name] = {}
+        for module, pair in pairs.items():
+            offset, rank = height.get(module, 0), pair.a.shape[0]
+            rows[name][module] = Rows(offset, rank, pair.scaling)
+            height[module] = offset + rank
+            parts.setdefault(module, []).append(pair)
+    return AdapterStack(
+        a={m: np.concatenate([p.a for p in pairs]).astype(dtype) for m, pairs in parts.items()},
+        b={m: np.concatenate([p.b for p in pairs]).astype(dtype) for m, pairs in parts.items()},
+        rows=rows,
+    )
+
+
+def unpack(stack: AdapterStack, name: str) -> dict[str, LoraPair]:
+    """One adapter of the stack (module -> pair), as views."""
+    return {
+        module: LoraPair(stack.a[module][at.slice], stack.b[module][at.slice], at.scaling)
+        for module, at in stack.rows[name].items()
+    }
+
+
+def to_bytes(stack: AdapterStack) -> bytes:
+    """The stack as the content of a safetensors file."""
+    tensors = {f"{module}.A": tensor for module, tensor in stack.a.items()}
+    tensors.update({f"{module}.B": tensor for module, tensor in stack.b.items()})
+    layout = {
+        name: {module: [at.offset, at.rank, at.scaling] for module, at in modules.items()}
+        for name, modules in stack.rows.items()
+    }
+    return save(tensors, metadata={"layout": json.dumps(layout)})
+
+
+def from_bytes(data: bytes) -> AdapterStack:
+    """Reads what `to_bytes` wrote.
+
+    Raises:
+        BundleError: the bytes are not such a file, or rows and tensors disagree.
+    """
+    try:
+        tensors = load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        layout = json.loads(header["__metadata__"]["layout"])
+        rows = {
+            str(name): {
+                str(module): Rows(int(offset), int(rank), float(scaling))
+                for module, (offset, rank, scaling) in modules.items()
+            }
+            for name, modules in layout.items()
+        }
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BundleError(f"adapters.safetensors cannot be read ({error})", _REEXPORT) from error
+    a = {key[:-2]: tensor for key, tensor in tensors.items() if key.endswith(".A")}
+    b = {key[:-2]: tensor for key, tensor in tensors.items() if key.endswith(".B")}
+    stack = AdapterStack(a, b, rows)
+    _check_rows(stack)
+    return stack
+
+
+def _check_rows(stack: AdapterStack) -> None:
+    if stack.a.keys() != stack.b.keys():
+        raise BundleError("adapters.safetensors has an A without its B", _REEXPORT)
+    for module, a in stack.a.items():
+        b = stack.b[module]
+        if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[0]:
+            raise BundleError(f"the stacked tensors of {module} do not fit each other", _REEXPORT)
+        if not (np.isfinite(a).all() and np.isfinite(b).all()):
+            raise BundleError(f"the stacked tensors of {module} are not finite", _REEXPORT)
+    for name, modules in stack.rows.items():
+        for module, at in modules.items():
+            inside = module in stack.a and at.rank > 0 and at.offset >= 0
+            if not inside or at.offset + at.rank > stack.a[module].shape[0]:
+                raise BundleError(f"adapter {name} lies outside the tensors of {module}", _REEXPORT)
+            if not np.isfinite(at.scaling):
+                raise BundleError(f"adapter {name} has no finite scaling for {module}", _REEXPORT)
+
+
+def adapter_names(stack: AdapterStack) -> Sequence[str]:
+    """Names in the order in which they were packed."""
+    return list(stack.rows)

@@ -1,0 +1,1 @@
+"""Run time: loads a bundle and generates text (ONNX Runtime and numpy, no torch)."""

@@ -1,0 +1,111 @@
+"""Reading a bundle: every way in which it can be wrong is a BundleError."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dlp_edge import Runtime
+from dlp_edge.bundle import dump_manifest, open_bundle, parse_manifest
+from dlp_edge.errors import BundleError
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    path = folder / "manifest.json"
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+
+
+def test_manifest_round_trip(tiny_bundle: Path) -> None:
+    manifest = open_bundle(tiny_bundle).manifest
+    assert parse_manifest(json.loads(dump_manifest(manifest))) == manifest
+
+
+MANIFEST_DAMAGES: dict[str, Callable[[dict[str, Any]], object]] = {
+    "another format": lambda m: m.update(format="zip"),
+    "another version": lambda m: m.update(version=2),
+    "unknown field": lambda m: m.update(extra=1),
+    "missing field": lambda m: m.pop("target"),
+    "wrong type": lambda m: m.update(target=3),
+    "unknown rule": lambda m: m["router"]["selection"].update(select="best"),
+    "rule out of range": lambda m: m["router"]["selection"].update(p=2.0),
+    "list for object": lambda m: m.update(files=[]),
+    "object for list": lambda m: m.update(adapters={}),
+    "file outside": lambda m: m["files"].update({"../x": {"size": 1, "sha256": ""}}),
+    "file not listed": lambda m: m["files"].pop("backbone.onnx"),
+    "router not listed": lambda m: m["files"].pop("router.onnx"),
+    "label of no adapter": lambda m: m["adapters"].pop(),
+}
+
+
+@pytest.mark.parametrize("damage", MANIFEST_DAMAGES)
+def test_damaged_manifests_are_refused(bundle_copy: Path, damage: str) -> None:
+    edit(bundle_copy, MANIFEST_DAMAGES[damage])
+    with pytest.raises(BundleError):
+        open_bundle(bundle_copy)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[" * 100_000, b'"text"', b"\xff\xfe"])
+def test_manifests_that_are_no_json_are_refused(bundle_copy: Path, content: bytes) -> None:
+    (bundle_copy / "manifest.json").write_bytes(content)
+    with pytest.raises(BundleError):
+        open_bundle(bundle_copy)
+
+
+def test_a_folder_without_manifest_is_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="no manifest"):
+        open_bundle(tmp_path)
+    with pytest.raises(BundleError, match="no bundle"):
+        open_bundle(tmp_path / "missing")
+
+
+FILES = [
+    "backbone.onnx",
+    "backbone.onnx.data",
+    "adapters.safetensors",
+    "router.onnx",
+    "router_tokenizer.json",
+    "tokenizer.json",
+]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_named(bundle_copy: Path, name: str) -> None:
+    (bundle_copy / name).unlink()
+    with pytest.raises(BundleError, match=name):
+        Runtime(bundle_copy)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_truncated_file_is_named(bundle_copy: Path, name: str) -> None:
+    path = bundle_copy / name
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(BundleError, match=name):
+        Runtime(bundle_copy)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_flipped_byte_is_found(bundle_copy: Path, name: str) -> None:
+    path = bundle_copy / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(BundleError, match=name):
+        Runtime(bundle_copy)
+
+
+def test_a_link_is_refused(bundle_copy: Path) -> None:
+    path = bundle_copy / "tokenizer.json"
+    elsewhere = bundle_copy.parent / "elsewhere.json"
+    path.rename(elsewhere)
+    try:
+        path.symlink_to(elsewhere)
+    except OSError:
+        pytest.skip("this user may not create links here")
+    with pytest.raises(BundleError, match=r"tokenizer\.json"):
+        Runtime(bundle_copy)
