@@ -1,0 +1,104 @@
+"""Which execution provider runs the graphs, said plainly instead of guessed."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+
+from dlp_edge.errors import BundleError, DeviceError, ResourceError, UsageError
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where the backbone runs: `kind` is "cpu" or "cuda"."""
+
+    kind: str
+    threads: int
+
+    def __str__(self) -> str:
+        return f"cpu ({self.threads} threads)" if self.kind == "cpu" else self.kind
+
+
+def choose_device(asked: str, target: str, threads: int | None) -> Device:
+    """The device for a bundle exported for `target` ("cpu" or "cuda").
+
+    Raises:
+        UsageError: `asked` is not "auto", "cpu" or "cuda", or threads < 1.
+        DeviceError: `asked` is not what the bundle was exported for, or this installation of
+            onnxruntime has no provider for it.
+    """
+    if asked not in ("auto", *PROVIDERS):
+        raise UsageError(f"unknown device {asked!r}", "Use auto, cpu or cuda")
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads is {threads}", "Choose at least 1")
+    kind = target if asked == "auto" else asked
+    if kind != target:
+        raise DeviceError(
+            f"the bundle was exported for {target}, not for {kind}",
+            f"Export it with --target {kind}, or use device={target!r}",
+        )
+    if PROVIDERS.get(kind) not in ort.get_available_providers():
+        raise DeviceError(
+            f"this onnxruntime has no {PROVIDERS.get(kind, kind)}",
+            "Install dlp-edge[cuda] instead of dlp-edge[cpu]",
+        )
+    return Device(kind, threads or _physical_cores())
+
+
+def open_session(path: Path, device: Device) -> ort.InferenceSession:
+    """An inference session of a graph file on the device.
+
+    Raises:
+        BundleError: onnxruntime cannot read the graph.
+        DeviceError: onnxruntime fell back to another provider.
+        ResourceError: out of memory.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = device.threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    provider = PROVIDERS[device.kind]
+    try:
+        session = ort.InferenceSession(str(path), options, providers=[provider])
+    except MemoryError as error:
+        raise _out_of_memory() from error
+    except Exception as error:  # onnxruntime's exceptions share no base class of their own
+        if "bad_alloc" in str(error) or "allocate" in str(error).lower():
+            raise _out_of_memory() from error
+        raise BundleError(
+            f"onnxruntime cannot load {path.name} ({_first_line(error)})", "Export the bundle again"
+        ) from error
+    if session.get_providers()[0] != provider:
+        raise DeviceError(
+            f"onnxruntime runs the model on {session.get_providers()[0]}, not on {provider}",
+            "Check the GPU's driver and the CUDA libraries that onnxruntime-gpu needs",
+        )
+    return session
+
+
+def _out_of_memory() -> ResourceError:
+    return ResourceError(
+        "there is not enough memory to load the backbone",
+        "Close other programs, or use a smaller or quantised bundle",
+    )
+
+
+def _first_line(error: Any) -> str:
+    return str(error).strip().splitlines()[0][:300]
+
+
+def _physical_cores() -> int:
+    """Half of the logical processors where they come in pairs cannot be told without a library;
+    the processors that this process may use are the best portable guess, 8 at most (decode is
+    bound by memory, more threads only contend)."""
+    if hasattr(os, "sched_getaffinity"):
+        count = len(os.sched_getaffinity(0))
+    else:
+        count = os.cpu_count() or 1
+    return max(1, min(8, count))

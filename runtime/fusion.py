@@ -1,0 +1,104 @@
+"""Fusing selected adapters into one low-rank pair per slot (eq. 6 of arXiv 2410.01497).
+
+delta(x) = sum_n w_n s_n (x A_n^T) B_n^T is one pair of rank rho = sum r_n: the selected A's
+stacked, and the selected B's, each scaled by w_n s_n, stacked. Two small matrix products per
+slot, however many adapters are fused.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dlp_edge.errors import UsageError
+from dlp_edge.manifest import Slot
+from dlp_edge.stack import AdapterStack, Array
+
+
+@dataclass(frozen=True)
+class SlotPair:
+    """What goes into one slot: A [1, rho, h] and B [1, rho, d]."""
+
+    a: Array
+    b: Array
+
+
+class Fuser:
+    """Writes fusions of a stack's adapters for a backbone's slots.
+
+    The pairs lie in buffers that are used again: a fusion is valid until the next one is made.
+    """
+
+    def __init__(self, stack: AdapterStack, slots: Sequence[Slot], dtype: str) -> None:
+        self._stack = stack
+        self._slots = tuple(slots)
+        self._dtype = np.dtype(dtype)
+        self._a = {slot.name: np.empty((0, slot.input_size), self._dtype) for slot in slots}
+        self._b = {slot.name: np.empty((0, slot.output_size), self._dtype) for slot in slots}
+
+    def fuse(self, weights: Mapping[str, float]) -> dict[str, SlotPair]:
+        """Slot name -> pair for adapters with these weights; the empty mapping is the base
+        model (rho = 0)."""
+        names = [name for name, weight in weights.items() if weight != 0]
+        return {slot.name: self._fuse_slot(slot, names, weights) for slot in self._slots}
+
+    def _fuse_slot(self, slot: Slot, names: list[str], weights: Mapping[str, float]) -> SlotPair:
+        pieces = [
+            (part, self._stack.rows[name][part.module], weights[name])
+            for part in slot.parts
+            for name in names
+            if part.module in self._stack.rows[name]
+        ]
+        rho = sum(at.rank for _, at, _ in pieces)
+        a, b = self._buffers(slot, rho)
+        row = 0
+        for part, at, weight in pieces:
+            rows = slice(row, row + at.rank)
+            a[rows] = self._stack.a[part.module][at.slice]
+            b[rows, : part.start] = 0
+            np.multiply(
+                self._stack.b[part.module][at.slice],
+                self._dtype.type(weight * at.scaling),
+                out=b[rows, part.start : part.stop],
+                casting="same_kind",
+            )
+            b[rows, part.stop :] = 0
+            row += at.rank
+        return SlotPair(a[None], b[None])
+
+    def _buffers(self, slot: Slot, rho: int) -> tuple[Array, Array]:
+        if self._a[slot.name].shape[0] < rho:
+            self._a[slot.name] = np.empty((rho, slot.input_size), self._dtype)
+            self._b[slot.name] = np.empty((rho, slot.output_size), self._dtype)
+        return self._a[slot.name][:rho], self._b[slot.name][:rho]
+
+
+def parse_weights(
+    adapters: str | Sequence[str] | Mapping[str, float], known: Sequence[str]
+) -> dict[str, float]:
+    """The weights that an application pins: a name, names (weight 1 each) or name -> weight.
+
+    Raises:
+        UsageError: a name that is no adapter of the bundle, or a weight that is not finite.
+    """
+    if isinstance(adapters, str):
+        adapters = [adapters]
+    weights = dict(adapters) if isinstance(adapters, Mapping) else dict.fromkeys(adapters, 1.0)
+    check_names(weights, known)
+    for name, weight in weights.items():
+        if not isinstance(weight, (int, float)) or not math.isfinite(weight):
+            raise UsageError(f"the weight of {name} is {weight!r}", "Give a finite number")
+    return {name: float(weight) for name, weight in weights.items()}
+
+
+def check_names(names: Mapping[str, float] | Sequence[str], known: Sequence[str]) -> None:
+    """Raises UsageError for a name that is no adapter of the bundle."""
+    for name in names:
+        if name not in known:
+            raise UsageError(
+                f"the bundle has no adapter {name!r}",
+                f"It has: {', '.join(known)}" if known else "It has no adapters",
+            )

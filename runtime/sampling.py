@@ -1,0 +1,47 @@
+"""From logits to the next token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+Sampler = Callable[[npt.NDArray[np.floating]], int]
+
+
+def make_sampler(temperature: float, top_p: float, top_k: int, seed: int | None) -> Sampler:
+    """A sampler: logits [V] -> token id.
+
+    temperature 0 is greedy (ties: the lowest id). Otherwise logits / temperature, then the top_k
+    largest (0: all), then the smallest set whose probability reaches top_p, renormalised. The
+    same seed gives the same tokens for the same logits.
+    """
+    if temperature == 0:
+        return lambda logits: int(logits.argmax())
+    generator = np.random.default_rng(seed)
+
+    def sample(logits: npt.NDArray[np.floating]) -> int:
+        ids, probabilities = distribution(logits, temperature, top_p, top_k)
+        return int(generator.choice(ids, p=probabilities))
+
+    return sample
+
+
+def distribution(
+    logits: npt.NDArray[np.floating], temperature: float, top_p: float, top_k: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """Candidate ids, most probable first, and their probabilities (float64, summing to 1)."""
+    count = len(logits) if top_k == 0 else min(top_k, len(logits))
+    if count < len(logits):
+        ids = np.argpartition(logits, -count)[-count:]
+        ids = ids[np.argsort(-logits[ids], kind="stable")]
+    else:
+        ids = np.argsort(-logits, kind="stable")
+    scaled = logits[ids].astype(np.float64) / temperature
+    probabilities = np.exp(scaled - scaled[0])
+    probabilities /= probabilities.sum()
+    if top_p < 1:
+        kept = int(np.searchsorted(probabilities.cumsum(), top_p)) + 1
+        ids, probabilities = ids[:kept], probabilities[:kept] / probabilities[:kept].sum()
+    return ids, probabilities

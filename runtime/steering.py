@@ -1,0 +1,89 @@
+"""Who decides the fusion of a sentence: the router, or the application that pinned it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dlp_edge.bundle import ROUTER, ROUTER_TOKENIZER, Bundle
+from dlp_edge.errors import UsageError
+from dlp_edge.manifest import Manifest
+from dlp_edge.runtime.fusion import check_names
+from dlp_edge.runtime.options import GenerateOptions, selection_of
+from dlp_edge.runtime.router import Router
+from dlp_edge.runtime.selection import SelectionRule, select, weigh
+from dlp_edge.runtime.text import parse_tokenizer
+from dlp_edge.types import RouteDecision
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """Always these weights; nothing is routed."""
+
+    weights: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Routed:
+    """The router decides at the prompt and at every sentence start.
+
+    Attributes:
+        forbidden: labels whose probability is set to zero and shared among the others.
+    """
+
+    router: Router
+    rule: SelectionRule
+    forbidden: frozenset[str] = frozenset()
+
+    def decide(self, prompt: str, generated: str = "") -> RouteDecision:
+        """Reads the user's text and the text generated so far, and picks adapters."""
+        found = self.router.probabilities(prompt, generated)
+        allowed = {name: y for name, y in found.items() if name not in self.forbidden}
+        total = sum(allowed.values())
+        if allowed and total > 0:
+            probabilities = {name: y / total for name, y in allowed.items()}
+        else:
+            probabilities = {}
+        selected = select(probabilities, self.rule)
+        return RouteDecision(
+            probabilities=probabilities,
+            selected=selected,
+            weights=weigh(probabilities, selected, self.rule.weigh),
+            confidence=max(probabilities.values(), default=0.0),
+        )
+
+
+Steering = Pinned | Routed
+
+
+def load_router(bundle: Bundle) -> Router | None:
+    """The bundle's router; None where it has none."""
+    entry = bundle.manifest.router
+    if entry is None:
+        return None
+    tokenizer = parse_tokenizer(bundle.read(ROUTER_TOKENIZER), ROUTER_TOKENIZER)
+    return Router(bundle.read(ROUTER), tokenizer, entry.settings)
+
+
+def route_with(
+    router: Router | None, manifest: Manifest, **options: Unpack[GenerateOptions]
+) -> Routed:
+    """Steering by the bundle's router under a request's options.
+
+    Raises:
+        UsageError: the bundle has no router, or an option is wrong.
+    """
+    names = [entry.name for entry in manifest.adapters]
+    if router is None or manifest.router is None:
+        example = f", for example {names[0]!r}" if names else ""
+        raise UsageError(
+            "the bundle has no router to pick adapters", f"Pin them with adapters=...{example}"
+        )
+    forbidden = options.get("forbid", ())
+    forbidden = (forbidden,) if isinstance(forbidden, str) else tuple(forbidden)
+    check_names(forbidden, names)
+    rule = selection_of(manifest.router.selection, **options)
+    return Routed(router, rule, frozenset(forbidden))

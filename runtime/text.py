@@ -1,0 +1,134 @@
+"""Between text and token ids: chat template, tokenizer, detokeniser, stop strings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+
+from dlp_edge.errors import BundleError, UsageError
+from dlp_edge.types import Message
+
+
+class ChatTemplate:
+    """A Jinja chat template, rendered in a sandbox.
+
+    `source` None stands for a backbone without a template: the last user message as it is.
+    """
+
+    def __init__(self, source: str | None) -> None:
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        environment.filters["tojson"] = _to_json
+        environment.globals["raise_exception"] = _refuse
+        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+        try:
+            self._template = None if source is None else environment.from_string(source)
+            self.is_plain = source is None
+        except TemplateError as error:
+            raise BundleError(
+                f"the bundle's chat template is not valid ({error})",
+                "Export the bundle with another one",
+            ) from error
+
+    def render(self, messages: Sequence[Message], bos: str = "", eos: str = "") -> str:
+        """The prompt for these messages, ending where the assistant begins.
+
+        Raises:
+            UsageError: the template refuses the messages.
+        """
+        if self._template is None:
+            return messages[-1]["content"]
+        try:
+            return self._template.render(
+                messages=list(messages), add_generation_prompt=True, bos_token=bos, eos_token=eos
+            )
+        except TemplateError as error:
+            raise UsageError(
+                f"the chat template refuses these messages ({error})", "Change their roles or order"
+            ) from error
+
+
+def _to_json(value: Any, indent: int | None = None, ensure_ascii: bool = False) -> str:
+    return json.dumps(value, indent=indent, ensure_ascii=ensure_ascii)
+
+
+def _refuse(message: str) -> None:
+    raise TemplateError(message)
+
+
+def parse_tokenizer(data: bytes, name: str) -> Tokenizer:
+    """A tokenizer from the bytes of a `tokenizer.json`, without its padding and truncation.
+
+    Raises:
+        BundleError: the bytes are no tokenizer.
+    """
+    try:
+        tokenizer = Tokenizer.from_buffer(data)
+    except Exception as error:  # the library raises bare Exception
+        raise BundleError(f"{name} is no tokenizer ({error})", "Export the bundle again") from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+class Detokenizer:
+    """Turns generated ids into text piece by piece, never splitting a character."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._ids: list[int] = []
+        self._given = 0
+
+    def step(self, token: int) -> str:
+        """The text that this token completes; "" while a character is unfinished."""
+        self._ids.append(token)
+        piece = self._stream.step(self._tokenizer, token) or ""
+        self._given += len(piece)
+        return piece
+
+    def finish(self) -> str:
+        """What is left: an unfinished character, as the replacement character."""
+        whole: str = self._tokenizer.decode(self._ids, skip_special_tokens=True)
+        return whole[self._given :]
+
+
+class StopMatcher:
+    """Holds back text that may become a stop string, and cuts at the first that does."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stops)
+        self._held = ""
+        self.matched = False
+
+    def feed(self, piece: str) -> str:
+        """The text that is safe to give out now."""
+        text = self._held + piece
+        found = [at for stop in self._stops if (at := text.find(stop)) >= 0]
+        if found:
+            self.matched, self._held = True, ""
+            return text[: min(found)]
+        keep = max((_overlap(text, stop) for stop in self._stops), default=0)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def finish(self) -> str:
+        """What was held back, once it is known that no stop string follows."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that `stop` begins with."""
+    for length in range(min(len(stop) - 1, len(text)), 0, -1):
+        if text.endswith(stop[:length]):
+            return length
+    return 0

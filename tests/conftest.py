@@ -1,0 +1,148 @@
+"""A tiny random backbone, PEFT adapters of every shape for it, a router, and their bundle."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>"
+    "{% endfor %}<|assistant|>"
+)
+
+# name -> LoraConfig arguments: different rank, alpha, targets, one rsLoRA, one over some layers.
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "sums": {"r": 4, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"]},
+    "sql": {"r": 8, "lora_alpha": 8, "target_modules": "all-linear"},
+    "email": {
+        "r": 2,
+        "lora_alpha": 4,
+        "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"],
+        "use_rslora": True,
+        "layers_to_transform": [1],
+    },
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random two-layer Llama with grouped-query attention, a tied head and its tokenizer."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("tiny") / "tiny-llama"
+    torch.manual_seed(0)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {piece: i for i, piece in enumerate(alphabet)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|end|>", "<|user|>", "<|assistant|>", "<|system|>"])
+    config = LlamaConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.token_to_id("<|end|>"),
+        bos_token_id=None,
+        pad_token_id=None,
+        initializer_range=0.2,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_adapters(tiny_backbone: Path) -> dict[str, Path]:
+    """Random PEFT adapters as in `ADAPTERS`."""
+    return {
+        name: make_adapter(tiny_backbone, tiny_backbone.parent / name, **settings)
+        for name, settings in ADAPTERS.items()
+    }
+
+
+def make_adapter(backbone: Path, folder: Path, **settings: Any) -> Path:
+    """Writes a PEFT adapter with random weights (not PEFT's zero B)."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(len(folder.name))
+    base = AutoModelForCausalLM.from_pretrained(backbone)
+    config = LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, **settings)
+    get_peft_model(base, config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Task files with the adapters' names."""
+    folder = tmp_path_factory.mktemp("tasks")
+    rng = random.Random(0)
+    makers: dict[str, Callable[[], dict[str, str]]] = {
+        "sums": lambda: _pair(
+            f"Tom has {rng.randint(2, 99)} apples and buys {rng.randint(2, 99)}. How many?",
+            "He starts with some. Then he adds more. The answer is a number.",
+        ),
+        "sql": lambda: _pair(
+            f"Select the {rng.choice(['name', 'age', 'city'])} of row {rng.randint(2, 99)}",
+            "SELECT it FROM table;",
+        ),
+        "email": lambda: _pair(
+            f"Write an email to {rng.choice(['Ann', 'Bob'])} about day {rng.randint(2, 99)}",
+            "Dear friend, it is late. Kind regards.",
+        ),
+    }
+    for name, make in makers.items():
+        (folder / name).mkdir()
+        for split, count in (("train", 60), ("dev", 20)):
+            lines = "".join(json.dumps(make()) + "\n" for _ in range(count))
+            (folder / name / f"{split}.jsonl").write_text(lines)
+    return folder
+
+
+def _pair(prompt: str, response: str) -> dict[str, str]:
+    return {"prompt": prompt, "response": response}
+
+
+@pytest.fixture(scope="session")
+def tiny_router(tiny_tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from dlp_edge.models.training import train_router
+
+    out = tmp_path_factory.mktemp("router") / "router"
+    train_router(tiny_tasks, out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(
+    tiny_backbone: Path,
+    tiny_adapters: dict[str, Path],
+    tiny_router: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """The fp32 bundle of all of it. Read-only: tests that change it copy it first."""
+    from dlp_edge.export.pipeline import export_bundle
+
+    out = tmp_path_factory.mktemp("bundle") / "tiny"
+    export_bundle(str(tiny_backbone), tiny_adapters, tiny_router, out, quantisation="fp32")
+    return out
+
+
+@pytest.fixture
+def bundle_copy(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """A bundle that a test may damage."""
+    return Path(shutil.copytree(tiny_bundle, tmp_path / "copy"))

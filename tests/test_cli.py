@@ -1,0 +1,123 @@
+"""The command line: output, JSON, exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dlp_edge.cli.main import main
+from dlp_edge.cli.options import parse_adapters
+from dlp_edge.errors import UsageError
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "dlp_edge.cli.main", *arguments], capture_output=True, text=True
+    )
+
+
+def test_run_shows_sentences_with_their_fusion(
+    tiny_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--adapters", "sums,sql=0.5", "--max-new-tokens", "8"]
+    assert main(["run", str(tiny_bundle), "Hello", *options]) == 0
+    out, err = capsys.readouterr()
+    assert "sums 1.00 + sql 0.50" in out
+    assert "tokens" in err
+    assert "\x1b" not in out + err
+
+
+def test_run_json(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", str(tiny_bundle), "Hello", "--max-new-tokens", "8", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["usage"]["completion_tokens"] == 8
+    assert document["sentences"][0]["fusion"]
+    assert document["rates"]["decode_tokens_per_second"] > 0
+
+
+def test_route(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["route", str(tiny_bundle), "Select the name of row 3", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["selected"] == ["sql"]
+    assert main(["route", str(tiny_bundle), "Select it", "--min-confidence", "1"]) == 0
+    assert "abstains" in capsys.readouterr().err
+
+
+def test_inspect(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(tiny_bundle)]) == 0
+    assert "sql" in capsys.readouterr().out
+    assert main(["inspect", str(tiny_bundle), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["manifest"]["backbone"]["quantisation"] == "fp32"
+
+
+def test_export(
+    tiny_backbone: Path,
+    tiny_adapters: dict[str, Path],
+    tiny_router: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    adapters = [
+        word for name, path in tiny_adapters.items() for word in ("--adapter", f"{name}={path}")
+    ]
+    command = ["export", "--backbone", str(tiny_backbone), *adapters]
+    command += ["--router", str(tiny_router), "-o", str(tmp_path / "b"), "--json"]
+    assert main(command) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["quantisation"] == "int8"
+    assert err == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["run"], 2),
+        (["run", "BUNDLE", ""], 2),
+        (["run", "BUNDLE", "x", "--adapters", "nothing"], 2),
+        (["run", "BUNDLE", "x", "--adapters", "sums=much"], 2),
+        (["run", "BUNDLE", "x" * 600], 2),
+        (["run", "BUNDLE", "x", "--max-new-tokens", "0"], 2),
+        (["run", "NOWHERE", "x"], 3),
+        (["inspect", "NOWHERE"], 3),
+        (["route", "NOWHERE", "x"], 3),
+        (["run", "BUNDLE", "x", "--device", "cuda"], 4),
+        (["export", "--backbone", "NOWHERE/x/y", "-o", "NOWHERE"], 3),
+        (["export", "--backbone", "x", "-o", "x", "--adapter", "a"], 2),
+        (["export", "--backbone", "x", "-o", "x", "--adapter", "a=b", "--adapter", "a=c"], 2),
+        (["train-router", "NOWHERE", "-o", "NOWHERE2"], 3),
+    ],
+)
+def test_exit_codes_one_line_and_no_traceback(
+    tiny_bundle: Path, tmp_path: Path, arguments: list[str], code: int
+) -> None:
+    places = {"BUNDLE": str(tiny_bundle), "NOWHERE": str(tmp_path / "no")}
+    words = [places.get(word, word.replace("NOWHERE", str(tmp_path / "no"))) for word in arguments]
+    done = run(*words)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    if arguments != ["run"]:  # argparse prints its usage there
+        assert done.stderr.startswith("error: ")
+        assert len(done.stderr.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_errors_as_json(tmp_path: Path) -> None:
+    done = run("inspect", str(tmp_path / "no"), "--json")
+    error = json.loads(done.stdout)["error"]
+    assert error["type"] == "BundleError"
+    assert error["exit_code"] == done.returncode == 3
+    assert error["cause"]
+    assert error["remedy"]
+
+
+def test_adapters_argument() -> None:
+    assert parse_adapters("a, b=0.3") == {"a": 1.0, "b": 0.3}
+    assert parse_adapters("") == {}
+    with pytest.raises(UsageError):
+        parse_adapters("a=x")

@@ -1,0 +1,298 @@
+"""Exporting: adapters that cannot be fused, failures half-way, what may be overwritten."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import make_adapter
+from safetensors.numpy import load_file, save_file
+
+from dlp_edge.bundle import open_bundle
+from dlp_edge.errors import (
+    AdapterError,
+    BackboneError,
+    BundleError,
+    ResourceError,
+    RouterError,
+    UsageError,
+)
+from dlp_edge.export import pipeline
+from dlp_edge.export.adapters import read_adapter, read_adapters
+from dlp_edge.export.pipeline import export_bundle
+from dlp_edge.export.source import load_source
+from dlp_edge.export.writer import check_space, staged
+
+
+@pytest.fixture(scope="module")
+def sizes(tiny_backbone: Path) -> dict[str, tuple[int, int]]:
+    with load_source(str(tiny_backbone)) as source:
+        return source.linear_sizes()
+
+
+@pytest.fixture
+def adapter(tiny_adapters: dict[str, Path], tmp_path: Path) -> Path:
+    """A copy of an adapter that a test may damage."""
+    return Path(shutil.copytree(tiny_adapters["sums"], tmp_path / "adapter"))
+
+
+def configure(folder: Path, **settings: Any) -> None:
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
+
+
+def reweigh(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    path = folder / "adapter_model.safetensors"
+    tensors = dict(load_file(path))
+    change(tensors)
+    save_file(tensors, path)
+
+
+Sizes = dict[str, tuple[int, int]]
+
+
+def test_sizes_are_of_every_linear_layer(sizes: Sizes) -> None:
+    assert len(sizes) == 2 * 7
+    assert sizes["model.layers.0.self_attn.k_proj"] == (64, 32)
+    assert sizes["model.layers.1.mlp.down_proj"] == (96, 64)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"peft_type": "IA3"},
+        {"use_dora": True},
+        {"bias": "all"},
+        {"lora_bias": True},
+        {"modules_to_save": ["lm_head"]},
+        {"trainable_token_indices": [1]},
+        {"fan_in_fan_out": True},
+    ],
+    ids=str,
+)
+def test_what_a_pair_cannot_carry_is_refused_by_name(
+    adapter: Path, sizes: Sizes, settings: dict[str, Any]
+) -> None:
+    configure(adapter, **settings)
+    with pytest.raises(AdapterError, match=r"sums.*(IA3|" + next(iter(settings)) + ")"):
+        read_adapter("sums", adapter, sizes)
+
+
+def test_scaling_follows_alpha_patterns_and_rslora(adapter: Path, sizes: Sizes) -> None:
+    configure(adapter, use_rslora=True, alpha_pattern={"layers.1.self_attn.q_proj": 6})
+    pairs = read_adapter("sums", adapter, sizes).pairs
+    assert pairs["model.layers.1.self_attn.q_proj"].scaling == pytest.approx(6 / 2)
+    assert pairs["model.layers.0.self_attn.q_proj"].scaling == pytest.approx(16 / 2)
+
+
+def test_only_a_pickle_file(adapter: Path, sizes: Sizes) -> None:
+    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
+    with pytest.raises(AdapterError, match="pickle"):
+        read_adapter("sums", adapter, sizes)
+
+
+def test_truncated_weights(adapter: Path, sizes: Sizes) -> None:
+    path = adapter / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(AdapterError, match="cannot be read"):
+        read_adapter("sums", adapter, sizes)
+
+
+def test_no_adapter_at_all(tmp_path: Path, sizes: Sizes) -> None:
+    with pytest.raises(AdapterError, match="adapter_config"):
+        read_adapter("sums", tmp_path, sizes)
+
+
+def test_weights_that_are_not_finite(adapter: Path, sizes: Sizes) -> None:
+    reweigh(adapter, lambda tensors: next(iter(tensors.values())).fill(np.inf))
+    with pytest.raises(AdapterError, match="not finite"):
+        read_adapter("sums", adapter, sizes)
+
+
+def test_half_a_pair(adapter: Path, sizes: Sizes) -> None:
+    reweigh(adapter, lambda tensors: tensors.pop(min(tensors)))
+    with pytest.raises(AdapterError, match="half a pair"):
+        read_adapter("sums", adapter, sizes)
+
+
+def test_no_module_at_all(adapter: Path, sizes: Sizes) -> None:
+    reweigh(adapter, lambda tensors: tensors.clear())
+    with pytest.raises(AdapterError, match="no module"):
+        read_adapter("sums", adapter, sizes)
+
+
+def test_a_module_that_the_backbone_has_not(adapter: Path, sizes: Sizes) -> None:
+    fewer = {module: size for module, size in sizes.items() if ".0." in module}
+    with pytest.raises(AdapterError, match=r"layers\.1.*matches no module"):
+        read_adapter("sums", adapter, fewer)
+
+
+def test_an_adapter_of_another_backbone(adapter: Path, sizes: Sizes) -> None:
+    wider = {module: (2 * h, d) for module, (h, d) in sizes.items()}
+    with pytest.raises(AdapterError, match="another backbone"):
+        read_adapter("sums", adapter, wider)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a/b", "a=b", "a,b", "x" * 65])
+def test_names(adapter: Path, sizes: Sizes, name: str) -> None:
+    with pytest.raises(AdapterError, match="name"):
+        read_adapter(name, adapter, sizes)
+
+
+def test_the_same_weights_twice(tiny_adapters: dict[str, Path], sizes: Sizes) -> None:
+    folders = {"one": tiny_adapters["sums"], "two": tiny_adapters["sums"]}
+    with pytest.raises(AdapterError, match=r"one.*two.*same weights"):
+        read_adapters(folders, sizes)
+
+
+def test_export_report(tiny_bundle: Path) -> None:
+    report = json.loads((tiny_bundle / "report.json").read_text())
+    assert report["perplexity"]["ratio"] == pytest.approx(1, abs=1e-3)
+    for kind in ("base", "fusion"):
+        assert report["parity"][kind]["max_abs_difference"] <= 1e-3
+    assert [adapter["name"] for adapter in report["adapters"]] == ["sums", "sql", "email"]
+
+
+@pytest.mark.parametrize("quantisation", ["int8", "int4"])
+def test_quantised_bundles(
+    tiny_backbone: Path, tiny_adapters: dict[str, Path], tmp_path: Path, quantisation: str
+) -> None:
+    """Without a router: adapters are pinned. int8 stays near the source even on random weights."""
+    report = export_bundle(
+        str(tiny_backbone), tiny_adapters, None, tmp_path / "out", quantisation=quantisation
+    )
+    assert report["perplexity"]["ratio"] < {"int8": 1.05, "int4": 1.6}[quantisation]
+    assert open_bundle(tmp_path / "out").manifest.router is None
+
+
+def test_a_router_for_other_adapters(
+    tiny_backbone: Path, tiny_adapters: dict[str, Path], tiny_router: Path, tmp_path: Path
+) -> None:
+    some = {"sums": tiny_adapters["sums"]}
+    with pytest.raises(RouterError, match="email, sql"):
+        export_bundle(str(tiny_backbone), some, tiny_router, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failing_export_leaves_the_old_bundle_and_nothing_else(
+    tiny_backbone: Path, bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {path.name: path.stat().st_mtime_ns for path in bundle_copy.iterdir()}
+
+    def fill_the_disk(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pipeline.stack, "to_bytes", fill_the_disk)
+    with pytest.raises(ResourceError, match="full"):
+        export_bundle(str(tiny_backbone), {}, None, bundle_copy, quantisation="fp32")
+    assert {path.name: path.stat().st_mtime_ns for path in bundle_copy.iterdir()} == before
+    assert [path.name for path in bundle_copy.parent.iterdir()] == [bundle_copy.name]
+
+
+def test_a_foreign_folder_is_never_replaced(tiny_backbone: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(UsageError, match="not written by dlp-edge"):
+        export_bundle(str(tiny_backbone), {}, None, tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this platform")
+def test_a_killed_export_leaves_no_bundle(tiny_backbone: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from dlp_edge.export.pipeline import export_bundle\n"
+        "tell = lambda step, fraction: print(step, flush=True)\n"
+        f"export_bundle({str(tiny_backbone)!r}, {{}}, None, Path({str(tmp_path / 'out')!r}),"
+        " on_progress=tell)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("comparing"):
+            os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(BundleError):
+        open_bundle(tmp_path / "out")
+    export_bundle(str(tiny_backbone), {}, None, tmp_path / "out", quantisation="fp32")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_staging_appears_only_whole(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    with staged(target, lambda folder: True) as staging:
+        (staging / "a").write_text("new")
+        assert not target.exists()
+    assert (target / "a").read_text() == "new"
+
+    def fail() -> None:
+        with staged(target, lambda folder: True) as staging:
+            (staging / "a").write_text("newer")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert (target / "a").read_text() == "new"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_too_little_space_is_said_before_the_work(tmp_path: Path) -> None:
+    with pytest.raises(ResourceError, match="GB free"):
+        check_space(tmp_path / "out", 1 << 60)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "words"),
+    [("missing/folder/x", "no folder"), ("nothing.gguf", "no folder"), ("x.bin", "no folder")],
+)
+def test_a_backbone_that_is_not_there(backbone: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(BackboneError, match=words):
+        export_bundle(backbone, {}, None, tmp_path / "out")
+
+
+def test_a_gguf_file_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "x.gguf").write_bytes(b"GGUF nonsense")
+    with pytest.raises(BackboneError, match=r"x\.gguf cannot be read"):
+        export_bundle(str(tmp_path / "x.gguf"), {}, None, tmp_path / "out")
+
+
+def test_an_unsupported_architecture_is_refused_at_once(
+    tiny_backbone: Path, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(tiny_backbone, tmp_path / "other"))
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "architectures": ["BertModel"]}))
+    begun = time.perf_counter()
+    with pytest.raises(BackboneError, match=r"BertModel.*LlamaForCausalLM"):
+        export_bundle(str(other), {}, None, tmp_path / "out")
+    assert time.perf_counter() - begun < 5
+
+
+def test_adapters_made_by_peft_for_single_layers(
+    tiny_backbone: Path, tmp_path: Path, sizes: Sizes
+) -> None:
+    folder = make_adapter(
+        tiny_backbone,
+        tmp_path / "pattern",
+        r=4,
+        lora_alpha=8,
+        target_modules=r".*layers\.0\.mlp\.(up|down)_proj",
+        rank_pattern={"up_proj": 2},
+        alpha_pattern={"up_proj": 10},
+    )
+    pairs = read_adapter("pattern", folder, sizes).pairs
+    assert {name: (p.a.shape[0], p.scaling) for name, p in pairs.items()} == {
+        "model.layers.0.mlp.down_proj": (4, 2.0),
+        "model.layers.0.mlp.up_proj": (2, 5.0),
+    }

@@ -1,0 +1,174 @@
+"""The generation loop with a scripted backbone: routing, sentences, stops, limits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+from dlp_edge.runtime.decoder import Cancelled
+from dlp_edge.runtime.generation import Engine, Generation
+from dlp_edge.runtime.options import Decoding
+from dlp_edge.runtime.selection import SelectionRule
+from dlp_edge.runtime.steering import Pinned, Routed, Steering
+
+EOS = 256
+TOKENIZER = Tokenizer.from_file(str(Path(__file__).parent / "data" / "bytes.json"))
+
+
+class ScriptedDecoder:
+    """Says the bytes of an answer one after the other, and records what it was asked."""
+
+    max_context = 1000
+
+    def __init__(self, answer: str) -> None:
+        self.script = [*TOKENIZER.encode(answer).ids, EOS]
+        self.said = 0
+        self.length = 0
+        self.log: list[tuple[str, Any]] = []
+
+    def set_fusion(self, fusion: Mapping[str, float]) -> None:
+        self.log.append(("fuse", dict(fusion)))
+
+    def truncate(self, length: int) -> None:
+        self.length = min(self.length, length)
+
+    def prefill(self, ids: Sequence[int], should_stop: Callable[[], bool]) -> Any:
+        if should_stop():
+            raise Cancelled
+        self.length += len(ids)
+        self.log.append(("prefill", len(ids)))
+        return self._logits(0)
+
+    def step(self, token: int) -> Any:
+        assert token == self.script[self.said]
+        self.length += 1
+        return self._logits(1)
+
+    def _logits(self, advance: int) -> Any:
+        self.said += advance
+        logits = np.zeros(EOS + 1, np.float32)
+        logits[self.script[self.said]] = 1
+        return logits
+
+
+class PassThroughFuser:
+    def fuse(self, weights: Mapping[str, float]) -> Mapping[str, float]:
+        return weights
+
+
+class KeywordRouter:
+    """Routes to `b` once the answer has an uppercase B, else to `a`."""
+
+    labels = ("a", "b")
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, str]] = []
+
+    def probabilities(self, prompt: str, generated: str = "") -> dict[str, float]:
+        self.seen.append((prompt, generated))
+        b = 0.9 if "B" in generated else 0.1
+        return {"a": 1 - b, "b": b}
+
+
+def make(
+    answer: str, steering: Steering, decoding: Decoding | None = None, **changes: Any
+) -> tuple[Generation, ScriptedDecoder]:
+    decoder = ScriptedDecoder(answer)
+    for name, value in changes.items():
+        setattr(decoder, name, value)
+    engine = Engine(decoder, PassThroughFuser(), TOKENIZER, frozenset({EOS}))  # type: ignore[arg-type]
+    generation = Generation(
+        engine, [1, 2, 3], "question", decoding or Decoding(), steering, lambda: False
+    )
+    return generation, decoder
+
+
+def routed() -> tuple[Routed, KeywordRouter]:
+    router = KeywordRouter()
+    return Routed(router, SelectionRule()), router  # type: ignore[arg-type]
+
+
+def test_routes_at_the_prompt_and_at_the_first_token_of_every_sentence() -> None:
+    steering, router = routed()
+    generation, decoder = make("Ab cd. Bc d. End.", steering)
+    chunks = list(generation.run())
+    assert router.seen == [
+        ("question", ""),
+        ("question", "Ab cd. B"),
+        ("question", "Ab cd. Bc d. E"),
+    ]
+    assert [entry for entry in decoder.log if entry[0] == "fuse"] == [
+        ("fuse", {"a": 1.0}),
+        ("fuse", {"b": 1.0}),
+    ]
+    reply = generation.reply()
+    assert [(s.text, s.fusion) for s in reply.sentences] == [
+        ("Ab cd. ", {"a": 1.0}),
+        ("Bc d. ", {"b": 1.0}),
+        ("End.", {"b": 1.0}),
+    ]
+    assert "".join(chunk.text for chunk in chunks) == reply.text == "Ab cd. Bc d. End."
+    for chunk in chunks:
+        assert chunk.fusion == reply.sentences[chunk.sentence].fusion
+    assert reply.finish_reason == "stop"
+    assert (reply.timings.routings, reply.timings.switches) == (3, 1)
+
+
+def test_keep_prefills_once_and_recompute_again_at_a_change() -> None:
+    for kv, prefills in (("keep", [3]), ("recompute", [3, 3 + len("Ab cd. ")])):
+        generation, decoder = make("Ab cd. Bc d.", routed()[0], Decoding(kv=kv))  # type: ignore[arg-type]
+        text = "".join(chunk.text for chunk in generation.run())
+        assert text == "Ab cd. Bc d."
+        assert [count for kind, count in decoder.log if kind == "prefill"] == prefills
+
+
+def test_pinned_adapters_are_never_routed() -> None:
+    generation, decoder = make("Ab. Bc.", Pinned({"a": 0.5}))
+    list(generation.run())
+    assert [entry for entry in decoder.log if entry[0] == "fuse"] == [("fuse", {"a": 0.5})]
+    assert all(s.confidence is None for s in generation.reply().sentences)
+
+
+@pytest.mark.parametrize(
+    ("decoding", "text", "reason"),
+    [
+        (Decoding(max_new_tokens=4), "Ab c", "length"),
+        (Decoding(stop=("cd",)), "Ab ", "stop"),
+        (Decoding(stop=("xx",)), "Ab cd.", "stop"),
+    ],
+)
+def test_ends(decoding: Decoding, text: str, reason: str) -> None:
+    generation, _ = make("Ab cd.", Pinned({}), decoding)
+    assert "".join(chunk.text for chunk in generation.run()) == text
+    assert generation.reply().text == text
+    assert generation.reply().finish_reason == reason
+
+
+def test_a_full_context_ends_the_answer() -> None:
+    generation, decoder = make("Ab cd.", Pinned({}), max_context=5)
+    list(generation.run())
+    assert decoder.length <= 5
+    assert generation.reply().finish_reason == "length"
+    assert generation.reply().text == "Ab "
+
+
+def test_cancel_ends_before_the_next_pass() -> None:
+    generation, _ = make("Ab cd.", Pinned({}))
+    cancelled: list[bool] = []
+    generation.should_stop = lambda: bool(cancelled)
+    run: Iterator[Any] = generation.run()
+    next(run)
+    cancelled.append(True)
+    assert list(run) == []
+    assert generation.reply().finish_reason == "cancelled"
+    assert generation.reply().text == "A"
+
+
+def test_characters_of_several_tokens_stay_whole() -> None:
+    generation, _ = make("é😀 ok", Pinned({}))
+    assert [chunk.text for chunk in generation.run()] == ["é", "😀", " ", "o", "k"]

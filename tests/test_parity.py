@@ -1,0 +1,123 @@
+"""The exported graph against transformers + PEFT, in fp32."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dlp_edge.bundle import BACKBONE, open_bundle
+from dlp_edge.runtime.decoder import Decoder
+from dlp_edge.runtime.device import choose_device
+from dlp_edge.runtime.fusion import Fuser
+
+IDS = np.random.default_rng(0).integers(0, 256, 200).tolist()
+
+
+class Peft:
+    """The oracle: PEFT adds the adapters, each scaled by its weight."""
+
+    def __init__(self, backbone: Path, adapters: Mapping[str, Path]) -> None:
+        from peft import PeftModel
+        from transformers import AutoModelForCausalLM
+
+        base = AutoModelForCausalLM.from_pretrained(backbone, dtype=torch.float32)
+        (first, folder), *others = adapters.items()
+        self.model: Any = PeftModel.from_pretrained(base, folder, adapter_name=first)
+        for name, folder in others:
+            self.model.load_adapter(folder, adapter_name=name)
+        self.model.eval()
+        self.layers = [
+            (layer, dict(layer.scaling))
+            for layer in self.model.modules()
+            if isinstance(getattr(layer, "scaling", None), dict)
+        ]
+
+    def logits(self, ids: list[int], weights: Mapping[str, float]) -> Any:
+        for layer, scaling in self.layers:
+            for name, value in scaling.items():
+                layer.scaling[name] = value * weights.get(name, 0.0)
+        self.model.base_model.set_adapter([*self.layers[0][1], "email"])
+        with torch.no_grad():
+            return self.model(torch.tensor([ids])).logits[0].numpy()
+
+
+@pytest.fixture(scope="module")
+def oracle(tiny_backbone: Path, tiny_adapters: dict[str, Path]) -> Peft:
+    return Peft(tiny_backbone, tiny_adapters)
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_bundle: Path) -> tuple[Decoder, Fuser]:
+    bundle = open_bundle(tiny_bundle)
+    backbone = bundle.manifest.backbone
+    decoder = Decoder(tiny_bundle / BACKBONE, backbone, choose_device("cpu", "cpu", 2), 512)
+    return decoder, Fuser(bundle.adapters(), backbone.slots, backbone.dtype)
+
+
+FUSIONS: list[dict[str, float]] = [
+    {},
+    {"sums": 1.0},
+    {"sql": 1.0},
+    {"email": 1.0},
+    {"sums": 0.6, "sql": 0.4},
+    {"sql": 0.5, "email": 0.5},
+    {"sums": 0.2, "sql": -0.3, "email": 1.4},
+]
+
+
+@pytest.mark.parametrize("fusion", FUSIONS, ids=str)
+def test_logits_equal_pefts(
+    engine: tuple[Decoder, Fuser], oracle: Peft, fusion: dict[str, float]
+) -> None:
+    decoder, fuser = engine
+    decoder.set_fusion(fuser.fuse(fusion))
+    decoder.truncate(0)
+    expected = oracle.logits(IDS, fusion)
+    assert np.abs(decoder.all_logits(IDS) - expected).max() <= 1e-3
+    if fusion:
+        assert np.abs(expected - oracle.logits(IDS, {})).max() > 0.05  # the fusion does something
+
+
+def test_prefill_and_steps_equal_one_pass(engine: tuple[Decoder, Fuser], oracle: Peft) -> None:
+    decoder, fuser = engine
+    fusion = {"sums": 0.6, "sql": 0.4}
+    decoder.set_fusion(fuser.fuse(fusion))
+    expected = oracle.logits(IDS, fusion)
+    decoder.truncate(0)
+    assert np.abs(decoder.prefill(IDS[:100]) - expected[99]).max() <= 1e-3
+    for position in range(100, 200):
+        assert np.abs(decoder.step(IDS[position]) - expected[position]).max() <= 1e-3
+
+
+def test_truncating_and_prefilling_again(engine: tuple[Decoder, Fuser], oracle: Peft) -> None:
+    decoder, fuser = engine
+    decoder.set_fusion(fuser.fuse({}))
+    decoder.truncate(0)
+    decoder.prefill(IDS)
+    decoder.truncate(50)
+    found = decoder.prefill(IDS[50:120])
+    assert np.abs(found - oracle.logits(IDS[:120], {})[-1]).max() <= 1e-3
+
+
+def test_recompute_and_keep_at_a_change_of_fusion(
+    engine: tuple[Decoder, Fuser], oracle: Peft
+) -> None:
+    """`recompute` is PEFT over the whole history under the new fusion; `keep` is not."""
+    decoder, fuser = engine
+    before, after = {"sql": 1.0}, {"sums": 1.0}
+    decoder.set_fusion(fuser.fuse(before))
+    decoder.truncate(0)
+    decoder.prefill(IDS[:100])
+    decoder.set_fusion(fuser.fuse(after))
+    kept = decoder.step(IDS[100]).copy()
+    decoder.truncate(0)
+    decoder.prefill(IDS[:100])
+    recomputed = decoder.step(IDS[100]).copy()
+    expected = oracle.logits(IDS[:101], after)[-1]
+    assert np.abs(recomputed - expected).max() <= 1e-3
+    assert np.abs(kept - expected).max() > 1e-3

@@ -1,0 +1,94 @@
+"""Chat template, detokeniser, stop strings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from dlp_edge.errors import BundleError, UsageError
+from dlp_edge.runtime.text import ChatTemplate, Detokenizer, StopMatcher, parse_tokenizer
+
+
+def test_template_renders_roles() -> None:
+    source = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    rendered = ChatTemplate(source).render([{"role": "user", "content": "hi"}])
+    assert rendered == "[user]hi"
+
+
+def test_no_template_is_the_text_itself() -> None:
+    assert ChatTemplate(None).render([{"role": "user", "content": "hi"}]) == "hi"
+
+
+def test_template_cannot_leave_its_sandbox() -> None:
+    hostile = ChatTemplate("{{ messages.__class__.__mro__[-1].__subclasses__() }}")
+    with pytest.raises(UsageError, match="refuses"):
+        hostile.render([{"role": "user", "content": "hi"}])
+
+
+def test_template_may_refuse_messages() -> None:
+    with pytest.raises(UsageError, match="roles must alternate"):
+        ChatTemplate("{{ raise_exception('roles must alternate') }}").render(
+            [{"role": "user", "content": "hi"}]
+        )
+
+
+def test_broken_template_is_a_bundle_error() -> None:
+    with pytest.raises(BundleError, match="template"):
+        ChatTemplate("{% for %}")
+
+
+def test_broken_tokenizer_is_a_bundle_error() -> None:
+    with pytest.raises(BundleError, match="tokenizer"):
+        parse_tokenizer(b"{}", "tokenizer.json")
+
+
+@given(st.text(max_size=30))
+def test_detokeniser_gives_whole_characters_and_all_of_them(text: str) -> None:
+    tokenizer = _byte_tokenizer()
+    detokenizer = Detokenizer(tokenizer)
+    pieces = [detokenizer.step(token) for token in tokenizer.encode(text).ids]
+    pieces.append(detokenizer.finish())
+    assert "".join(pieces) == text
+    if "\N{REPLACEMENT CHARACTER}" not in text:
+        assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
+
+
+def test_detokeniser_shows_an_unfinished_character_at_the_end() -> None:
+    tokenizer = _byte_tokenizer()
+    detokenizer = Detokenizer(tokenizer)
+    ids = tokenizer.encode("a😀").ids
+    assert "".join(detokenizer.step(token) for token in ids[:-1]) == "a"
+    assert "\N{REPLACEMENT CHARACTER}" in detokenizer.finish()
+
+
+stop_lists = st.lists(st.text(alphabet="ab", min_size=1, max_size=4), max_size=3)
+
+
+@given(st.text(alphabet="abc", max_size=30), stop_lists, st.data())
+def test_stop_strings_cut_at_the_first_match(
+    text: str, stops: list[str], data: st.DataObject
+) -> None:
+    """The text given out ends before the match that is complete first, whatever the pieces."""
+    matcher, given_out = StopMatcher(stops), ""
+    for character in text:
+        given_out += matcher.feed(character)
+        if matcher.matched:
+            break
+    else:
+        given_out += matcher.finish()
+    ends = [
+        (text.find(stop) + len(stop), text.find(stop)) for stop in stops if text.find(stop) >= 0
+    ]
+    if ends:
+        first_end = min(end for end, _ in ends)
+        assert given_out == text[: min(start for end, start in ends if end == first_end)]
+    else:
+        assert given_out == text
+
+
+def _byte_tokenizer() -> Tokenizer:
+    return Tokenizer.from_file(str(Path(__file__).parent / "data" / "bytes.json"))
