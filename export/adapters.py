@@ -1,0 +1,201 @@
+"""Reading PEFT LoRA adapters, and refusing by name what a low-rank pair cannot carry."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from dlp_edge.bundle import sha256_of
+from dlp_edge.errors import AdapterError
+from dlp_edge.manifest import AdapterEntry
+from dlp_edge.models.architectures import PROJECTIONS
+from dlp_edge.stack import LoraPair
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight")
+
+# Settings of adapter_config.json that change the arithmetic, and the values that do not.
+_PLAIN = {
+    "use_dora": (False, None),
+    "lora_bias": (False, None),
+    "bias": ("none", None),
+    "modules_to_save": (None, []),
+    "trainable_token_indices": (None, [], {}),
+    "layer_replication": (None, []),
+    "fan_in_fan_out": (False, None),
+    "target_parameters": (None, []),
+    "alora_invocation_tokens": (None, []),
+    "use_qalora": (False, None),
+    "use_bdlora": (None, False),
+}
+
+
+@dataclass(frozen=True)
+class PeftAdapter:
+    """A PEFT adapter: its low-rank pair for every linear layer that it changes."""
+
+    name: str
+    folder: Path
+    pairs: dict[str, LoraPair]
+    sha256: str
+    base_model: str | None
+
+    @property
+    def entry(self) -> AdapterEntry:
+        kinds = {re.sub(r"^model\.layers\.\d+\.", "", module) for module in self.pairs}
+        return AdapterEntry(
+            name=self.name,
+            rank=max(pair.a.shape[0] for pair in self.pairs.values()),
+            target_modules=tuple(sorted(kinds)),
+            sha256=self.sha256,
+        )
+
+
+def read_adapters(
+    folders: Mapping[str, Path], sizes: Mapping[str, tuple[int, int]]
+) -> list[PeftAdapter]:
+    """Reads adapters (name -> folder) for a backbone whose linear layers have these sizes.
+
+    Raises:
+        AdapterError: one of them cannot be read, is of a kind that cannot be fused, or does not
+            fit the backbone; or two hold the same weights.
+    """
+    adapters = [read_adapter(name, folder, sizes) for name, folder in folders.items()]
+    seen: dict[str, str] = {}
+    for adapter in adapters:
+        if adapter.sha256 in seen:
+            raise AdapterError(
+                f"adapters {seen[adapter.sha256]} and {adapter.name} have the same weights",
+                "Leave one of them out",
+            )
+        seen[adapter.sha256] = adapter.name
+    return adapters
+
+
+def read_adapter(name: str, folder: Path, sizes: Mapping[str, tuple[int, int]]) -> PeftAdapter:
+    """Reads one adapter; see `read_adapters`."""
+    if not _NAME.fullmatch(name):
+        raise AdapterError(
+            f"{name!r} is no name for an adapter",
+            "Use up to 64 letters, digits, '.', '_' and '-', starting with a letter or digit",
+        )
+    config = _read_config(name, folder)
+    _check_plain(name, config)
+    path = folder / WEIGHTS
+    if not path.is_file():
+        pickled = (folder / "adapter_model.bin").is_file()
+        raise AdapterError(
+            f"adapter {name}: {folder} has no {WEIGHTS}"
+            + (", only a pickle file, which may run code when it is read" if pickled else ""),
+            "Save the adapter with safe serialization (PEFT's default)",
+        )
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise AdapterError(
+            f"adapter {name}: {WEIGHTS} cannot be read ({error})", "Restore or retrain it"
+        ) from error
+    arrays = {key: tensor.float().numpy() for key, tensor in tensors.items()}
+    pairs = _pair_up(name, arrays, config, sizes)
+    base_model = config.get("base_model_name_or_path")
+    return PeftAdapter(name, folder, pairs, sha256_of(path), base_model)
+
+
+def _read_config(name: str, folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise AdapterError(
+            f"adapter {name}: {folder / CONFIG} cannot be read",
+            "Give the folder that PEFT's save_pretrained wrote",
+        ) from error
+    if not isinstance(config, dict):
+        raise AdapterError(f"adapter {name}: {CONFIG} is not a JSON object", "Restore it")
+    return config
+
+
+def _check_plain(name: str, config: Mapping[str, Any]) -> None:
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        raise AdapterError(f"adapter {name} is of type {kind}", "Only LoRA adapters can be fused")
+    for setting, plain in _PLAIN.items():
+        if config.get(setting, plain[0]) not in plain:
+            raise AdapterError(
+                f"adapter {name} uses {setting}={config[setting]!r}, which a low-rank pair "
+                "cannot carry",
+                "Train it without that setting",
+            )
+
+
+def _pair_up(
+    name: str,
+    arrays: Mapping[str, np.ndarray[Any, np.dtype[np.float32]]],
+    config: Mapping[str, Any],
+    sizes: Mapping[str, tuple[int, int]],
+) -> dict[str, LoraPair]:
+    sides: dict[str, dict[str, np.ndarray[Any, np.dtype[np.float32]]]] = {}
+    for key, array in arrays.items():
+        match = _KEY.fullmatch(key)
+        if match is None:
+            raise AdapterError(
+                f"adapter {name} has weights that are no LoRA pair of a linear layer: {key}",
+                "Train it without modules_to_save, embeddings or biases",
+            )
+        if not np.isfinite(array).all():
+            raise AdapterError(f"adapter {name}: {key} is not finite", "Retrain it")
+        sides.setdefault(match["module"], {})[match["side"]] = array
+    if not sides:
+        raise AdapterError(f"adapter {name} changes no module at all", "Retrain it")
+    return {
+        module: _check_pair(name, module, found, config, sizes)
+        for module, found in sorted(sides.items())
+    }
+
+
+def _check_pair(
+    name: str,
+    module: str,
+    found: Mapping[str, np.ndarray[Any, np.dtype[np.float32]]],
+    config: Mapping[str, Any],
+    sizes: Mapping[str, tuple[int, int]],
+) -> LoraPair:
+    if set(found) != {"A", "B"}:
+        raise AdapterError(f"adapter {name} has half a pair for {module}", "Retrain it")
+    if module not in sizes:
+        known = ", ".join(projection.module for projection in PROJECTIONS)
+        raise AdapterError(
+            f"adapter {name} changes {module}, which matches no module of the backbone",
+            f"It can change, in each of the backbone's layers: {known}",
+        )
+    a, b = found["A"], found["B"]
+    rank, (inputs, outputs) = a.shape[0], sizes[module]
+    if a.shape != (rank, inputs) or b.shape != (outputs, rank) or rank == 0:
+        raise AdapterError(
+            f"adapter {name} was trained for another backbone: {module} is {inputs} -> {outputs} "
+            f"here, its pair is {a.shape[-1]} -> {b.shape[0]}",
+            f"Its own backbone is {config.get('base_model_name_or_path')}",
+        )
+    return LoraPair(a, np.ascontiguousarray(b.T), _scaling(module, rank, config))
+
+
+def _scaling(module: str, rank: int, config: Mapping[str, Any]) -> float:
+    """alpha / r, or alpha / sqrt(r) for rsLoRA; alpha_pattern overrides alpha by module, as
+    PEFT matches it."""
+    alpha = config.get("lora_alpha", 8)
+    for pattern, value in (config.get("alpha_pattern") or {}).items():
+        if re.fullmatch(rf"(.*\.)?({pattern})", module):
+            alpha = value
+            break
+    return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)

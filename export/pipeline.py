@@ -1,0 +1,150 @@
+"""`export_bundle`: the ordered steps from backbone, adapters and router to a bundle."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from dlp_edge import __version__, stack
+from dlp_edge import bundle as files
+from dlp_edge.bundle import dump_manifest, sha256_of
+from dlp_edge.errors import RouterError, UsageError
+from dlp_edge.export import report
+from dlp_edge.export.adapters import PeftAdapter, read_adapters
+from dlp_edge.export.backbone import FORMATS, export_backbone
+from dlp_edge.export.router import export_router, router_labels
+from dlp_edge.export.source import Source, load_source
+from dlp_edge.export.writer import check_space, check_target, staged
+from dlp_edge.manifest import BackboneEntry, FileEntry, Manifest, RouterEntry
+from dlp_edge.runtime.decoder import Decoder
+from dlp_edge.runtime.device import choose_device
+from dlp_edge.runtime.fusion import Fuser
+from dlp_edge.runtime.selection import SelectionRule
+from dlp_edge.runtime.text import ChatTemplate
+
+Progress = Callable[[str, float], None]
+
+
+def export_bundle(
+    backbone: str,
+    adapters: Mapping[str, Path],
+    router: Path | None,
+    out: Path,
+    quantisation: str = "int8",
+    chat_template: str | None = None,
+    on_progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Writes a bundle folder and returns its report (the content of `report.json`).
+
+    Args:
+        backbone: a folder, a GGUF file or a hub id.
+        adapters: name -> folder of a PEFT adapter.
+        router: what `dlp-edge train-router` wrote; None makes a bundle whose adapters the
+            application pins.
+        out: the bundle to write; an existing bundle is replaced only when the new one is whole.
+        quantisation: "int8", "int4" or "fp32".
+        chat_template: Jinja text instead of the backbone's own template.
+        on_progress: called with (step, fraction).
+
+    Raises:
+        UsageError, BackboneError, AdapterError, RouterError, ResourceError: see each; nothing
+            is left behind.
+    """
+    tell = on_progress or (lambda step, fraction: None)
+    if quantisation not in FORMATS:
+        raise UsageError(f"unknown quantisation {quantisation!r}", f"Use {', '.join(FORMATS)}")
+    ChatTemplate(chat_template)
+    check_target(out, is_bundle)
+    if router is not None:
+        _check_labels(router_labels(router), adapters)
+
+    begun = time.perf_counter()
+    tell("reading the backbone", 0.0)
+    with load_source(backbone) as source, staged(out, is_bundle) as staging:
+        sizes = source.linear_sizes()
+        tell("reading the adapters", 0.15)
+        found = read_adapters(adapters, sizes)
+        weights = sum(path.stat().st_size for path in source.folder.glob("*.safetensors"))
+        check_space(out, 2 * weights)  # the builder writes dense weights before it quantises
+
+        tell(f"building the backbone ({quantisation})", 0.2)
+        modules = {module for adapter in found for module in adapter.pairs}
+        entry = export_backbone(source, modules, quantisation, staging)
+        tell("packing the adapters", 0.6)
+        stacked = stack.pack({a.name: a.pairs for a in found}, entry.dtype)
+        (staging / files.ADAPTERS).write_bytes(stack.to_bytes(stacked))
+        tell("exporting the router", 0.65)
+        router_entry = None
+        if router is not None:
+            architecture, settings = export_router(router, staging)
+            router_entry = RouterEntry(architecture, settings, SelectionRule())
+        shutil.copyfile(source.folder / "tokenizer.json", staging / files.TOKENIZER)
+
+        tell("comparing with transformers and PEFT", 0.75)
+        content = _report(source, found, entry, stacked, staging)
+        content["seconds"] = time.perf_counter() - begun
+        (staging / files.REPORT).write_text(json.dumps(content, indent=1), encoding="utf-8")
+        manifest = Manifest(
+            created_with=__version__,
+            target="cpu",
+            backbone=entry,
+            chat_template=source.chat_template if chat_template is None else chat_template,
+            adapters=tuple(adapter.entry for adapter in found),
+            router=router_entry,
+            files={
+                path.name: FileEntry(path.stat().st_size, sha256_of(path))
+                for path in sorted(staging.iterdir())
+            },
+        )
+        (staging / files.MANIFEST).write_text(dump_manifest(manifest), encoding="utf-8")
+        tell("finishing", 0.98)
+    tell("done", 1.0)
+    return content
+
+
+def is_bundle(folder: Path) -> bool:
+    """Whether a folder looks like a bundle, so that an export may replace it."""
+    return (folder / files.MANIFEST).is_file() and (folder / files.BACKBONE).is_file()
+
+
+def _check_labels(labels: tuple[str, ...], adapters: Mapping[str, Path]) -> None:
+    unknown = sorted(set(labels) - set(adapters))
+    if unknown:
+        raise RouterError(
+            f"the router was trained for {', '.join(unknown)}, which no adapter is called",
+            "Name the adapters as the router's tasks, or train a router for these adapters",
+        )
+
+
+def _report(
+    source: Source,
+    adapters: list[PeftAdapter],
+    entry: BackboneEntry,
+    stacked: stack.AdapterStack,
+    staging: Path,
+) -> dict[str, Any]:
+    room = min(entry.context_length, report.PERPLEXITY_TOKENS)
+    decoder = Decoder(staging / files.BACKBONE, entry, choose_device("cpu", "cpu", None), room)
+    fuser = Fuser(stacked, entry.slots, entry.dtype)
+    tokenizer = Tokenizer.from_file(str(staging / files.TOKENIZER))
+    return {
+        "backbone": source.name,
+        "quantisation": entry.quantisation,
+        "bytes": {path.name: path.stat().st_size for path in sorted(staging.iterdir())},
+        "adapters": [
+            {
+                "name": adapter.name,
+                "rank": adapter.entry.rank,
+                "target_modules": list(adapter.entry.target_modules),
+                "base_model": adapter.base_model,
+            }
+            for adapter in adapters
+        ],
+        **report.measure(source, adapters, tokenizer, decoder, fuser),
+    }

@@ -1,0 +1,190 @@
+"""Where a backbone comes from: a folder, a hub id or a GGUF file, all made into one folder in
+Hugging Face's layout."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from dlp_edge.bundle import sha256_of
+from dlp_edge.errors import BackboneError
+from dlp_edge.models.architectures import PROJECTIONS, check_supported, module_name
+
+# What a hub repository must give; never pickled weights.
+_HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A backbone on disk.
+
+    Attributes:
+        folder: config.json, *.safetensors, tokenizer.json.
+        name: as people call it.
+        fingerprint: SHA-256 of the weights as they were given.
+        config: the content of config.json.
+        chat_template: the tokenizer's, or None.
+        eos_token_ids: tokens that end an answer.
+    """
+
+    folder: Path
+    name: str
+    fingerprint: str
+    config: dict[str, Any]
+    chat_template: str | None
+    eos_token_ids: tuple[int, ...]
+
+    @property
+    def architecture(self) -> str:
+        return str(self.config["architectures"][0])
+
+    def linear_sizes(self) -> dict[str, tuple[int, int]]:
+        """(input size, output size) of every linear layer that an adapter may change."""
+        wanted = {
+            f"{module_name(layer, projection.module)}.weight"
+            for layer in range(self.config["num_hidden_layers"])
+            for projection in PROJECTIONS
+        }
+        sizes: dict[str, tuple[int, int]] = {}
+        for path in sorted(self.folder.glob("*.safetensors")):
+            with safe_open(path, framework="numpy") as file:
+                for key in wanted.intersection(file.keys()):
+                    rows, columns = file.get_slice(key).get_shape()
+                    sizes[key.removesuffix(".weight")] = (columns, rows)
+        return sizes
+
+
+@contextmanager
+def load_source(backbone: str) -> Iterator[Source]:
+    """Opens a backbone: a folder, a GGUF file or a hub id.
+
+    A GGUF file is dequantised by transformers into a temporary folder, which is removed at the
+    end of the context.
+
+    Raises:
+        BackboneError: it cannot be found or read, or its architecture is not supported.
+    """
+    path = Path(backbone)
+    if path.is_dir():
+        yield _open_folder(path, path.resolve().name)
+    elif path.is_file() and path.suffix == ".gguf":
+        with tempfile.TemporaryDirectory(prefix="dlp-edge-gguf-") as folder:
+            dequantise_gguf(path, Path(folder))
+            yield _open_folder(Path(folder), path.stem, sha256_of(path))
+    elif path.exists() or path.suffix or backbone.count("/") != 1:
+        raise BackboneError(
+            f"{backbone} is no folder, GGUF file or hub id", "Check the path of the backbone"
+        )
+    else:
+        yield _open_folder(_download(backbone), backbone)
+
+
+def dequantise_gguf(path: Path, out: Path) -> None:
+    """Writes a GGUF file as a Hugging Face folder with fp32 weights."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, dtype=torch.float32
+        )
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    except Exception as error:  # the reader raises whatever it stumbles over
+        raise BackboneError(
+            f"{path.name} cannot be read ({type(error).__name__}: {error})",
+            "Check that the file is whole, and its architecture supported",
+        ) from error
+    # save_pretrained refuses a model that came from a quantised file, so the state is written
+    # by hand; a tied head is left out as transformers does.
+    config = model.config.to_dict()
+    config.pop("quantization_config", None)
+    config["architectures"] = [type(model).__name__]
+    (out / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+    state = model.state_dict()
+    if config.get("tie_word_embeddings"):
+        state.pop("lm_head.weight", None)
+    tensors = {key: value.contiguous() for key, value in state.items()}
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    tokenizer.save_pretrained(out)
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(_HUB_FILES)))
+    except (OSError, ValueError, HfHubHTTPError, LocalEntryNotFoundError) as error:
+        raise BackboneError(
+            f"{name} is no folder here and cannot be fetched from the hub",
+            "Check the name and the network, or give a folder or a GGUF file",
+        ) from error
+
+
+def _open_folder(folder: Path, name: str, fingerprint: str | None = None) -> Source:
+    config = _read_json(folder, "config.json")
+    check_supported(next(iter(config.get("architectures") or []), None))
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise BackboneError(
+            f"{folder} has no *.safetensors weights", "Save the model with safe serialization"
+        )
+    if not (folder / "tokenizer.json").is_file():
+        raise BackboneError(f"{folder} has no tokenizer.json", "Save its fast tokenizer beside it")
+    return Source(
+        folder=folder,
+        name=name,
+        fingerprint=fingerprint or _fingerprint(weights),
+        config=config,
+        chat_template=_chat_template(folder),
+        eos_token_ids=_eos_token_ids(folder, config),
+    )
+
+
+def _fingerprint(weights: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in weights:
+        digest.update(sha256_of(path).encode())
+    return digest.hexdigest()
+
+
+def _chat_template(folder: Path) -> str | None:
+    separate = folder / "chat_template.jinja"
+    if separate.is_file():
+        return separate.read_text(encoding="utf-8")
+    if (folder / "tokenizer_config.json").is_file():
+        template = _read_json(folder, "tokenizer_config.json").get("chat_template")
+        return template if isinstance(template, str) else None
+    return None
+
+
+def _eos_token_ids(folder: Path, config: dict[str, Any]) -> tuple[int, ...]:
+    """From generation_config.json where there is one, since only it lists several."""
+    settings = config
+    if (folder / "generation_config.json").is_file():
+        settings = _read_json(folder, "generation_config.json")
+    ids = settings.get("eos_token_id", config.get("eos_token_id"))
+    if ids is None:
+        raise BackboneError(f"{folder} names no eos_token_id", "Add it to its config.json")
+    return tuple(ids) if isinstance(ids, list) else (int(ids),)
+
+
+def _read_json(folder: Path, name: str) -> dict[str, Any]:
+    try:
+        content = json.loads((folder / name).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise BackboneError(f"{folder} has no {name}", "Give a model's own folder") from error
+    except (OSError, ValueError) as error:
+        raise BackboneError(f"{folder / name} cannot be read ({error})", "Restore it") from error
+    if not isinstance(content, dict):
+        raise BackboneError(f"{folder / name} is not a JSON object", "Restore it")
+    return content

@@ -1,0 +1,1 @@
+"""What is known of models: backbone architectures, router networks and their training."""
