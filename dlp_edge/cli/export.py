@@ -1,0 +1,121 @@
+"""`dlp-edge export`: backbone + adapters + router -> bundle."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from dlp_edge.cli import options, output
+from dlp_edge.errors import DlpEdgeError, UsageError
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser(
+        "export", help="make a bundle of a backbone, PEFT adapters and a router"
+    )
+    parser.add_argument("--backbone", required=True, metavar="DIR|HUB_ID|FILE.gguf")
+    parser.add_argument(
+        "--adapter", action="append", default=[], metavar="NAME=DIR", help="may be repeated"
+    )
+    parser.add_argument(
+        "--router", type=Path, help="what train-router wrote; without it adapters are only pinned"
+    )
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="BUNDLE")
+    parser.add_argument("--quant", default="int8", choices=("int8", "int4", "fp32"))
+    parser.add_argument(
+        "--chat-template", type=Path, metavar="FILE", help="Jinja file instead of the backbone's"
+    )
+    options.add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    adapters = parse_named_folders(arguments.adapter)
+    template = _read_template(arguments.chat_template)
+    with require_extra("export"):
+        from dlp_edge.export.pipeline import export_bundle
+    with progress_bar() as tell:
+        report = export_bundle(
+            arguments.backbone,
+            adapters,
+            arguments.router,
+            arguments.output,
+            quantisation=arguments.quant,
+            chat_template=template,
+            on_progress=tell,
+        )
+    if arguments.json:
+        output.print_json(report)
+        return 0
+    perplexity, parity = report["perplexity"], report["parity"]
+    print(f"bundle      {arguments.output}")
+    print(f"size        {sum(report['bytes'].values()) / 1e6:.0f} MB")
+    print(f"adapters    {', '.join(adapter['name'] for adapter in report['adapters']) or 'none'}")
+    print(f"perplexity  {perplexity['ratio']:.4f} x the source's ({perplexity['tokens']} tokens)")
+    for kind in ("base", "fusion"):
+        if kind in parity:
+            found = parity[kind]
+            print(
+                f"parity      {kind}: logits differ by {found['max_abs_difference']:.2e} at most, "
+                f"{found['greedy_agreement']:.1%} of the greedy tokens agree"
+            )
+    print(f"time        {report['seconds']:.0f} s")
+    return 0
+
+
+def parse_named_folders(items: Sequence[str]) -> dict[str, Path]:
+    """NAME=DIR arguments as a mapping.
+
+    Raises:
+        UsageError: no `=`, or one name twice.
+    """
+    folders: dict[str, Path] = {}
+    for item in items:
+        name, separator, folder = item.partition("=")
+        if not (separator and name and folder):
+            raise UsageError(f"--adapter {item!r} is not NAME=DIR", "Write --adapter skill=folder")
+        if name in folders:
+            raise UsageError(f"two adapters are called {name}", "Give each its own name")
+        folders[name] = Path(folder)
+    return folders
+
+
+@contextmanager
+def require_extra(extra: str) -> Iterator[None]:
+    """Says which extra to install when a heavy dependency is missing.
+
+    Raises:
+        DlpEdgeError: an import inside the block failed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise DlpEdgeError(
+            f"{error.name} is not installed", f"Run: pip install 'dlp-edge[{extra}]'"
+        ) from error
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[str, float], None]]:
+    """A bar on stderr, on a terminal only; yields what to call with (step, fraction)."""
+    with require_extra("export"):
+        from tqdm import tqdm
+    form = "{l_bar}{bar}| {elapsed} {postfix}"
+    with tqdm(total=100, bar_format=form, disable=None, leave=False) as bar:
+
+        def tell(step: str, fraction: float) -> None:
+            bar.set_postfix_str(step, refresh=False)
+            bar.update(round(100 * fraction) - bar.n)
+
+        yield tell
+
+
+def _read_template(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read", "Check the path") from error

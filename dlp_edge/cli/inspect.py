@@ -1,0 +1,46 @@
+"""`dlp-edge inspect BUNDLE`: what is in a bundle, without loading it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+
+from dlp_edge.bundle import REPORT, open_bundle
+from dlp_edge.cli import options, output
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser("inspect", help="show what is in a bundle")
+    options.add_bundle(parser)
+    options.add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    bundle = open_bundle(arguments.bundle)
+    manifest, report = bundle.manifest, json.loads(bundle.read(REPORT))
+    if arguments.json:
+        output.print_json({"manifest": asdict(manifest), "report": report})
+        return 0
+    backbone, perplexity = manifest.backbone, report["perplexity"]
+    total = sum(entry.size for entry in manifest.files.values())
+    print(f"backbone   {backbone.name} ({backbone.architecture}, {backbone.num_layers} layers)")
+    print(f"format     {backbone.quantisation} for {manifest.target}, {total / 1e6:.0f} MB")
+    print(f"context    {backbone.context_length} tokens")
+    print(f"perplexity {perplexity['ratio']:.4f} x the source's ({perplexity['tokens']} tokens)")
+    labels: tuple[str, ...] = ()
+    if manifest.router is not None:
+        labels = manifest.router.settings.labels
+        rule = manifest.router.selection
+        limit = {"nucleus": f"p={rule.p}", "threshold": f"p={rule.p}", "top_k": f"k={rule.k}"}
+        print(
+            f"router     {manifest.router.architecture}, {rule.select} {limit[rule.select]}, "
+            f"{rule.weigh}"
+        )
+    print(f"adapters   {len(manifest.adapters)}")
+    for adapter in manifest.adapters:
+        routed = "" if adapter.name in labels else "  (pinned only: the router does not know it)"
+        targets = ", ".join(target.split(".")[-1] for target in adapter.target_modules)
+        print(f"  {adapter.name:<16} rank {adapter.rank:<3} {targets}{routed}")
+    return 0

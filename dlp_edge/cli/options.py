@@ -1,0 +1,76 @@
+"""Arguments that several verbs share."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any, get_args
+
+from dlp_edge.errors import UsageError
+from dlp_edge.types import KvPolicy, SelectRule, WeighRule
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def add_bundle(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", type=Path, help="the bundle's folder")
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--max-context", type=int, default=4096, metavar="TOKENS")
+    parser.add_argument("--threads", type=int, help="processor threads")
+
+
+def add_routing(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("routing (default: the bundle's own)")
+    rules = [rule.replace("_", "-") for rule in get_args(SelectRule)]
+    group.add_argument("--select", choices=rules, help="selection rule")
+    group.add_argument("--p", type=float, help="p of nucleus and threshold")
+    group.add_argument("--k", type=int, help="k of top-k")
+    group.add_argument("--weigh", choices=get_args(WeighRule), help="fusion weights")
+    group.add_argument("--min-confidence", type=float, help="below it the base model answers")
+    group.add_argument("--forbid", help="adapters not to pick, as a,b")
+
+
+def add_generation(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("generation")
+    group.add_argument("--adapters", help="pin adapters: a,b=0.3; '' is the base model")
+    group.add_argument("--kv", choices=get_args(KvPolicy), help="cache on a change of fusion")
+    group.add_argument("--max-new-tokens", type=int)
+    group.add_argument("--temperature", type=float, help="0 (greedy) by default")
+    group.add_argument("--top-p", type=float)
+    group.add_argument("--top-k", type=int)
+    group.add_argument("--seed", type=int)
+    group.add_argument("--stop", action="append", metavar="TEXT", help="may be repeated")
+
+
+def request_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The keyword arguments for `Runtime.generate` or `Runtime.route`; what was not given is
+    left out."""
+    names = "p k weigh min_confidence kv max_new_tokens temperature top_p top_k seed stop".split()
+    given = {name: getattr(arguments, name, None) for name in names}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if arguments.select is not None:
+        options["select"] = arguments.select.replace("-", "_")
+    if arguments.forbid is not None:
+        options["forbid"] = [name.strip() for name in arguments.forbid.split(",")]
+    if getattr(arguments, "adapters", None) is not None:
+        options["adapters"] = parse_adapters(arguments.adapters)
+    return options
+
+
+def parse_adapters(text: str) -> dict[str, float]:
+    """`a,b=0.3` as {"a": 1.0, "b": 0.3}; an empty text is the base model."""
+    weights: dict[str, float] = {}
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        name, _, weight = item.partition("=")
+        try:
+            weights[name] = float(weight) if weight else 1.0
+        except ValueError as error:
+            raise UsageError(
+                f"the weight of {name} is {weight!r}", "Write it as a,b=0.3"
+            ) from error
+    return weights

@@ -1,0 +1,90 @@
+"""What the command line shows: JSON, colours on a terminal only, sentences with their fusion."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import Any, TextIO
+
+from dlp_edge.types import Chunk, Reply
+
+COLOURS = {"red": 31, "green": 32, "yellow": 33, "blue": 34, "magenta": 35, "cyan": 36, "grey": 90}
+_TINTS = ("cyan", "yellow", "magenta", "green", "blue", "red")
+_LABEL_WIDTH = 24
+
+
+def print_json(document: Any) -> None:
+    """One JSON document on stdout."""
+    print(json.dumps(document, indent=1, ensure_ascii=False))
+
+
+def note(text: str) -> None:
+    """A remark beside the data, on stderr."""
+    print(text, file=sys.stderr)
+
+
+def paint(text: str, colour: str, stream: TextIO) -> str:
+    """The text in a colour, if the stream is a terminal that wants colours."""
+    if not stream.isatty() or "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb":
+        return text
+    return f"\x1b[{COLOURS[colour]}m{text}\x1b[0m"
+
+
+def fusion_label(fusion: Mapping[str, float]) -> str:
+    """`sql 0.60 + sums 0.40`, or `base`."""
+    if not fusion:
+        return "base"
+    ordered = sorted(fusion.items(), key=lambda item: -item[1])
+    return " + ".join(f"{name} {weight:.2f}" for name, weight in ordered)
+
+
+def print_sentences(chunks: Iterable[Chunk], names: Iterable[str]) -> None:
+    """Streams an answer, a line per sentence, each behind the fusion that writes it and in the
+    colour of its strongest adapter."""
+    tints = {name: _TINTS[i % len(_TINTS)] for i, name in enumerate(names)}
+    sentence = -1
+    indent = "\n" + " " * _LABEL_WIDTH + "│ "
+    pending = ""  # white space at a sentence's end is not shown
+    for chunk in chunks:
+        strongest = max(chunk.fusion, key=lambda name: chunk.fusion[name], default="")
+        tint = tints.get(strongest, "grey")
+        if chunk.sentence != sentence:
+            label = fusion_label(chunk.fusion)
+            lead = "" if sentence < 0 else "\n"
+            print(lead + paint(f"{label:<{_LABEL_WIDTH}}│ ", tint, sys.stdout), end="")
+            sentence, pending = chunk.sentence, ""
+        text = pending + chunk.text
+        shown = text.rstrip()
+        pending = text[len(shown) :]
+        print(paint(shown.replace("\n", indent), tint, sys.stdout), end="", flush=True)
+    print()
+
+
+def print_speed(reply: Reply) -> None:
+    """Token counts and rates of an answer, on stderr."""
+    times, usage = reply.timings, reply.usage
+    parts = [
+        f"prompt {usage.prompt_tokens} tokens, {usage.prompt_tokens / times.prefill:.0f}/s",
+        f"answer {usage.completion_tokens} tokens, {times.decode_rate:.1f}/s",
+        f"first token {times.first_token * 1e3:.0f} ms",
+    ]
+    if times.routings:
+        each = times.router / times.routings * 1e3
+        parts.append(f"routed {times.routings} times ({each:.2f} ms each)")
+    if times.switches:
+        parts.append(f"switched {times.switches} times")
+    note(paint(" · ".join([*parts, reply.finish_reason]), "grey", sys.stderr))
+
+
+def reply_document(reply: Reply) -> dict[str, Any]:
+    """A reply as `--json` gives it."""
+    rates = {
+        "prefill_tokens_per_second": reply.usage.prompt_tokens / reply.timings.prefill
+        if reply.timings.prefill
+        else 0.0,
+        "decode_tokens_per_second": reply.timings.decode_rate,
+    }
+    return {**asdict(reply), "rates": rates}

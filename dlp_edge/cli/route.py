@@ -1,0 +1,38 @@
+"""`dlp-edge route BUNDLE TEXT`: what the router decides, without the backbone."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+
+from dlp_edge.bundle import open_bundle
+from dlp_edge.cli import options, output
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser("route", help="show which adapters a text would get")
+    options.add_bundle(parser)
+    parser.add_argument("text", help="the user's text")
+    parser.add_argument("--generated", default="", help="the answer so far, at a sentence start")
+    options.add_routing(parser)
+    options.add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from dlp_edge.runtime.steering import load_router, route_with
+
+    bundle = open_bundle(arguments.bundle)
+    routed = route_with(load_router(bundle), bundle.manifest, **options.request_options(arguments))
+    decision = routed.decide(arguments.text, arguments.generated)
+    if arguments.json:
+        output.print_json(asdict(decision))
+        return 0
+    width = max(len(name) for name in decision.probabilities)
+    for name, probability in sorted(decision.probabilities.items(), key=lambda item: -item[1]):
+        weight = decision.weights.get(name)
+        chosen = "" if weight is None else f"  weight {weight:.3f}"
+        print(f"{name:<{width}}  {probability:.4f}{chosen}")
+    if not decision.weights:
+        output.note("the router abstains: the base model answers")
+    return 0

