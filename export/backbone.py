@@ -3,17 +3,15 @@ given adapter slots."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import onnx
 
 from dlp_edge.bundle import BACKBONE
 from dlp_edge.errors import BackboneError
+from dlp_edge.export.quiet import quiet
 from dlp_edge.export.slots import prepare_graph
 from dlp_edge.export.source import Source
 from dlp_edge.manifest import BackboneEntry
@@ -80,7 +78,7 @@ def build_graph(
     settings = {"filename": BACKBONE, **options, **(extra or {})}
     with (
         tempfile.TemporaryDirectory(prefix="dlp-edge-builder-") as cache,
-        _silence() as said,
+        quiet() as said,
     ):
         call = ("", str(folder), str(out), precision, "cpu", cache)
         words = [f"{key}={value}" for key, value in settings.items()]
@@ -91,16 +89,3 @@ def build_graph(
                 f"the model builder failed ({type(error).__name__}: {error})",
                 f"Its last words: {said.getvalue()[-300:].strip() or 'none'}",
             ) from error
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[io.StringIO]:
-    """The builder prints and logs a line per node; keep it for an error message only."""
-    said = io.StringIO()
-    level = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            yield said
-    finally:
-        logging.disable(level)

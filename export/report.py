@@ -12,6 +12,7 @@ import torch
 from tokenizers import Tokenizer
 
 from dlp_edge.export.adapters import PeftAdapter
+from dlp_edge.export.quiet import quiet
 from dlp_edge.export.source import Source
 from dlp_edge.runtime.decoder import Decoder
 from dlp_edge.runtime.fusion import Fuser
@@ -39,7 +40,8 @@ def measure(
         share of positions with the same most probable token.
     """
     text = HELDOUT.read_text(encoding="utf-8")
-    ids = tokenizer.encode(text, add_special_tokens=False).ids[:PERPLEXITY_TOKENS]
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    ids = ids[: min(PERPLEXITY_TOKENS, decoder.max_context)]
     fusion = dict(zip([adapter.name for adapter in adapters[:2]], (0.6, 0.4), strict=False))
     if len(fusion) == 1:
         fusion = dict.fromkeys(fusion, 1.0)
@@ -97,7 +99,8 @@ class _Reference:
     def __init__(self, folder: Path) -> None:
         from transformers import AutoModelForCausalLM
 
-        self._model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        with quiet():
+            self._model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         self._model.eval()
 
     def fuse(self, adapters: Sequence[PeftAdapter], weights: Mapping[str, float]) -> None:
@@ -105,9 +108,10 @@ class _Reference:
         from peft import PeftModel
 
         first, *others = adapters
-        model = PeftModel.from_pretrained(self._model, first.folder, adapter_name=first.name)
-        for adapter in others:
-            model.load_adapter(adapter.folder, adapter_name=adapter.name)
+        with quiet():
+            model = PeftModel.from_pretrained(self._model, first.folder, adapter_name=first.name)
+            for adapter in others:
+                model.load_adapter(adapter.folder, adapter_name=adapter.name)
         model.base_model.set_adapter([adapter.name for adapter in adapters])
         for layer in model.modules():
             scaling = getattr(layer, "scaling", None)

@@ -16,6 +16,7 @@ from safetensors import safe_open
 
 from dlp_edge.bundle import sha256_of
 from dlp_edge.errors import BackboneError
+from dlp_edge.export.quiet import quiet
 from dlp_edge.models.architectures import PROJECTIONS, check_supported, module_name
 
 # What a hub repository must give; never pickled weights.
@@ -94,10 +95,11 @@ def dequantise_gguf(path: Path, out: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            path.parent, gguf_file=path.name, dtype=torch.float32
-        )
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        with quiet():
+            model = AutoModelForCausalLM.from_pretrained(
+                path.parent, gguf_file=path.name, dtype=torch.float32
+            )
+            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     except Exception as error:  # the reader raises whatever it stumbles over
         raise BackboneError(
             f"{path.name} cannot be read ({type(error).__name__}: {error})",

@@ -186,11 +186,8 @@ class Stream:
     def __init__(self, generation: Generation, cancelled: threading.Event, turn: _Turn) -> None:
         self._generation = generation
         self._cancelled = cancelled
-        self._chunks = self._run(turn)
-
-    def _run(self, turn: _Turn) -> Iterator[Chunk]:
-        with turn:
-            yield from self._generation.run()
+        # Not a method: an abandoned stream must be freed at once, so nothing refers back to it.
+        self._chunks = _take_turn(turn, generation)
 
     def __iter__(self) -> Iterator[Chunk]:
         return self._chunks
@@ -206,6 +203,11 @@ class Stream:
     def reply(self) -> Reply:
         """The answer so far, with the sentences and the timings."""
         return self._generation.reply()
+
+
+def _take_turn(turn: _Turn, generation: Generation) -> Iterator[Chunk]:
+    with turn:
+        yield from generation.run()
 
 
 class _Turn:

@@ -16,9 +16,11 @@ CLOSERS = "\"'”’»)]}*_`」』）】"
 OPENERS = "\"'“‘«([{*_`「『（【"
 
 ABBREVIATIONS = frozenset(
-    "mr mrs ms dr prof rev hon sr jr st mt vs etc e.g i.e eg ie cf ca approx fig eq no nos vol pp "
-    "ed eds al dept inc ltd co corp jan feb mar apr jun jul aug sep sept oct nov dec".split()
+    "mr mrs ms dr prof rev hon sr jr st mt vs etc e.g i.e eg ie cf ca approx ed eds al dept inc "
+    "ltd co corp jan feb mar apr jun jul aug sep sept oct nov dec".split()
 )
+# Words that are abbreviations only before a number ("No. 5", but "No. It is not.").
+BEFORE_NUMBERS = frozenset("no nos vol p pp fig figs eq sec ch".split())
 
 _LAST_WORD = re.compile(r"([^\s" + re.escape(OPENERS) + r"]+)$")
 _LIST_MARK = re.compile(r"(?:^|\n)\s*(?:\d{1,3}|[A-Za-z])$")
@@ -63,10 +65,10 @@ def _ends_sentence(text: str, following: str) -> bool:
         return False
     if following.islower():
         return False
-    return core[-1] != "." or not _is_abbreviation(core)
+    return core[-1] != "." or not _is_abbreviation(core, following)
 
 
-def _is_abbreviation(core: str) -> bool:
+def _is_abbreviation(core: str, following: str) -> bool:
     """Does the stop at the end of `core` belong to an abbreviation, an initial or a list mark?"""
     before = core[:-1]
     if not before or before.endswith("."):
@@ -75,5 +77,7 @@ def _is_abbreviation(core: str) -> bool:
     if match is None:
         return False
     word = match.group(1)
+    if word.lower() in BEFORE_NUMBERS:
+        return following.isdigit()
     initial = len(word) == 1 and word.isalpha() and word.isupper() and word != "I"
     return initial or word.lower() in ABBREVIATIONS or _LIST_MARK.search(before) is not None

@@ -30,6 +30,7 @@ def split(text: str, pieces: list[str] | None = None) -> list[str]:
         ("你好。今天天气很好！是吗？", ["你好。", "今天天气很好！", "是吗？"]),
         ("no stop at all", ["no stop at all"]),
         ("(Really?) Yes.", ["(Really?)", "Yes."]),
+        ("No. It is in vol. 3 and Fig. 2.", ["No.", "It is in vol. 3 and Fig. 2."]),
     ],
 )
 def test_examples(text: str, sentences: list[str]) -> None:

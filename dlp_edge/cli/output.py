@@ -60,7 +60,7 @@ def print_sentences(chunks: Iterable[Chunk], names: Iterable[str]) -> None:
         shown = text.rstrip()
         pending = text[len(shown) :]
         print(paint(shown.replace("\n", indent), tint, sys.stdout), end="", flush=True)
-    print()
+    print(flush=True)
 
 
 def print_speed(reply: Reply) -> None:
