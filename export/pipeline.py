@@ -20,13 +20,13 @@ from dlp_edge.export.adapters import PeftAdapter, read_adapters
 from dlp_edge.export.backbone import FORMATS, export_backbone
 from dlp_edge.export.router import export_router, router_labels
 from dlp_edge.export.source import Source, load_source
-from dlp_edge.export.writer import check_space, check_target, staged
 from dlp_edge.manifest import BackboneEntry, FileEntry, Manifest, RouterEntry
 from dlp_edge.runtime.decoder import Decoder
 from dlp_edge.runtime.device import choose_device
 from dlp_edge.runtime.fusion import Fuser
 from dlp_edge.runtime.selection import SelectionRule
 from dlp_edge.runtime.text import ChatTemplate
+from dlp_edge.writer import check_space, check_target, staged
 
 Progress = Callable[[str, float], None]
 

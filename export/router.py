@@ -1,6 +1,6 @@
 """The router's graph: a router folder becomes router.onnx and router_tokenizer.json.
 
-The graph is written node by node rather than by `torch.onnx.export`: twenty nodes, weights that
+The graph is written node by node rather than by `torch.onnx.export`: some forty nodes, weights that
 stay fp16 in the file (half the size) and are widened to float32 when the session loads, and no
 trace of padding. It reads one window at a time, so there is no mask.
 """
@@ -79,6 +79,7 @@ def build_graph(network: RouterMLP) -> onnx.ModelProto:
     graph.constant("axis", np.array(1, np.int64))
     graph.constant("segments", np.arange(SEGMENTS, dtype=np.int64))
     graph.constant("last", np.array([-1], np.int64))
+    graph.constant("positions", np.array([1], np.int64))
     graph.constant("one", np.array(1, np.float32))
 
     # Which segment each position belongs to, as `RouterMLP.pool` finds it.
@@ -93,7 +94,6 @@ def build_graph(network: RouterMLP) -> onnx.ModelProto:
     graph.add("Gather", ["embedding", "input_ids"], "half_tokens", axis=0)
     graph.add("Cast", ["half_tokens"], "tokens", to=TensorProto.FLOAT)  # [B, L, 128]
 
-    graph.constant("positions", np.array([1], np.int64))
     graph.add("ReduceSum", ["members", "positions"], "counts", keepdims=1)
     graph.add("Max", ["counts", "one"], "divisors")
     graph.add("Div", ["members", "divisors"], "shares")

@@ -32,7 +32,7 @@ from dlp_edge.export import pipeline
 from dlp_edge.export.adapters import read_adapter, read_adapters
 from dlp_edge.export.pipeline import export_bundle
 from dlp_edge.export.source import load_source
-from dlp_edge.export.writer import check_space, staged
+from dlp_edge.writer import check_space, staged
 
 
 @pytest.fixture(scope="module")
