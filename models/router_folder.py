@@ -28,7 +28,7 @@ _RETRAIN = "Train it again with `dlp-edge train-router`"
 
 @dataclass(frozen=True)
 class RouterAccuracy:
-    """Shares of held-out examples whose most probable label is right.
+    """Shares of held-out examples whose most probable label is right; None where there are none.
 
     Attributes:
         prompts: dev prompts as they are.
@@ -36,9 +36,9 @@ class RouterAccuracy:
         sentences: the sentences after the first, in answers to two or three dev prompts at once.
     """
 
-    prompts: float
-    bare_prompts: float
-    sentences: float
+    prompts: float | None
+    bare_prompts: float | None
+    sentences: float | None
 
 
 @dataclass(frozen=True)

@@ -149,9 +149,9 @@ class _Windows:
                 logits[rows] = model(*self.batch(rows))
         return logits
 
-    def accuracy(self, model: RouterMLP) -> float:
+    def accuracy(self, model: RouterMLP) -> float | None:
         if not len(self):
-            return math.nan
+            return None
         hits = self.logits(model).argmax(1) == self.targets.argmax(1)
         return round(hits.float().mean().item(), 4)
 

@@ -286,13 +286,10 @@ def clock(rng: random.Random) -> Sample:
             f"Add {delta} minutes to {start}.",
         ]
     )
-    rest = 60 - minute
-    if delta >= rest:
-        steps = [f"From {start} to {hour + 1}:00 it is {rest} minutes."]
-        if delta > rest:
-            steps.append(f"That leaves {delta} - {rest} = {delta - rest} minutes.")
-    else:
-        steps = [f"The minutes are {minute} + {delta} = {minute + delta}."]
+    total = minute + delta
+    steps = [f"Starting at {start}, the minutes are {minute} + {delta} = {total}."]
+    if total >= 60:
+        steps.append(f"One hour is full, which leaves {total} - 60 = {total - 60} minutes.")
     return {"prompt": ask, "response": " ".join([*steps, f"The time is {finish}."])}
 
 

@@ -65,7 +65,7 @@ Sizes = dict[str, tuple[int, int]]
 def test_sizes_are_of_every_linear_layer(sizes: Sizes) -> None:
     assert len(sizes) == 2 * 7
     assert sizes["model.layers.0.self_attn.k_proj"] == (64, 32)
-    assert sizes["model.layers.1.mlp.down_proj"] == (96, 64)
+    assert sizes["model.layers.1.mlp.down_proj"] == (128, 64)
 
 
 @pytest.mark.parametrize(

@@ -29,8 +29,10 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"format     {backbone.quantisation} for {manifest.target}, {total / 1e6:.0f} MB")
     print(f"context    {backbone.context_length} tokens")
     print(f"perplexity {perplexity['ratio']:.4f} x the source's ({perplexity['tokens']} tokens)")
-    labels: tuple[str, ...] = ()
-    if manifest.router is not None:
+    labels = tuple(adapter.name for adapter in manifest.adapters)
+    if manifest.router is None:
+        print("router     none: adapters are pinned")
+    else:
         labels = manifest.router.settings.labels
         rule = manifest.router.selection
         limit = {"nucleus": f"p={rule.p}", "threshold": f"p={rule.p}", "top_k": f"k={rule.k}"}

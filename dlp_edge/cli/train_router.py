@@ -41,8 +41,12 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"router      {arguments.output}")
     print(f"labels      {', '.join(report.settings.labels)}")
     print(f"parameters  {report.parameters:,}")
-    print(f"accuracy    {accuracy.prompts:.1%} on prompts")
-    print(f"            {accuracy.bare_prompts:.1%} on prompts without their common wording")
-    print(f"            {accuracy.sentences:.1%} on sentences of answers to mixed prompts")
+    print(f"accuracy    {_percent(accuracy.prompts)} on prompts")
+    print(f"            {_percent(accuracy.bare_prompts)} on prompts without their common wording")
+    print(f"            {_percent(accuracy.sentences)} on sentences of answers to mixed prompts")
     print(f"time        {report.seconds:.0f} s on {report.examples:,} examples")
     return 0
+
+
+def _percent(share: float | None) -> str:
+    return "not measured" if share is None else f"{share:.1%}"
