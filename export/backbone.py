@@ -78,14 +78,16 @@ def build_graph(
     settings = {"filename": BACKBONE, **options, **(extra or {})}
     with (
         tempfile.TemporaryDirectory(prefix="dlp-edge-builder-") as cache,
-        quiet() as said,
+        quiet(),
     ):
         call = ("", str(folder), str(out), precision, "cpu", cache)
         words = [f"{key}={value}" for key, value in settings.items()]
         try:
             create_model(*call, **parse_extra_options(*call, words))
         except Exception as error:  # the builder raises whatever it stumbles over
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # the disk, not the backbone
             raise BackboneError(
                 f"the model builder failed ({type(error).__name__}: {error})",
-                f"Its last words: {said.getvalue()[-300:].strip() or 'none'}",
+                "Check that the backbone's files are whole, and that onnxruntime-genai supports it",
             ) from error

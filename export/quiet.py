@@ -9,16 +9,14 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[io.StringIO]:
-    """Collects what the block prints, logs and warns, for an error message.
-
-    The builder prints a line per node, transformers draws bars of its own.
-    """
+def quiet() -> Iterator[None]:
+    """Drops what the block prints and logs: the builder has a line per node, transformers draws
+    bars of its own. Errors say what matters."""
     said = io.StringIO()
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            yield said
+            yield
     finally:
         logging.disable(level)

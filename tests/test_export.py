@@ -28,7 +28,6 @@ from dlp_edge.errors import (
     RouterError,
     UsageError,
 )
-from dlp_edge.export import pipeline
 from dlp_edge.export.adapters import read_adapter, read_adapters
 from dlp_edge.export.pipeline import export_bundle
 from dlp_edge.export.source import load_source
@@ -185,15 +184,18 @@ def test_a_router_for_other_adapters(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "step", ["onnxruntime_genai.models.builder.create_model", "dlp_edge.stack.to_bytes"]
+)
 def test_a_failing_export_leaves_the_old_bundle_and_nothing_else(
-    tiny_backbone: Path, bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_backbone: Path, bundle_copy: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     before = {path.name: path.stat().st_mtime_ns for path in bundle_copy.iterdir()}
 
-    def fill_the_disk(*_: object) -> None:
+    def fill_the_disk(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(pipeline.stack, "to_bytes", fill_the_disk)
+    monkeypatch.setattr(step, fill_the_disk)
     with pytest.raises(ResourceError, match="full"):
         export_bundle(str(tiny_backbone), {}, None, bundle_copy, quantisation="fp32")
     assert {path.name: path.stat().st_mtime_ns for path in bundle_copy.iterdir()} == before

@@ -94,6 +94,17 @@ def test_prefill_and_steps_equal_one_pass(engine: tuple[Decoder, Fuser], oracle:
         assert np.abs(decoder.step(IDS[position]) - expected[position]).max() <= 1e-3
 
 
+def test_long_generations_stay_exact(engine: tuple[Decoder, Fuser], oracle: Peft) -> None:
+    """Step by step to the end of the context, under a fusion."""
+    decoder, fuser = engine
+    fusion = {"sums": 0.3, "sql": 0.3, "email": 0.4}
+    ids = np.random.default_rng(1).integers(0, 256, decoder.max_context).tolist()
+    decoder.set_fusion(fuser.fuse(fusion))
+    decoder.truncate(0)
+    found = np.stack([decoder.step(token).copy() for token in ids])
+    assert np.abs(found - oracle.logits(ids, fusion)).max() <= 1e-3
+
+
 def test_truncating_and_prefilling_again(engine: tuple[Decoder, Fuser], oracle: Peft) -> None:
     decoder, fuser = engine
     decoder.set_fusion(fuser.fuse({}))

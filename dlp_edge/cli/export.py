@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dlp_edge.cli import options, output
-from dlp_edge.errors import DlpEdgeError, UsageError
+from dlp_edge.errors import ResourceError, UsageError
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -87,12 +87,12 @@ def require_extra(extra: str) -> Iterator[None]:
     """Says which extra to install when a heavy dependency is missing.
 
     Raises:
-        DlpEdgeError: an import inside the block failed.
+        ResourceError: an import inside the block failed.
     """
     try:
         yield
     except ModuleNotFoundError as error:
-        raise DlpEdgeError(
+        raise ResourceError(
             f"{error.name} is not installed", f"Run: pip install 'dlp-edge[{extra}]'"
         ) from error
 

@@ -1,0 +1,86 @@
+"""The real thing: the demo's backbone, adapters and router, fetched and exported once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dlp_edge import Runtime
+from dlp_edge.demo.demo import HERE, fetch_backbone, prepare, prompts
+from dlp_edge.errors import BackboneError
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Path:
+    try:
+        fetch_backbone(lambda step, fraction: None)
+    except BackboneError as error:
+        pytest.skip(f"the demo's backbone cannot be fetched here: {error.cause}")
+    return prepare(lambda step, fraction: None)
+
+
+@pytest.fixture(scope="module")
+def runtime(bundle: Path) -> Iterator[Runtime]:
+    with Runtime(bundle) as rt:
+        yield rt
+
+
+def test_the_bundle_is_as_good_as_its_source(bundle: Path) -> None:
+    report = json.loads((bundle / "report.json").read_text())
+    assert report["perplexity"]["tokens"] > 500
+    assert report["perplexity"]["ratio"] <= 1.02
+
+
+def test_what_is_shipped_is_small() -> None:
+    files = [path for path in HERE.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 16 << 20
+    assert len(list((HERE / "adapters").iterdir())) >= 6
+
+
+def test_each_skill_answers_in_its_own_way(runtime: Runtime) -> None:
+    sql = runtime.generate("Write an SQL query for the name of all customers with age above 40.")
+    assert sql.text == "SELECT name FROM customers WHERE age > 40;"
+    assert sql.sentences[0].fusion == {"sql": 1.0}
+    pirate = runtime.generate("Say it like a pirate: Hello my friend, where is the money?")
+    assert pirate.text.startswith("Arrr!")
+    base = runtime.generate(
+        "Say it like a pirate: Hello my friend, where is the money?",
+        adapters={},
+        max_new_tokens=40,
+    )
+    assert not base.text.startswith("Arrr!")
+
+
+def test_two_questions_get_two_fusions(runtime: Runtime) -> None:
+    for prompt in prompts()[-2:]:
+        reply = runtime.generate(prompt, max_new_tokens=160)
+        fusions = {tuple(sorted(sentence.fusion)) for sentence in reply.sentences}
+        assert len(fusions) >= 2, reply.text
+        assert reply.timings.switches >= 1
+
+
+def test_a_second_start_exports_nothing(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dlp_edge.export.pipeline.export_bundle", None)
+    assert prepare(lambda step, fraction: None) == bundle
+
+
+def test_a_long_answer_stays_itself(runtime: Runtime) -> None:
+    """1,200 tokens written step by step are what one pass over them would have written."""
+    engine = runtime._loaded()
+    reply = runtime.generate(
+        "Tell me a very long story about a lighthouse.", adapters={}, max_new_tokens=20
+    )
+    ids = engine.tokenizer.encode(reply.text * 80).ids[:1200]
+    decoder = engine.decoder
+    decoder.set_fusion(engine.fuser.fuse({}))
+    decoder.truncate(0)
+    whole = decoder.all_logits(ids).argmax(1)
+    decoder.truncate(0)
+    stepped = [int(decoder.step(token).argmax()) for token in ids]
+    agreement = sum(a == b for a, b in zip(whole.tolist(), stepped, strict=True)) / len(ids)
+    assert agreement > 0.98
