@@ -73,9 +73,9 @@ def print_speed(reply: Reply) -> None:
     ]
     if times.routings:
         each = times.router / times.routings * 1e3
-        parts.append(f"routed {times.routings} times ({each:.2f} ms each)")
+        parts.append(f"routings {times.routings} ({each:.2f} ms each)")
     if times.switches:
-        parts.append(f"switched {times.switches} times")
+        parts.append(f"switches {times.switches}")
     note(paint(" · ".join([*parts, reply.finish_reason]), "grey", sys.stderr))
 
 
