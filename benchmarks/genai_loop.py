@@ -27,23 +27,20 @@ from dlp_edge.export.source import load_source
 Rates = dict[str, float]
 
 
-def measure_dlp(bundle: Path, adapters: str, ids: list[int], new_tokens: int) -> Rates:
-    """Rates of the runtime's own decoder: prefill, then greedy steps."""
+def measure_dlp(bundle: Path, adapters: str, text: str, new_tokens: int) -> Rates:
+    """Rates of a whole `Runtime.generate`, as `dlp-edge run` shows them."""
     from dlp_edge import Runtime
 
-    with Runtime(bundle, max_context=len(ids) + new_tokens + 1) as runtime:
-        engine = runtime._loaded()
-        decoder = engine.decoder
-        decoder.set_fusion(engine.fuser.fuse(parse_adapters(adapters)))
-        decoder.prefill(ids)  # warm up
-        decoder.truncate(0)
-        begun = time.perf_counter()
-        logits = decoder.prefill(ids)
-        prefilled = time.perf_counter()
-        for _ in range(new_tokens):
-            logits = decoder.step(int(logits.argmax()))
-        done = time.perf_counter()
-    return {"prefill": len(ids) / (prefilled - begun), "decode": new_tokens / (done - prefilled)}
+    options = {"adapters": parse_adapters(adapters), "max_new_tokens": new_tokens + 1}
+    with Runtime(bundle, max_context=2048) as runtime:
+        runtime.generate(text, **options)  # warm up
+        reply = runtime.generate(text, **options)
+    prefill = reply.usage.prompt_tokens / reply.timings.prefill
+    return {
+        "prefill": prefill,
+        "decode": reply.timings.decode_rate,
+        "tokens": reply.usage.completion_tokens,
+    }
 
 
 def measure_genai(folder: Path, ids: list[int], new_tokens: int) -> Rates:
@@ -67,6 +64,7 @@ def measure_genai(folder: Path, ids: list[int], new_tokens: int) -> Rates:
         return {
             "prefill": len(ids) / (prefilled - begun),
             "decode": new_tokens / (done - prefilled),
+            "tokens": new_tokens + 1,
         }
 
     generate()  # warm up
@@ -111,12 +109,12 @@ def _work(arguments: argparse.Namespace) -> Rates:
     if arguments.worker == "genai":
         return measure_genai(arguments.genai, ids, arguments.new_tokens)
     adapters = arguments.adapters if arguments.worker == "fused" else ""
-    return measure_dlp(arguments.bundle, adapters, ids, arguments.new_tokens)
+    return measure_dlp(arguments.bundle, adapters, tokenizer.decode(ids), arguments.new_tokens)
 
 
 def _print_table(found: dict[str, list[Rates]]) -> None:
-    print("| engine | prefill tokens/s | decode tokens/s | decode / genai (by round) |")
-    print("|---|---|---|---|")
+    print("| engine | prefill tokens/s | decode tokens/s | new tokens | decode / genai, by round |")
+    print("|---|---|---|---|---|")
     for worker, rates in found.items():
         ratios = [
             mine["decode"] / theirs["decode"]
@@ -125,7 +123,8 @@ def _print_table(found: dict[str, list[Rates]]) -> None:
         prefill = statistics.median(rate["prefill"] for rate in rates)
         decode = statistics.median(rate["decode"] for rate in rates)
         spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-        print(f"| {worker} | {prefill:.0f} | {decode:.1f} | {spread} |")
+        tokens = statistics.median(rate["tokens"] for rate in rates)
+        print(f"| {worker} | {prefill:.0f} | {decode:.1f} | {tokens:.0f} | {spread} |")
 
 
 if __name__ == "__main__":
