@@ -35,9 +35,8 @@ def measure_dlp(bundle: Path, adapters: str, text: str, new_tokens: int) -> Rate
     with Runtime(bundle, max_context=2048) as runtime:
         runtime.generate(text, **options)  # warm up
         reply = runtime.generate(text, **options)
-    prefill = reply.usage.prompt_tokens / reply.timings.prefill
     return {
-        "prefill": prefill,
+        "prefill": reply.prefill_rate,
         "decode": reply.timings.decode_rate,
         "tokens": reply.usage.completion_tokens,
     }

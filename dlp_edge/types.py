@@ -112,6 +112,11 @@ class Reply:
     timings: Timings
     finish_reason: FinishReason
 
+    @property
+    def prefill_rate(self) -> float:
+        """Prompt tokens per second; 0 when the prompt was not processed."""
+        return self.usage.prompt_tokens / self.timings.prefill if self.timings.prefill else 0.0
+
 
 @dataclass(frozen=True)
 class AdapterInfo:

@@ -94,6 +94,9 @@ class Generation:
                 logits = self._next(token, changed)
         except Cancelled:
             self.finish_reason = "cancelled"
+        except GeneratorExit:
+            self.finish_reason = "cancelled"
+            raise
         if not stops.matched:
             rest = detokenizer.finish()
             yield from self._give(stops.feed(rest) + stops.finish())
@@ -104,10 +107,10 @@ class Generation:
 
     def reply(self) -> Reply:
         """The answer so far."""
-        ends = [start.offset for start in self._starts[1:]] + [len(self.text)]
+        edges = [start.offset for start in self._starts] + [len(self.text)]
         sentences = tuple(
             Sentence(self.text[start.offset : end], start.fusion, start.confidence)
-            for start, end in zip(self._starts, ends, strict=True)
+            for start, end in zip(self._starts, edges[1:], strict=True)
             if start.offset < len(self.text)
         )
         usage = Usage(len(self.prompt_ids), len(self.tokens))

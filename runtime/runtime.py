@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -84,6 +86,7 @@ class Runtime:
             decoder, fuser, tokenizer, frozenset(backbone.eos_token_ids)
         )
         self._turn = _Turn()
+        self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
         tell("ready", 1.0)
 
     @property
@@ -133,7 +136,9 @@ class Runtime:
             steering=steering,
             should_stop=cancelled.is_set,
         )
-        return Stream(generation, cancelled, self._turn)
+        stream = Stream(generation, cancelled, self._turn)
+        self._streams.add(stream)
+        return stream
 
     def route(
         self, prompt: str, generated: str = "", **options: Unpack[RouteOptions]
@@ -150,7 +155,9 @@ class Runtime:
         return route_with(self._router, self.manifest, **options).decide(prompt, generated)
 
     def close(self) -> None:
-        """Gives the memory back; a request afterwards is a UsageError."""
+        """Ends all streams and gives the memory back; a request afterwards is a UsageError."""
+        for stream in list(self._streams):
+            stream.close()
         with self._turn:
             self._engine = None
 
@@ -199,13 +206,20 @@ class Stream:
         """Ends the answer at the next token or prefill chunk; callable from any thread."""
         self._cancelled.set()
 
+    def close(self) -> None:
+        """Ends the answer now, or at the next token where another thread is in the middle of
+        it, and lets other requests go on."""
+        self.cancel()
+        with contextlib.suppress(ValueError):  # "generator already executing"
+            self._chunks.close()
+
     @property
     def reply(self) -> Reply:
         """The answer so far, with the sentences and the timings."""
         return self._generation.reply()
 
 
-def _take_turn(turn: _Turn, generation: Generation) -> Iterator[Chunk]:
+def _take_turn(turn: _Turn, generation: Generation) -> Generator[Chunk, None, None]:
     with turn:
         yield from generation.run()
 

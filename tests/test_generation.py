@@ -169,6 +169,15 @@ def test_cancel_ends_before_the_next_pass() -> None:
     assert generation.reply().text == "A"
 
 
+def test_cancelled_before_it_began() -> None:
+    generation, decoder = make("Ab cd.", Pinned({}))
+    generation.should_stop = lambda: True
+    assert list(generation.run()) == []
+    assert generation.reply().finish_reason == "cancelled"
+    assert generation.reply().sentences == ()
+    assert decoder.log == []
+
+
 def test_characters_of_several_tokens_stay_whole() -> None:
     generation, _ = make("é😀 ok", Pinned({}))
     assert [chunk.text for chunk in generation.run()] == ["é", "😀", " ", "o", "k"]

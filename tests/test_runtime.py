@@ -157,6 +157,25 @@ def test_an_abandoned_stream_frees_the_runtime(runtime: Runtime) -> None:
     runtime.generate("Hello", max_new_tokens=2)
 
 
+def test_closing_ends_an_unfinished_stream(tiny_bundle: Path) -> None:
+    with Runtime(tiny_bundle) as rt:
+        stream = rt.stream("Hello", max_new_tokens=50)
+        begun = next(stream)
+        untouched = rt.stream("Hello")
+    assert list(stream) == []
+    assert list(untouched) == []
+    assert untouched.reply.text == ""
+    assert stream.reply.finish_reason == "cancelled"
+    assert stream.reply.text.startswith(begun.text)
+
+
+def test_closing_a_stream_frees_the_runtime(runtime: Runtime) -> None:
+    stream = runtime.stream("Hello", max_new_tokens=50)
+    next(stream)
+    stream.close()
+    runtime.generate("Hello", max_new_tokens=2)
+
+
 def test_load_progress_and_close(tiny_bundle: Path) -> None:
     told: list[tuple[str, float]] = []
     with Runtime(tiny_bundle, on_progress=lambda *at: told.append(at)) as rt:

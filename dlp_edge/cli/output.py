@@ -67,7 +67,7 @@ def print_speed(reply: Reply) -> None:
     """Token counts and rates of an answer, on stderr."""
     times, usage = reply.timings, reply.usage
     parts = [
-        f"prompt {usage.prompt_tokens} tokens, {usage.prompt_tokens / times.prefill:.0f}/s",
+        f"prompt {usage.prompt_tokens} tokens, {reply.prefill_rate:.0f}/s",
         f"answer {usage.completion_tokens} tokens, {times.decode_rate:.1f}/s",
         f"first token {times.first_token * 1e3:.0f} ms",
     ]
@@ -82,9 +82,7 @@ def print_speed(reply: Reply) -> None:
 def reply_document(reply: Reply) -> dict[str, Any]:
     """A reply as `--json` gives it."""
     rates = {
-        "prefill_tokens_per_second": reply.usage.prompt_tokens / reply.timings.prefill
-        if reply.timings.prefill
-        else 0.0,
+        "prefill_tokens_per_second": reply.prefill_rate,
         "decode_tokens_per_second": reply.timings.decode_rate,
     }
     return {**asdict(reply), "rates": rates}
