@@ -38,7 +38,7 @@ class BackboneEntry:
     """The backbone and the shape of its graph.
 
     Attributes:
-        fingerprint: SHA-256 over the configuration and the weights it was exported from.
+        fingerprint: SHA-256 of the weights it was exported from.
         dtype: numpy name of the type of cache, slots and logits.
     """
 
@@ -52,6 +52,8 @@ class BackboneEntry:
     num_layers: int
     num_kv_heads: int
     head_size: int
+    bos_token: str
+    eos_token: str
     eos_token_ids: tuple[int, ...]
     slots: tuple[Slot, ...]
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,34 +19,72 @@ def staged(target: Path, is_ours: Callable[[Path], bool]) -> Iterator[Path]:
     """A folder to write into, which becomes `target` when the block ends without an error.
 
     Whatever ends the block, the target is either the old folder or the whole new one. A killed
-    process leaves at most the staging folder, which the next call for this target removes.
+    process leaves at most the staging folder (or, killed between the two renames, the old folder
+    under another name); the next call for this target puts that right.
 
     Args:
         is_ours: whether an existing folder may be replaced.
 
     Raises:
         UsageError: the target exists and is not ours, or its parent is missing.
-        ResourceError: the disk is full, or the place cannot be written to.
+        ResourceError: the disk is full, the place cannot be written to, or another process is
+            writing to it.
     """
-    check_target(target, is_ours)
-    staging = target.parent / f".{target.name}.staging"
+    target = target.resolve()
+    with _locked(target):
+        staging, old = _beside(target, "staging"), _beside(target, "old")
+        if old.exists() and not target.exists():
+            old.rename(target)
+        check_target(target, is_ours)
+        try:
+            _remove(staging)
+            staging.mkdir()
+            yield staging
+            for path in staging.iterdir():
+                _sync(path)
+            _replace(staging, target, old)
+        except OSError as error:
+            raise _resource_error(target, error) from error
+        finally:
+            _remove(staging)
+            if target.exists():
+                _remove(old)
+
+
+@contextmanager
+def _locked(target: Path) -> Iterator[None]:
+    """The operating system frees the lock of a process that dies."""
+    from filelock import FileLock, Timeout
+
+    name = hashlib.sha256(str(target).encode()).hexdigest()[:16]
+    lock = FileLock(Path(tempfile.gettempdir()) / f"dlp-edge-{name}.lock")
     try:
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir()
-        yield staging
-        for path in staging.iterdir():
-            _sync(path)
-        _replace(staging, target)
-    except OSError as error:
-        raise _resource_error(target, error) from error
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ResourceError(
+            f"another process is writing to {target}", "Wait for it, or choose another place"
+        ) from error
+    try:
+        yield
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        lock.release()
+
+
+def _beside(target: Path, role: str) -> Path:
+    return target.parent / f".{target.name}.{role}"
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_target(target: Path, is_ours: Callable[[Path], bool]) -> None:
     """Raises UsageError where `staged` would."""
+    target = target.resolve()
     if not target.parent.is_dir():
         raise UsageError(f"there is no folder {target.parent}", "Create it first")
+    if target == Path.cwd():
+        raise UsageError("the output is the current folder", "Name a folder of its own")
     if target.exists() and not (target.is_dir() and (is_ours(target) or not any(target.iterdir()))):
         raise UsageError(
             f"{target} exists and was not written by dlp-edge", "Choose another place, or remove it"
@@ -66,10 +106,8 @@ def _sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _replace(staging: Path, target: Path) -> None:
+def _replace(staging: Path, target: Path, old: Path) -> None:
     """A folder with content cannot be renamed onto another, so the old one steps aside first."""
-    old = target.parent / f".{target.name}.old"
-    shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         target.rename(old)
     try:
@@ -78,7 +116,6 @@ def _replace(staging: Path, target: Path) -> None:
         if old.exists():
             old.rename(target)
         raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _resource_error(target: Path, error: OSError) -> DlpEdgeError:

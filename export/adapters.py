@@ -23,7 +23,7 @@ from dlp_edge.stack import LoraPair
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight")
 
 # Settings of adapter_config.json that change the arithmetic, and the values that do not.
@@ -39,6 +39,11 @@ _PLAIN = {
     "alora_invocation_tokens": (None, []),
     "use_qalora": (False, None),
     "use_bdlora": (None, False),
+    "kasa_config": (None,),
+    "monteclora_config": (None,),
+    # Other initialisations (PiSSA, OLoRA, CorDA, LoftQ, ...) change the backbone's own weights,
+    # so the pair alone is not what was trained.
+    "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
 }
 
 
@@ -86,7 +91,7 @@ def read_adapters(
 
 def read_adapter(name: str, folder: Path, sizes: Mapping[str, tuple[int, int]]) -> PeftAdapter:
     """Reads one adapter; see `read_adapters`."""
-    if not _NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise AdapterError(
             f"{name!r} is no name for an adapter",
             "Use up to 64 letters, digits, '.', '_' and '-', starting with a letter or digit",
@@ -116,7 +121,7 @@ def read_adapter(name: str, folder: Path, sizes: Mapping[str, tuple[int, int]]) 
 def _read_config(name: str, folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise AdapterError(
             f"adapter {name}: {folder / CONFIG} cannot be read",
             "Give the folder that PEFT's save_pretrained wrote",
@@ -180,6 +185,8 @@ def _check_pair(
             f"It can change, in each of the backbone's layers: {known}",
         )
     a, b = found["A"], found["B"]
+    if a.ndim != 2 or b.ndim != 2:
+        raise AdapterError(f"adapter {name} has no matrices for {module}", "Retrain it")
     rank, (inputs, outputs) = a.shape[0], sizes[module]
     if a.shape != (rank, inputs) or b.shape != (outputs, rank) or rank == 0:
         raise AdapterError(
@@ -187,15 +194,33 @@ def _check_pair(
             f"here, its pair is {a.shape[-1]} -> {b.shape[0]}",
             f"Its own backbone is {config.get('base_model_name_or_path')}",
         )
-    return LoraPair(a, np.ascontiguousarray(b.T), _scaling(module, rank, config))
+    expected = _setting(name, module, config, "r", "rank_pattern", 8)
+    if rank != expected:
+        raise AdapterError(
+            f"adapter {name}: {module} has rank {rank}, {CONFIG} says {expected:g}",
+            "Restore the configuration that belongs to the weights",
+        )
+    alpha = _setting(name, module, config, "lora_alpha", "alpha_pattern", 8)
+    scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    return LoraPair(a, np.ascontiguousarray(b.T), scaling)
 
 
-def _scaling(module: str, rank: int, config: Mapping[str, Any]) -> float:
-    """alpha / r, or alpha / sqrt(r) for rsLoRA; alpha_pattern overrides alpha by module, as
-    PEFT matches it."""
-    alpha = config.get("lora_alpha", 8)
-    for pattern, value in (config.get("alpha_pattern") or {}).items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", module):
-            alpha = value
-            break
-    return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+def _setting(
+    name: str, module: str, config: Mapping[str, Any], key: str, patterns: str, default: float
+) -> float:
+    """A number of the configuration; the first pattern that matches the module, as PEFT matches
+    it, overrides the common value."""
+    value = config.get(key, default)
+    by_pattern = config.get(patterns) or {}
+    try:
+        for pattern, special in by_pattern.items():
+            if re.fullmatch(rf"(.*\.)?({pattern})", module):
+                value = special
+                break
+    except (AttributeError, TypeError, re.error) as error:
+        raise AdapterError(
+            f"adapter {name}: {patterns} in {CONFIG} is wrong ({error})", "Restore it"
+        ) from error
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise AdapterError(f"adapter {name}: {key} in {CONFIG} is {value!r}", "Restore it")
+    return float(value)

@@ -41,7 +41,7 @@ def export_backbone(
     """
     build_graph(source.folder, quantisation, out)
     for path in out.iterdir():  # the builder also writes files for onnxruntime-genai
-        if not path.name.startswith(BACKBONE):
+        if path.is_file() and not path.name.startswith(BACKBONE):
             path.unlink()
     model = onnx.load(out / BACKBONE, load_external_data=False)
     slots = prepare_graph(model, modules, source.linear_sizes())
@@ -59,6 +59,8 @@ def export_backbone(
         num_layers=config["num_hidden_layers"],
         num_kv_heads=config.get("num_key_value_heads") or heads,
         head_size=config.get("head_dim") or config["hidden_size"] // heads,
+        bos_token=source.bos_token,
+        eos_token=source.eos_token,
         eos_token_ids=source.eos_token_ids,
         slots=slots,
     )
@@ -77,7 +79,7 @@ def build_graph(
     precision, options = FORMATS[quantisation]
     settings = {"filename": BACKBONE, **options, **(extra or {})}
     with (
-        tempfile.TemporaryDirectory(prefix="dlp-edge-builder-") as cache,
+        tempfile.TemporaryDirectory(prefix=".builder-", dir=out) as cache,
         quiet(),
     ):
         call = ("", str(folder), str(out), precision, "cpu", cache)

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from dlp_edge import __version__, stack
 from dlp_edge import bundle as files
 from dlp_edge.bundle import dump_manifest, sha256_of
-from dlp_edge.errors import RouterError, UsageError
+from dlp_edge.errors import BackboneError, DlpEdgeError, RouterError, UsageError
 from dlp_edge.export import report
 from dlp_edge.export.adapters import PeftAdapter, read_adapters
 from dlp_edge.export.backbone import FORMATS, export_backbone
@@ -59,14 +59,16 @@ def export_bundle(
     tell = on_progress or (lambda step, fraction: None)
     if quantisation not in FORMATS:
         raise UsageError(f"unknown quantisation {quantisation!r}", f"Use {', '.join(FORMATS)}")
-    ChatTemplate(chat_template)
+    _check_template(chat_template)
     check_target(out, is_bundle)
     if router is not None:
         _check_labels(router_labels(router), adapters)
 
     begun = time.perf_counter()
     tell("reading the backbone", 0.0)
-    with load_source(backbone) as source, staged(out, is_bundle) as staging:
+    with staged(out, is_bundle) as staging, load_source(backbone, staging) as source:
+        template = source.chat_template if chat_template is None else chat_template
+        _check_template(template)
         sizes = source.linear_sizes()
         tell("reading the adapters", 0.15)
         found = read_adapters(adapters, sizes)
@@ -94,12 +96,12 @@ def export_bundle(
             created_with=__version__,
             target="cpu",
             backbone=entry,
-            chat_template=source.chat_template if chat_template is None else chat_template,
+            chat_template=template,
             adapters=tuple(adapter.entry for adapter in found),
             router=router_entry,
             files={
                 path.name: FileEntry(path.stat().st_size, sha256_of(path))
-                for path in sorted(staging.iterdir())
+                for path in _files(staging)
             },
         )
         (staging / files.MANIFEST).write_text(dump_manifest(manifest), encoding="utf-8")
@@ -111,6 +113,18 @@ def export_bundle(
 def is_bundle(folder: Path) -> bool:
     """Whether a folder looks like a bundle, so that an export may replace it."""
     return (folder / files.MANIFEST).is_file() and (folder / files.BACKBONE).is_file()
+
+
+def _files(staging: Path) -> list[Path]:
+    """The bundle's files; folders beside them are scratch space that is about to go."""
+    return sorted(path for path in staging.iterdir() if path.is_file())
+
+
+def _check_template(template: str | None) -> None:
+    try:
+        ChatTemplate(template).render([{"role": "user", "content": "Hello"}])
+    except DlpEdgeError as error:
+        raise BackboneError(error.cause, "Give a working one with --chat-template") from error
 
 
 def _check_labels(labels: tuple[str, ...], adapters: Mapping[str, Path]) -> None:
@@ -136,7 +150,7 @@ def _report(
     return {
         "backbone": source.name,
         "quantisation": entry.quantisation,
-        "bytes": {path.name: path.stat().st_size for path in sorted(staging.iterdir())},
+        "bytes": {path.name: path.stat().st_size for path in _files(staging)},
         "adapters": [
             {
                 "name": adapter.name,

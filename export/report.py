@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from tokenizers import Tokenizer
 
+from dlp_edge.errors import AdapterError, BackboneError
 from dlp_edge.export.adapters import PeftAdapter
 from dlp_edge.export.quiet import quiet
 from dlp_edge.export.source import Source
@@ -20,6 +21,11 @@ from dlp_edge.runtime.fusion import Fuser
 HELDOUT = Path(__file__).with_name("heldout.txt")
 PARITY_TOKENS = 200
 PERPLEXITY_TOKENS = 1024
+CHECK_TOKENS = 32  # for each adapter alone
+# The mean |difference| of logits that an adapter alone may show: rounding, or so many times what
+# quantisation costs the base model.
+EXACT = 1e-2
+SLACK = 5.0
 Logits = npt.NDArray[np.float32]
 
 
@@ -34,10 +40,16 @@ def measure(
 
     The fusion compared is the first two adapters at 0.6 and 0.4 (the only one at 1.0).
 
+    Every adapter is also compared alone, and refused if it does something else than under PEFT.
+
     Returns:
         `perplexity` (source, bundle, ratio, tokens) of the base model on the held-out text;
         `parity`: for base and fusion, the largest and mean |difference| of the logits and the
         share of positions with the same most probable token.
+
+    Raises:
+        AdapterError: an adapter's arithmetic is not PEFT's.
+        BackboneError: the exported graph gives numbers that are not finite.
     """
     text = HELDOUT.read_text(encoding="utf-8")
     ids = tokenizer.encode(text, add_special_tokens=False).ids
@@ -50,12 +62,24 @@ def measure(
     expected = reference.logits(ids)
     found = _bundle_logits(decoder, fuser, {}, ids)
     parity = {"base": _differences(found[:PARITY_TOKENS], expected[:PARITY_TOKENS])}
+    limit = max(EXACT, SLACK * parity["base"]["mean_abs_difference"])
+    reference.load(adapters)
+    for adapter in adapters:
+        alone = {adapter.name: 1.0}
+        short = ids[:CHECK_TOKENS]
+        difference = _differences(
+            _bundle_logits(decoder, fuser, alone, short), reference.logits(short, alone)
+        )
+        _check_parity(adapter, difference["mean_abs_difference"], limit)
     if fusion:
-        reference.fuse(adapters[:2], fusion)
         short = ids[:PARITY_TOKENS]
-        fused = _differences(_bundle_logits(decoder, fuser, fusion, short), reference.logits(short))
+        fused = _differences(
+            _bundle_logits(decoder, fuser, fusion, short), reference.logits(short, fusion)
+        )
         parity["fusion"] = {"weights": fusion, **fused}
     before, after = perplexity(expected, ids), perplexity(found, ids)
+    if not np.isfinite(after):
+        raise BackboneError("the exported backbone's logits are not finite", "Check its weights")
     return {
         "perplexity": {
             "tokens": len(ids) - 1,
@@ -65,6 +89,16 @@ def measure(
         },
         "parity": {"tokens": len(ids[:PARITY_TOKENS]), **parity},
     }
+
+
+def _check_parity(adapter: PeftAdapter, difference: float, limit: float) -> None:
+    """An adapter may differ from PEFT by rounding and quantisation, not by its arithmetic."""
+    if not difference <= limit:
+        raise AdapterError(
+            f"adapter {adapter.name} does not do in the bundle what it does under PEFT (logits "
+            f"differ by {difference:.2g} on average, {limit:.2g} is allowed)",
+            "Check that its configuration belongs to its weights, and report it if it does",
+        )
 
 
 def perplexity(logits: Logits, ids: Sequence[int]) -> float:
@@ -103,26 +137,33 @@ class _Reference:
             self._model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         self._model.eval()
 
-    def fuse(self, adapters: Sequence[PeftAdapter], weights: Mapping[str, float]) -> None:
-        """Loads the adapters and lets PEFT add all of them, each scaled by its weight."""
+    def load(self, adapters: Sequence[PeftAdapter]) -> None:
+        """Loads the adapters, under names that PEFT accepts as attributes of a module."""
         from peft import PeftModel
 
-        first, *others = adapters
-        with quiet():
-            model = PeftModel.from_pretrained(self._model, first.folder, adapter_name=first.name)
-            for adapter in others:
-                model.load_adapter(adapter.folder, adapter_name=adapter.name)
-        model.base_model.set_adapter([adapter.name for adapter in adapters])
-        for layer in model.modules():
-            scaling = getattr(layer, "scaling", None)
-            if isinstance(scaling, dict):
-                for name, weight in weights.items():
-                    if name in scaling:
-                        scaling[name] *= weight
-        self._model = model.eval()
+        self._names = {adapter.name: f"adapter_{i}" for i, adapter in enumerate(adapters)}
+        for adapter in adapters:
+            place = {"adapter_name": self._names[adapter.name]}
+            with quiet():
+                if isinstance(self._model, PeftModel):
+                    self._model.load_adapter(adapter.folder, **place)
+                else:
+                    self._model = PeftModel.from_pretrained(self._model, adapter.folder, **place)
+        self._model.eval()
+        self._scalings = [
+            (layer.scaling, dict(layer.scaling))
+            for layer in self._model.modules()
+            if isinstance(getattr(layer, "scaling", None), dict)
+        ]
 
     @torch.no_grad()
-    def logits(self, ids: Sequence[int]) -> Logits:
-        """Logits [S, V] after each of the ids."""
+    def logits(self, ids: Sequence[int], fusion: Mapping[str, float] | None = None) -> Logits:
+        """Logits [S, V] after each of the ids; PEFT adds the adapters of the fusion, each scaled
+        by its weight."""
+        if fusion:
+            self._model.base_model.set_adapter([self._names[name] for name in fusion])
+            weights = {self._names[name]: weight for name, weight in fusion.items()}
+            for scaling, own in self._scalings:
+                scaling.update({name: own[name] * weights.get(name, 0.0) for name in own})
         output: Logits = self._model(torch.tensor([list(ids)])).logits[0].float().numpy()
         return output

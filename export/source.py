@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,15 +13,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from dlp_edge.bundle import sha256_of
-from dlp_edge.errors import BackboneError
+from dlp_edge.errors import BackboneError, ResourceError
 from dlp_edge.export.quiet import quiet
 from dlp_edge.models.architectures import PROJECTIONS, check_supported, module_name
 
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_FILES = (".gguf", ".bin", ".safetensors", ".onnx")
 # What a hub repository must give; never pickled weights.
 _HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model")
+
+
+_NUMBERS = (
+    "num_hidden_layers",
+    "num_attention_heads",
+    "hidden_size",
+    "vocab_size",
+    "max_position_embeddings",
+)
 
 
 @dataclass(frozen=True)
@@ -33,6 +45,7 @@ class Source:
         fingerprint: SHA-256 of the weights as they were given.
         config: the content of config.json.
         chat_template: the tokenizer's, or None.
+        bos_token, eos_token: their texts, which chat templates ask for; "" where there is none.
         eos_token_ids: tokens that end an answer.
     """
 
@@ -41,6 +54,8 @@ class Source:
     fingerprint: str
     config: dict[str, Any]
     chat_template: str | None
+    bos_token: str
+    eos_token: str
     eos_token_ids: tuple[int, ...]
 
     @property
@@ -56,19 +71,25 @@ class Source:
         }
         sizes: dict[str, tuple[int, int]] = {}
         for path in sorted(self.folder.glob("*.safetensors")):
-            with safe_open(path, framework="numpy") as file:
-                for key in wanted.intersection(file.keys()):
-                    rows, columns = file.get_slice(key).get_shape()
-                    sizes[key.removesuffix(".weight")] = (columns, rows)
+            try:
+                with safe_open(path, framework="numpy") as file:
+                    for key in wanted.intersection(file.keys()):
+                        rows, columns = file.get_slice(key).get_shape()
+                        sizes[key.removesuffix(".weight")] = (columns, rows)
+            except (SafetensorError, OSError, ValueError) as error:
+                raise BackboneError(f"{path} cannot be read ({error})", "Restore it") from error
         return sizes
 
 
 @contextmanager
-def load_source(backbone: str) -> Iterator[Source]:
+def load_source(backbone: str, scratch: Path | None = None) -> Iterator[Source]:
     """Opens a backbone: a folder, a GGUF file or a hub id.
 
     A GGUF file is dequantised by transformers into a temporary folder, which is removed at the
     end of the context.
+
+    Args:
+        scratch: where that folder is made; None is the system's place for temporary files.
 
     Raises:
         BackboneError: it cannot be found or read, or its architecture is not supported.
@@ -77,10 +98,12 @@ def load_source(backbone: str) -> Iterator[Source]:
     if path.is_dir():
         yield _open_folder(path, path.resolve().name)
     elif path.is_file() and path.suffix == ".gguf":
-        with tempfile.TemporaryDirectory(prefix="dlp-edge-gguf-") as folder:
+        with tempfile.TemporaryDirectory(
+            prefix=".gguf-", dir=scratch, ignore_cleanup_errors=True
+        ) as folder:
             dequantise_gguf(path, Path(folder))
             yield _open_folder(Path(folder), path.stem, sha256_of(path))
-    elif path.exists() or path.suffix or backbone.count("/") != 1:
+    elif path.exists() or path.suffix in _FILES or not _HUB_ID.fullmatch(backbone):
         raise BackboneError(
             f"{backbone} is no folder, GGUF file or hub id", "Check the path of the backbone"
         )
@@ -115,7 +138,13 @@ def dequantise_gguf(path: Path, out: Path) -> None:
     if config.get("tie_word_embeddings"):
         state.pop("lm_head.weight", None)
     tensors = {key: value.contiguous() for key, value in state.items()}
-    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    try:
+        save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    except SafetensorError as error:  # it has no errno to tell a full disk by
+        raise ResourceError(
+            f"the dequantised weights cannot be written ({error})",
+            "Make room: they take four bytes a parameter",
+        ) from error
     tokenizer.save_pretrained(out)
 
 
@@ -134,7 +163,12 @@ def _download(name: str) -> Path:
 
 def _open_folder(folder: Path, name: str, fingerprint: str | None = None) -> Source:
     config = _read_json(folder, "config.json")
-    check_supported(next(iter(config.get("architectures") or []), None))
+    check_supported(config.get("architectures"))
+    for key in _NUMBERS:
+        if type(config.get(key)) is not int or config[key] < 1:
+            raise BackboneError(
+                f"{folder / 'config.json'} has {key}={config.get(key)!r}", "Restore it"
+            )
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise BackboneError(
@@ -148,6 +182,8 @@ def _open_folder(folder: Path, name: str, fingerprint: str | None = None) -> Sou
         fingerprint=fingerprint or _fingerprint(weights),
         config=config,
         chat_template=_chat_template(folder),
+        bos_token=_special_token(folder, "bos_token"),
+        eos_token=_special_token(folder, "eos_token"),
         eos_token_ids=_eos_token_ids(folder, config),
     )
 
@@ -162,11 +198,25 @@ def _fingerprint(weights: list[Path]) -> str:
 def _chat_template(folder: Path) -> str | None:
     separate = folder / "chat_template.jinja"
     if separate.is_file():
-        return separate.read_text(encoding="utf-8")
+        try:
+            return separate.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise BackboneError(f"{separate} is not UTF-8 text", "Restore it") from error
     if (folder / "tokenizer_config.json").is_file():
         template = _read_json(folder, "tokenizer_config.json").get("chat_template")
         return template if isinstance(template, str) else None
     return None
+
+
+def _special_token(folder: Path, name: str) -> str:
+    """The text of a special token; the files hold it as a string or as {"content": string}."""
+    for file in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (folder / file).is_file():
+            token = _read_json(folder, file).get(name)
+            token = token.get("content") if isinstance(token, dict) else token
+            if isinstance(token, str):
+                return token
+    return ""
 
 
 def _eos_token_ids(folder: Path, config: dict[str, Any]) -> tuple[int, ...]:
@@ -185,7 +235,7 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
         content = json.loads((folder / name).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise BackboneError(f"{folder} has no {name}", "Give a model's own folder") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BackboneError(f"{folder / name} cannot be read ({error})", "Restore it") from error
     if not isinstance(content, dict):
         raise BackboneError(f"{folder / name} is not a JSON object", "Restore it")

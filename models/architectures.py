@@ -45,10 +45,11 @@ def module_name(layer: int, module: str) -> str:
     return f"model.layers.{layer}.{module}"
 
 
-def check_supported(architecture: str | None) -> None:
-    """Raises BackboneError for an architecture that cannot be exported."""
-    if architecture not in SUPPORTED:
+def check_supported(architectures: object) -> None:
+    """Raises BackboneError unless `config.json`'s "architectures" begins with a supported one."""
+    first = architectures[0] if isinstance(architectures, list) and architectures else None
+    if first not in SUPPORTED:
         raise BackboneError(
-            f"the backbone's architecture is {architecture}, which is not supported",
+            f"the backbone's architecture is {first}, which is not supported",
             f"Use one of: {', '.join(SUPPORTED)}",
         )

@@ -119,8 +119,11 @@ class Runtime:
         messages = _messages(prompt)
         engine = self._loaded()
         steering = self._steering(**options)
-        text = self._template.render(messages)
+        backbone = self.manifest.backbone
+        text = self._template.render(messages, backbone.bos_token, backbone.eos_token)
         ids = engine.tokenizer.encode(text, add_special_tokens=self._template.is_plain).ids
+        if not ids:
+            raise UsageError("the chat template makes an empty prompt of this", "Give it some text")
         if len(ids) >= engine.decoder.max_context:
             raise ContextLengthError(
                 f"the prompt has {len(ids)} tokens, the context holds "
