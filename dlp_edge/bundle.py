@@ -24,7 +24,7 @@ ROUTER_TOKENIZER = "router_tokenizer.json"
 TOKENIZER = "tokenizer.json"
 REPORT = "report.json"
 
-REQUIRED = (BACKBONE, ADAPTERS, TOKENIZER, REPORT)
+REQUIRED = (BACKBONE, BACKBONE_DATA, ADAPTERS, TOKENIZER, REPORT)
 MAX_MANIFEST_BYTES = 16 << 20
 _REEXPORT = "Copy the bundle again or export it again"
 
@@ -87,7 +87,11 @@ def open_bundle(folder: str | Path) -> Bundle:
     """
     root = Path(folder)
     path = root / MANIFEST
-    if not root.is_dir():
+    try:
+        is_folder = root.is_dir()
+    except OSError:  # a name that the system cannot have
+        is_folder = False
+    if not is_folder:
         raise BundleError(f"there is no bundle at {root}", "Check the path, or run dlp-edge export")
     if not path.is_file():
         raise BundleError(
@@ -97,6 +101,8 @@ def open_bundle(folder: str | Path) -> Bundle:
         raise BundleError(f"{MANIFEST} is larger than any real one", _REEXPORT)
     try:
         document = json.loads(path.read_bytes())
+    except OSError as error:
+        raise _damaged(MANIFEST, f"cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{MANIFEST} is not valid JSON ({error})", _REEXPORT) from error
     manifest = parse_manifest(document)
@@ -113,13 +119,15 @@ def parse_manifest(document: Any) -> Manifest:
     """
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise BundleError(f"{MANIFEST} is not one of a dlp-edge bundle", "Check the path")
-    if document.get("version") != VERSION:
+    if type(document.get("version")) is not int or document["version"] != VERSION:
         raise BundleError(
             f"the bundle has format version {document.get('version')!r}, this dlp-edge reads "
             f"version {VERSION}",
             "Update dlp-edge, or export the bundle again",
         )
     content = {key: value for key, value in document.items() if key not in ("format", "version")}
+    if content.pop("checksum", None) != _checksum(content):
+        raise BundleError(f"{MANIFEST} has been changed since the export", _REEXPORT)
     manifest = _parse(Manifest, content, "manifest")
     for name in REQUIRED:
         if name not in manifest.files:
@@ -137,8 +145,14 @@ def parse_manifest(document: Any) -> Manifest:
 
 def dump_manifest(manifest: Manifest) -> str:
     """The manifest as the text of `manifest.json`."""
-    document = {"format": FORMAT, "version": VERSION, **asdict(manifest)}
+    content = json.loads(json.dumps(asdict(manifest)))
+    document = {"format": FORMAT, "version": VERSION, "checksum": _checksum(content), **content}
     return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    """SHA-256 of the content in a canonical form: against accidents, not against forgery."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def sha256_of(path: Path) -> str:

@@ -20,6 +20,9 @@ class DlpEdgeError(Exception):
         self.cause = cause
         self.remedy = remedy
 
+    def __reduce__(self) -> tuple[type[DlpEdgeError], tuple[str, str]]:
+        return type(self), (self.cause, self.remedy)  # errors cross process boundaries
+
 
 class UsageError(DlpEdgeError, ValueError):
     """An argument is wrong: an empty prompt, an unknown adapter name, a bad temperature."""

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from typing import Literal
 
 from dlp_edge.runtime.selection import SelectionRule
 
 FORMAT = "dlp-edge-bundle"
 VERSION = 1
+
+ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+NAME_RULE = "up to 64 letters, digits, '.', '_' and '-', starting with a letter or digit"
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ class BackboneEntry:
     fingerprint: str
     architecture: str
     quantisation: str
-    dtype: str
+    dtype: Literal["float32", "float16"]
     context_length: int
     vocab_size: int
     num_layers: int

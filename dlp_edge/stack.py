@@ -9,7 +9,7 @@ padding. Offsets, ranks and scalings are in the file's metadata.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -146,8 +146,3 @@ def _check_rows(stack: AdapterStack) -> None:
                 raise BundleError(f"adapter {name} lies outside the tensors of {module}", _REEXPORT)
             if not np.isfinite(at.scaling):
                 raise BundleError(f"adapter {name} has no finite scaling for {module}", _REEXPORT)
-
-
-def adapter_names(stack: AdapterStack) -> Sequence[str]:
-    """Names in the order in which they were packed."""
-    return list(stack.rows)

@@ -16,14 +16,13 @@ from safetensors.torch import load_file
 
 from dlp_edge.bundle import sha256_of
 from dlp_edge.errors import AdapterError
-from dlp_edge.manifest import AdapterEntry
+from dlp_edge.manifest import ADAPTER_NAME, NAME_RULE, AdapterEntry
 from dlp_edge.models.architectures import PROJECTIONS
 from dlp_edge.stack import LoraPair
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight")
 
 # Settings of adapter_config.json that change the arithmetic, and the values that do not.
@@ -56,6 +55,12 @@ class PeftAdapter:
     pairs: dict[str, LoraPair]
     sha256: str
     base_model: str | None
+
+    def names_base(self, backbone: str) -> bool:
+        """Whether its configuration names this backbone, as far as names can tell: the same last
+        part, whatever a file name adds to it."""
+        own = Path(self.base_model or "").name.lower()
+        return own in Path(backbone).name.lower()
 
     @property
     def entry(self) -> AdapterEntry:
@@ -91,10 +96,10 @@ def read_adapters(
 
 def read_adapter(name: str, folder: Path, sizes: Mapping[str, tuple[int, int]]) -> PeftAdapter:
     """Reads one adapter; see `read_adapters`."""
-    if not NAME.fullmatch(name):
+    if not ADAPTER_NAME.fullmatch(name):
         raise AdapterError(
             f"{name!r} is no name for an adapter",
-            "Use up to 64 letters, digits, '.', '_' and '-', starting with a letter or digit",
+            f"Use {NAME_RULE}",
         )
     config = _read_config(name, folder)
     _check_plain(name, config)

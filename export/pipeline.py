@@ -151,6 +151,12 @@ def _report(
         "backbone": source.name,
         "quantisation": entry.quantisation,
         "bytes": {path.name: path.stat().st_size for path in _files(staging)},
+        "remarks": [
+            f"adapter {adapter.name} was trained on {adapter.base_model}, this backbone is called "
+            f"{source.name}"
+            for adapter in adapters
+            if not adapter.names_base(source.name)
+        ],
         "adapters": [
             {
                 "name": adapter.name,

@@ -152,7 +152,7 @@ def _read_card(path: Path) -> dict[str, Any]:
             f"{path.parent} is not a router ({CARD}: {error.strerror})",
             "Name a folder that `dlp-edge train-router` wrote",
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RouterError(f"{path} is damaged ({error})", _RETRAIN) from error
     if not isinstance(card, dict):
         raise RouterError(f"{path} is damaged (it holds no object)", _RETRAIN)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dlp_edge.errors import RouterError
+from dlp_edge.manifest import ADAPTER_NAME, NAME_RULE
 
 SPLITS = ("train", "dev")
 _LINE_FORMAT = 'Each line holds {"prompt": text, "response": text, "choices": [text, ...]?}'
@@ -43,6 +44,11 @@ def read_tasks(folder: Path) -> list[Task]:
             f"{folder} holds {len(homes)} task folder(s), and a router chooses between two or more",
             "Add a folder for each task, with train.jsonl and dev.jsonl",
         )
+    for home in homes:
+        if not ADAPTER_NAME.fullmatch(home.name):
+            raise RouterError(
+                f"{home.name!r} is no name for an adapter", f"Rename the folder: {NAME_RULE}"
+            )
     return [
         Task(home.name, *(_read_samples(home / f"{split}.jsonl") for split in SPLITS))
         for home in homes
@@ -72,13 +78,17 @@ def _read_samples(path: Path) -> tuple[Sample, ...]:
 def _parse_sample(line: str, where: str) -> Sample:
     try:
         record: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise RouterError(f"{where} is not JSON ({error.msg})", _LINE_FORMAT) from error
+    except (ValueError, RecursionError) as error:
+        raise RouterError(f"{where} is not JSON ({error})", _LINE_FORMAT) from error
     if not isinstance(record, dict):
         raise RouterError(f"{where} is not a JSON object", _LINE_FORMAT)
     for key in ("prompt", "response"):
         if not isinstance(record.get(key), str) or not record[key].strip():
             raise RouterError(f"{where} has no text for {key!r}", _LINE_FORMAT)
+        try:
+            record[key].encode()
+        except UnicodeEncodeError as error:
+            raise RouterError(f"{where} has invalid Unicode in {key!r}", "Mend it") from error
     choices = record.get("choices", [])
     if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
         raise RouterError(f"{where} has 'choices' that are no list of texts", _LINE_FORMAT)

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from dlp_edge.errors import ResourceError
+from dlp_edge.errors import BundleError, ResourceError, UsageError
 from dlp_edge.manifest import BackboneEntry
-from dlp_edge.runtime.device import Device, open_session
+from dlp_edge.runtime.device import Device, first_line, open_session
 from dlp_edge.runtime.fusion import SlotPair
 
 Logits = npt.NDArray[np.floating]
@@ -42,6 +42,7 @@ class Decoder:
         self._vocab_size = backbone.vocab_size
         self._dtype = np.dtype(backbone.dtype)
         self._session = open_session(path, device)
+        _check_inputs(self._session, backbone)
         self._kind = device.kind
         self._binding = self._session.io_binding()
         self._cache = self._bind_cache(backbone)
@@ -84,8 +85,11 @@ class Decoder:
         """Appends tokens; returns the logits [V] after the last one.
 
         Raises:
+            UsageError: there are no tokens.
             Cancelled: `should_stop` said so between two chunks; the cache keeps whole chunks.
         """
+        if not ids:
+            raise UsageError("there are no tokens to prefill", "Give at least one")
         for start in range(0, len(ids), PREFILL_CHUNK):
             if should_stop():
                 raise Cancelled
@@ -131,7 +135,10 @@ class Decoder:
                 raise ResourceError(
                     "memory ran out inside the backbone", "Use a shorter prompt"
                 ) from error
-            raise
+            raise BundleError(
+                f"the backbone's graph does not run ({first_line(error)})",
+                "Export the bundle again",
+            ) from error
         self.length = total
 
     def _bind_step(self) -> None:
@@ -153,6 +160,33 @@ class Decoder:
                 self._binding.bind_ortvalue_output(f"present.{layer}.{kind}", value)
                 values.append(value)
         return values
+
+
+def _check_inputs(session: ort.InferenceSession, backbone: BackboneEntry) -> None:
+    """Raises BundleError unless the graph has the inputs and shapes that the manifest promises."""
+    inputs = {value.name: value for value in session.get_inputs()}
+    expected = {"input_ids", "seqlens_k", "total_sequence_length", "logit_positions"}
+    expected |= {f"{slot.name}.{side}" for slot in backbone.slots for side in "AB"}
+    for layer in range(backbone.num_layers):
+        for kind in ("key", "value"):
+            name = f"past_key_values.{layer}.{kind}"
+            expected.add(name)
+            if name in inputs and inputs[name].shape[1] != backbone.num_kv_heads:
+                raise _not_as_promised(name)
+    for name in expected ^ inputs.keys():
+        raise _not_as_promised(name)
+    for slot in backbone.slots:
+        sizes = (inputs[f"{slot.name}.A"].shape[2], inputs[f"{slot.name}.B"].shape[2])
+        if sizes != (slot.input_size, slot.output_size):
+            raise _not_as_promised(slot.name)
+    if session.get_outputs()[0].shape[2] != backbone.vocab_size:
+        raise _not_as_promised("logits")
+
+
+def _not_as_promised(name: str) -> BundleError:
+    return BundleError(
+        f"the backbone's graph is not as the manifest says, at {name}", "Export the bundle again"
+    )
 
 
 def _on_cpu(array: npt.NDArray[np.generic]) -> ort.OrtValue:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import onnxruntime as ort
 
@@ -48,7 +47,7 @@ def choose_device(asked: str, target: str, threads: int | None) -> Device:
             f"this onnxruntime has no {PROVIDERS.get(kind, kind)}",
             "Install dlp-edge[cuda] instead of dlp-edge[cpu]",
         )
-    return Device(kind, threads or _physical_cores())
+    return Device(kind, threads or _default_threads())
 
 
 def open_session(path: Path, device: Device) -> ort.InferenceSession:
@@ -72,7 +71,7 @@ def open_session(path: Path, device: Device) -> ort.InferenceSession:
         if "bad_alloc" in str(error) or "allocate" in str(error).lower():
             raise _out_of_memory() from error
         raise BundleError(
-            f"onnxruntime cannot load {path.name} ({_first_line(error)})", "Export the bundle again"
+            f"onnxruntime cannot load {path.name} ({first_line(error)})", "Export the bundle again"
         ) from error
     if session.get_providers()[0] != provider:
         raise DeviceError(
@@ -89,14 +88,14 @@ def _out_of_memory() -> ResourceError:
     )
 
 
-def _first_line(error: Any) -> str:
+def first_line(error: Exception) -> str:
+    """What an onnxruntime error says, without its stack."""
     return str(error).strip().splitlines()[0][:300]
 
 
-def _physical_cores() -> int:
-    """Half of the logical processors where they come in pairs cannot be told without a library;
-    the processors that this process may use are the best portable guess, 8 at most (decode is
-    bound by memory, more threads only contend)."""
+def _default_threads() -> int:
+    """The processors that this process may use; 8 at most, since decoding is bound by memory
+    and more threads only contend."""
     if hasattr(os, "sched_getaffinity"):
         count = len(os.sched_getaffinity(0))
     else:

@@ -7,7 +7,6 @@ slot, however many adapters are fused.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +14,11 @@ import numpy as np
 
 from dlp_edge.errors import UsageError
 from dlp_edge.manifest import Slot
+from dlp_edge.runtime.options import texts
+from dlp_edge.runtime.selection import check_number
 from dlp_edge.stack import AdapterStack, Array
+
+LARGEST_WEIGHT = 1e3  # beyond it logits overflow and nothing sensible is meant
 
 
 @dataclass(frozen=True)
@@ -84,13 +87,17 @@ def parse_weights(
     Raises:
         UsageError: a name that is no adapter of the bundle, or a weight that is not finite.
     """
-    if isinstance(adapters, str):
-        adapters = [adapters]
-    weights = dict(adapters) if isinstance(adapters, Mapping) else dict.fromkeys(adapters, 1.0)
+    if isinstance(adapters, Mapping):
+        weights = dict(adapters)
+    else:
+        weights = dict.fromkeys(texts("adapters", adapters), 1.0)
     check_names(weights, known)
     for name, weight in weights.items():
-        if not isinstance(weight, (int, float)) or not math.isfinite(weight):
-            raise UsageError(f"the weight of {name} is {weight!r}", "Give a finite number")
+        check_number(f"the weight of {name}", weight)
+        if abs(weight) > LARGEST_WEIGHT:
+            raise UsageError(
+                f"the weight of {name} is {weight}", f"Stay within +-{LARGEST_WEIGHT:g}"
+            )
     return {name: float(weight) for name, weight in weights.items()}
 
 

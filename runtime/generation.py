@@ -55,7 +55,7 @@ class Generation:
     should_stop: Callable[[], bool]
     tokens: list[int] = field(default_factory=list)
     text: str = ""
-    finish_reason: FinishReason = "length"
+    finish_reason: FinishReason = "cancelled"
     timings: Timings = field(default_factory=Timings)
     _starts: list[_Start] = field(default_factory=list)
 
@@ -90,13 +90,11 @@ class Generation:
                     self.finish_reason = "stop"
                     break
                 if self._is_full():
+                    self.finish_reason = "length"
                     break
                 logits = self._next(token, changed)
         except Cancelled:
-            self.finish_reason = "cancelled"
-        except GeneratorExit:
-            self.finish_reason = "cancelled"
-            raise
+            pass  # as `finish_reason` says until the answer ends by itself
         if not stops.matched:
             rest = detokenizer.finish()
             yield from self._give(stops.feed(rest) + stops.finish())

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypedDict, get_args
 
 from dlp_edge.errors import UsageError
-from dlp_edge.runtime.selection import SelectionRule
+from dlp_edge.runtime.selection import SelectionRule, check_number
 from dlp_edge.types import KvPolicy, SelectRule, WeighRule
 
 if TYPE_CHECKING:
@@ -66,16 +65,24 @@ class Decoding:
     kv: KvPolicy = "keep"
 
     def __post_init__(self) -> None:
+        check_number("max_new_tokens", self.max_new_tokens, whole=True)
+        check_number("temperature", self.temperature)
+        check_number("top_p", self.top_p)
+        check_number("top_k", self.top_k, whole=True)
+        if self.seed is not None:
+            check_number("seed", self.seed, whole=True)
+            if self.seed < 0:
+                raise UsageError(f"seed is {self.seed}", "Choose 0 or more")
         if self.max_new_tokens < 1:
             raise UsageError(f"max_new_tokens is {self.max_new_tokens}", "Ask for at least 1")
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+        if self.temperature < 0:
             raise UsageError(f"temperature is {self.temperature}", "Choose 0 or more")
         if not 0 < self.top_p <= 1:
             raise UsageError(f"top_p is {self.top_p}", "Choose 0 < top_p <= 1")
         if self.top_k < 0:
             raise UsageError(f"top_k is {self.top_k}", "Choose 0 (all) or more")
-        if "" in self.stop:
-            raise UsageError("a stop string is empty", "Leave it out")
+        if not all(isinstance(stop, str) and stop for stop in self.stop):
+            raise UsageError(f"stop is {self.stop!r}", "Give texts that are not empty")
         if self.kv not in get_args(KvPolicy):
             raise UsageError(f"unknown KV policy {self.kv!r}", "Use keep or recompute")
 
@@ -83,8 +90,7 @@ class Decoding:
 def decoding_of(**options: Unpack[GenerateOptions]) -> Decoding:
     """The decoding part of a request's options, checked."""
     chosen = {key: value for key, value in options.items() if key in Decoding.__annotations__}
-    stop = options.get("stop", ())
-    chosen["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
+    chosen["stop"] = texts("stop", options.get("stop"))
     return Decoding(**chosen)  # type: ignore[arg-type]
 
 
@@ -92,6 +98,19 @@ def selection_of(default: SelectionRule, **options: Unpack[GenerateOptions]) -> 
     """The bundle's selection rule with a request's changes, checked."""
     keys = ("select", "p", "k", "weigh", "min_confidence")
     return replace(default, **{key: options[key] for key in keys if key in options})  # type: ignore[literal-required]
+
+
+def texts(name: str, value: object) -> tuple[str, ...]:
+    """One text, several or None as a tuple.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    if value is None or isinstance(value, str):
+        return () if value is None else (value,)
+    if not isinstance(value, Iterable) or isinstance(value, (bytes, Mapping)):
+        raise UsageError(f"{name} is {value!r}", "Give a text or a list of texts")
+    return tuple(value)
 
 
 def check_option_names(options: Mapping[str, object]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import weakref
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -23,7 +23,14 @@ from dlp_edge.runtime.options import (
     check_option_names,
     decoding_of,
 )
-from dlp_edge.runtime.steering import Pinned, Steering, load_router, route_with
+from dlp_edge.runtime.steering import (
+    Pinned,
+    Steering,
+    check_prompt,
+    check_routing,
+    load_router,
+    route_with,
+)
 from dlp_edge.runtime.text import ChatTemplate, parse_tokenizer
 from dlp_edge.types import AdapterInfo, Chunk, Message, Reply, RouteDecision
 
@@ -87,6 +94,7 @@ class Runtime:
         )
         self._turn = _Turn()
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
+        self._streams_lock = threading.Lock()
         tell("ready", 1.0)
 
     @property
@@ -140,7 +148,8 @@ class Runtime:
             should_stop=cancelled.is_set,
         )
         stream = Stream(generation, cancelled, self._turn)
-        self._streams.add(stream)
+        with self._streams_lock:
+            self._streams.add(stream)
         return stream
 
     def route(
@@ -152,17 +161,23 @@ class Runtime:
             UsageError: the bundle has no router, or an option is wrong.
         """
         check_option_names(options)
-        if not prompt.strip():
-            raise UsageError("the prompt is empty", "Give it some text")
         self._loaded()
         return route_with(self._router, self.manifest, **options).decide(prompt, generated)
 
     def close(self) -> None:
         """Ends all streams and gives the memory back; a request afterwards is a UsageError."""
-        for stream in list(self._streams):
+        self._end_streams()
+        self._turn.acquire(self._end_streams)
+        self._engine = None
+        self._turn.release()
+
+    def _end_streams(self) -> bool:
+        """Closes all streams; False, since closing the Runtime is never given up."""
+        with self._streams_lock:
+            streams = list(self._streams)
+        for stream in streams:
             stream.close()
-        with self._turn:
-            self._engine = None
+        return False
 
     def __enter__(self) -> Runtime:
         return self
@@ -183,10 +198,9 @@ class Runtime:
     def _steering(self, **options: Unpack[GenerateOptions]) -> Steering:
         pinned = options.get("adapters")
         names = [entry.name for entry in self.manifest.adapters]
-        if pinned is not None:
-            return Pinned(parse_weights(pinned, names))
-        if not names:
-            return Pinned({})
+        if pinned is not None or not names:
+            check_routing(self.manifest, **options)
+            return Pinned(parse_weights(pinned or {}, names))
         return route_with(self._router, self.manifest, **options)
 
 
@@ -201,6 +215,12 @@ class Stream:
 
     def __iter__(self) -> Iterator[Chunk]:
         return self._chunks
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def __next__(self) -> Chunk:
         return next(self._chunks)
@@ -223,42 +243,56 @@ class Stream:
 
 
 def _take_turn(turn: _Turn, generation: Generation) -> Generator[Chunk, None, None]:
-    with turn:
+    if not turn.acquire(generation.should_stop):
+        return
+    try:
         yield from generation.run()
+    finally:
+        turn.release()
 
 
 class _Turn:
-    """Lets one request at a time use the engine. A lock that names the deadlock of a thread that
-    starts a request inside its own unfinished stream."""
+    """Lets one request at a time use the engine. A lock that can be given up while waiting, and
+    that names the deadlock of a thread that starts a request inside its own unfinished stream."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._owner: int | None = None
 
-    def __enter__(self) -> None:
+    def acquire(self, given_up: Callable[[], bool]) -> bool:
+        """Waits for the turn, asking `given_up` now and then; False if it said so."""
         if self._owner == threading.get_ident():
             raise BusyError(
                 "this thread has an unfinished stream on the same Runtime",
-                "Exhaust or cancel it first",
+                "Exhaust or close it first",
             )
-        self._lock.acquire()
+        while not self._lock.acquire(timeout=0.05):
+            if given_up():
+                return False
         self._owner = threading.get_ident()
+        return True
 
-    def __exit__(self, *_: object) -> None:
+    def release(self) -> None:
         self._owner = None
         self._lock.release()
 
 
 def _messages(prompt: str | Sequence[Message]) -> list[Message]:
-    messages: list[Message] = (
-        [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-    )
-    for message in messages:
-        if not {"role", "content"} <= set(message):
-            raise UsageError("a message has no role or no content", "Give it both")
-    if not messages or not _user_text(messages).strip():
-        raise UsageError("the prompt is empty", "Give it some text")
-    return messages
+    """The prompt as chat messages, checked."""
+    if isinstance(prompt, str):
+        check_prompt(prompt)
+        return [{"role": "user", "content": prompt}]
+    if not isinstance(prompt, Sequence) or not prompt:
+        raise UsageError(f"the prompt is {prompt!r}", "Give a text or a list of messages")
+    for message in prompt:
+        if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
+            raise UsageError(
+                f"{message!r} is no message", 'Write {"role": "user", "content": "..."}'
+            )
+        if not isinstance(message["role"], str) or not isinstance(message["content"], str):
+            raise UsageError(f"{message!r} has a role or content that is no text", "Give texts")
+    check_prompt(_user_text(prompt))
+    return list(prompt)
 
 
 def _user_text(messages: Sequence[Message]) -> str:

@@ -38,8 +38,9 @@ def distribution(
         ids = ids[np.argsort(-logits[ids], kind="stable")]
     else:
         ids = np.argsort(-logits, kind="stable")
-    scaled = logits[ids].astype(np.float64) / temperature
-    probabilities = np.exp(scaled - scaled[0])
+    best = logits[ids[0]].astype(np.float64)
+    with np.errstate(over="ignore"):  # -inf is right for a temperature near 0
+        probabilities = np.exp((logits[ids].astype(np.float64) - best) / temperature)
     probabilities /= probabilities.sum()
     if top_p < 1:
         kept = int(np.searchsorted(probabilities.cumsum(), top_p)) + 1

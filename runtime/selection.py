@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import get_args
@@ -10,6 +12,13 @@ import numpy as np
 
 from dlp_edge.errors import UsageError
 from dlp_edge.types import SelectRule, WeighRule
+
+
+def check_number(name: str, value: object, whole: bool = False) -> None:
+    """Raises UsageError unless the value is a finite number (a whole one, where asked)."""
+    kind = numbers.Integral if whole else numbers.Real
+    if isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(value):
+        raise UsageError(f"{name} is {value!r}", f"Give a {'whole' if whole else 'finite'} number")
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,9 @@ class SelectionRule:
                 f"unknown weighing {self.weigh!r}",
                 f"Use one of {', '.join(get_args(WeighRule))}",
             )
+        check_number("p", self.p)
+        check_number("k", self.k, whole=True)
+        check_number("min_confidence", self.min_confidence)
         if not 0 < self.p <= 1:
             raise UsageError(f"p is {self.p}", "Choose 0 < p <= 1")
         if self.k < 1:

@@ -9,7 +9,7 @@ from dlp_edge.bundle import ROUTER, ROUTER_TOKENIZER, Bundle
 from dlp_edge.errors import UsageError
 from dlp_edge.manifest import Manifest
 from dlp_edge.runtime.fusion import check_names
-from dlp_edge.runtime.options import GenerateOptions, selection_of
+from dlp_edge.runtime.options import GenerateOptions, selection_of, texts
 from dlp_edge.runtime.router import Router
 from dlp_edge.runtime.selection import SelectionRule, select, weigh
 from dlp_edge.runtime.text import parse_tokenizer
@@ -40,6 +40,7 @@ class Routed:
 
     def decide(self, prompt: str, generated: str = "") -> RouteDecision:
         """Reads the user's text and the text generated so far, and picks adapters."""
+        check_prompt(prompt)
         found = self.router.probabilities(prompt, generated)
         allowed = {name: y for name, y in found.items() if name not in self.forbidden}
         total = sum(allowed.values())
@@ -59,6 +60,18 @@ class Routed:
 Steering = Pinned | Routed
 
 
+def check_prompt(text: object) -> None:
+    """Raises UsageError unless a prompt is text that says something and can be encoded."""
+    if not isinstance(text, str):
+        raise UsageError(f"the prompt is {type(text).__name__}, not text", "Give it as text")
+    if not text.strip():
+        raise UsageError("the prompt is empty", "Give it some text")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError("the prompt is not valid Unicode", "Check its encoding") from error
+
+
 def load_router(bundle: Bundle) -> Router | None:
     """The bundle's router; None where it has none."""
     entry = bundle.manifest.router
@@ -76,14 +89,25 @@ def route_with(
     Raises:
         UsageError: the bundle has no router, or an option is wrong.
     """
-    names = [entry.name for entry in manifest.adapters]
-    if router is None or manifest.router is None:
+    rule, forbidden = check_routing(manifest, **options)
+    if router is None:
+        names = [entry.name for entry in manifest.adapters]
         example = f", for example {names[0]!r}" if names else ""
         raise UsageError(
             "the bundle has no router to pick adapters", f"Pin them with adapters=...{example}"
         )
-    forbidden = options.get("forbid", ())
-    forbidden = (forbidden,) if isinstance(forbidden, str) else tuple(forbidden)
-    check_names(forbidden, names)
-    rule = selection_of(manifest.router.selection, **options)
-    return Routed(router, rule, frozenset(forbidden))
+    return Routed(router, rule, forbidden)
+
+
+def check_routing(
+    manifest: Manifest, **options: Unpack[GenerateOptions]
+) -> tuple[SelectionRule, frozenset[str]]:
+    """The selection rule and the forbidden adapters of a request.
+
+    Raises:
+        UsageError: an option is wrong, or an adapter is not in the bundle.
+    """
+    default = manifest.router.selection if manifest.router else SelectionRule()
+    forbidden = texts("forbid", options.get("forbid"))
+    check_names(forbidden, [entry.name for entry in manifest.adapters])
+    return selection_of(default, **options), frozenset(forbidden)

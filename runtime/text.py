@@ -10,10 +10,12 @@ from typing import Any
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
 
 from dlp_edge.errors import BundleError, UsageError
 from dlp_edge.types import Message
+
+UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+LONGEST_CHARACTER = 4  # bytes in UTF-8, and so tokens at the most
 
 
 class ChatTemplate:
@@ -50,14 +52,15 @@ class ChatTemplate:
             return self._template.render(
                 messages=list(messages), add_generation_prompt=True, bos_token=bos, eos_token=eos
             )
-        except TemplateError as error:
+        except Exception as error:  # a template can fail in any way that Python can
             raise UsageError(
                 f"the chat template refuses these messages ({error})", "Change their roles or order"
             ) from error
 
 
-def _to_json(value: Any, indent: int | None = None, ensure_ascii: bool = False) -> str:
-    return json.dumps(value, indent=indent, ensure_ascii=ensure_ascii)
+def _to_json(value: Any, **options: Any) -> str:
+    """Jinja's own filter escapes for HTML; chat templates expect plain JSON."""
+    return json.dumps(value, **{"ensure_ascii": False, **options})
 
 
 def _refuse(message: str) -> None:
@@ -80,25 +83,38 @@ def parse_tokenizer(data: bytes, name: str) -> Tokenizer:
 
 
 class Detokenizer:
-    """Turns generated ids into text piece by piece, never splitting a character."""
+    """Turns generated ids into text piece by piece, never splitting a character.
+
+    Each step decodes a short window: the ids given out last (what a decoder makes of an id
+    depends on its neighbours: spaces, bytes) and the new ones.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._stream = DecodeStream(skip_special_tokens=True)
-        self._ids: list[int] = []
-        self._given = 0
+        self._before: list[int] = []  # given out last
+        self._held: list[int] = []  # not given out yet
 
     def step(self, token: int) -> str:
         """The text that this token completes; "" while a character is unfinished."""
-        self._ids.append(token)
-        piece = self._stream.step(self._tokenizer, token) or ""
-        self._given += len(piece)
+        self._held.append(token)
+        piece = self._new_text()
+        if piece.endswith(UNFINISHED) and len(self._held) < LONGEST_CHARACTER:
+            return ""
+        if piece:
+            self._before, self._held = self._held, []
         return piece
 
     def finish(self) -> str:
         """What is left: an unfinished character, as the replacement character."""
-        whole: str = self._tokenizer.decode(self._ids, skip_special_tokens=True)
-        return whole[self._given :]
+        return self._new_text() if self._held else ""
+
+    def _new_text(self) -> str:
+        known = self._decode(self._before)
+        return self._decode(self._before + self._held)[len(known) :]
+
+    def _decode(self, ids: list[int]) -> str:
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
+        return text
 
 
 class StopMatcher:

@@ -10,15 +10,18 @@ from typing import Any
 import pytest
 
 from dlp_edge import Runtime
-from dlp_edge.bundle import dump_manifest, open_bundle, parse_manifest
+from dlp_edge.bundle import _checksum, dump_manifest, open_bundle, parse_manifest
 from dlp_edge.errors import BundleError
 
 
 def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Changes the manifest and makes its checksum right again."""
     path = folder / "manifest.json"
     document = json.loads(path.read_text())
+    del document["checksum"]
     change(document)
-    path.write_text(json.dumps(document))
+    content = {key: value for key, value in document.items() if key not in ("format", "version")}
+    path.write_text(json.dumps({**document, "checksum": _checksum(content)}))
 
 
 def test_manifest_round_trip(tiny_bundle: Path) -> None:
@@ -29,6 +32,8 @@ def test_manifest_round_trip(tiny_bundle: Path) -> None:
 MANIFEST_DAMAGES: dict[str, Callable[[dict[str, Any]], object]] = {
     "another format": lambda m: m.update(format="zip"),
     "another version": lambda m: m.update(version=2),
+    "version of another type": lambda m: m.update(version=True),
+    "no weights listed": lambda m: m["files"].pop("backbone.onnx.data"),
     "unknown field": lambda m: m.update(extra=1),
     "missing field": lambda m: m.pop("target"),
     "wrong type": lambda m: m.update(target=3),
@@ -48,6 +53,29 @@ def test_damaged_manifests_are_refused(bundle_copy: Path, damage: str) -> None:
     edit(bundle_copy, MANIFEST_DAMAGES[damage])
     with pytest.raises(BundleError):
         open_bundle(bundle_copy)
+
+
+def test_an_edited_manifest_is_found(bundle_copy: Path) -> None:
+    path = bundle_copy / "manifest.json"
+    path.write_text(path.read_text().replace("<|assistant|>", "<|assistent|>"))
+    with pytest.raises(BundleError, match="changed since the export"):
+        open_bundle(bundle_copy)
+
+
+GRAPH_DAMAGES: dict[str, Callable[[dict[str, Any]], object]] = {
+    "slot": lambda b: b["slots"][0].update(name="other"),
+    "layers": lambda b: b.update(num_layers=3),
+    "head size": lambda b: b.update(head_size=8),
+    "vocabulary": lambda b: b.update(vocab_size=3),
+    "type": lambda b: b.update(dtype="foo"),
+}
+
+
+@pytest.mark.parametrize("damage", GRAPH_DAMAGES)
+def test_a_manifest_of_another_graph_is_refused(bundle_copy: Path, damage: str) -> None:
+    edit(bundle_copy, lambda m: GRAPH_DAMAGES[damage](m["backbone"]))
+    with pytest.raises(BundleError):
+        Runtime(bundle_copy).generate("Hello", adapters={})
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[" * 100_000, b'"text"', b"\xff\xfe"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -82,6 +83,9 @@ def test_export(
         (["run", "BUNDLE", "x", "--adapters", "sums=much"], 2),
         (["run", "BUNDLE", "x" * 600], 2),
         (["run", "BUNDLE", "x", "--max-new-tokens", "0"], 2),
+        (["run", "BUNDLE", "x", "--seed", "-1"], 2),
+        (["route", "BUNDLE", ""], 2),
+        (["inspect", "x" * 5000], 3),
         (["run", "NOWHERE", "x"], 3),
         (["inspect", "NOWHERE"], 3),
         (["route", "NOWHERE", "x"], 3),
@@ -105,6 +109,23 @@ def test_exit_codes_one_line_and_no_traceback(
         assert done.stderr.startswith("error: ")
         assert len(done.stderr.strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pipe_that_is_not_utf8(tiny_bundle: Path) -> None:
+    """As on Windows, where a redirected stdout is cp1252."""
+    command = ["run", str(tiny_bundle), "x", "--max-new-tokens", "4"]
+    done = subprocess.run(
+        [sys.executable, "-m", "dlp_edge.cli.main", *command],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "cp1252"},
+    )
+    assert done.returncode == 0
+    assert "│" in done.stdout.decode()
+
+
+def test_everything_forbidden(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["route", str(tiny_bundle), "x", "--forbid", "sums,sql,email"]) == 0
+    assert "abstains" in capsys.readouterr().err
 
 
 def test_errors_as_json(tmp_path: Path) -> None:

@@ -77,6 +77,7 @@ def test_sizes_are_of_every_linear_layer(sizes: Sizes) -> None:
         {"modules_to_save": ["lm_head"]},
         {"trainable_token_indices": [1]},
         {"fan_in_fan_out": True},
+        {"init_lora_weights": "pissa"},
     ],
     ids=str,
 )
@@ -86,6 +87,58 @@ def test_what_a_pair_cannot_carry_is_refused_by_name(
     configure(adapter, **settings)
     with pytest.raises(AdapterError, match=r"sums.*(IA3|" + next(iter(settings)) + ")"):
         read_adapter("sums", adapter, sizes)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"lora_alpha": None},
+        {"lora_alpha": [8]},
+        {"lora_alpha": float("nan")},
+        {"lora_alpha": True},
+        {"alpha_pattern": ["q_proj"]},
+        {"alpha_pattern": {"(": 3}},
+        {"r": 5},
+        {"rank_pattern": {"q_proj": 7}},
+    ],
+    ids=str,
+)
+def test_settings_that_are_wrong(adapter: Path, sizes: Sizes, settings: dict[str, Any]) -> None:
+    configure(adapter, **settings)
+    with pytest.raises(AdapterError, match="adapter_config"):
+        read_adapter("sums", adapter, sizes)
+
+
+def test_weights_without_two_dimensions(adapter: Path, sizes: Sizes) -> None:
+    reweigh(adapter, lambda t: t.update({min(t): np.zeros((), np.float32)}))
+    with pytest.raises(AdapterError, match="no matrices"):
+        read_adapter("sums", adapter, sizes)
+
+
+def test_an_adapter_that_does_something_else_under_peft(
+    tiny_backbone: Path, adapter: Path, tmp_path: Path
+) -> None:
+    """PEFT adapts only the modules that the configuration names; the weights hold more."""
+    configure(adapter, target_modules=["q_proj"])
+    with pytest.raises(AdapterError, match="under PEFT"):
+        export_bundle(str(tiny_backbone), {"sums": adapter}, None, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_an_adapter_that_names_another_backbone_is_remarked(
+    tiny_backbone: Path, adapter: Path, tmp_path: Path
+) -> None:
+    configure(adapter, base_model_name_or_path="somebody/other-model")
+    report = export_bundle(str(tiny_backbone), {"sums": adapter}, None, tmp_path / "out", "fp32")
+    assert report["remarks"] == [
+        "adapter sums was trained on somebody/other-model, this backbone is called tiny-llama"
+    ]
+
+
+def test_names_that_modules_have(tiny_backbone: Path, adapter: Path, tmp_path: Path) -> None:
+    for name in ("v1.2", "items", "training"):
+        export_bundle(str(tiny_backbone), {name: adapter}, None, tmp_path / name, "fp32")
+        assert open_bundle(tmp_path / name).manifest.adapters[0].name == name
 
 
 def test_scaling_follows_alpha_patterns_and_rslora(adapter: Path, sizes: Sizes) -> None:
@@ -161,6 +214,7 @@ def test_export_report(tiny_bundle: Path) -> None:
     for kind in ("base", "fusion"):
         assert report["parity"][kind]["max_abs_difference"] <= 1e-3
     assert [adapter["name"] for adapter in report["adapters"]] == ["sums", "sql", "email"]
+    assert report["remarks"] == []
 
 
 @pytest.mark.parametrize("quantisation", ["int8", "int4"])
@@ -249,6 +303,30 @@ def test_staging_appears_only_whole(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [target]
 
 
+def test_an_export_killed_between_its_renames_is_put_right(tmp_path: Path) -> None:
+    (tmp_path / ".out.old").mkdir()
+    (tmp_path / ".out.old" / "a").write_text("old")
+    (tmp_path / ".out.staging").mkdir()
+
+    def fail() -> None:
+        with staged(tmp_path / "out", lambda folder: True):
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert (tmp_path / "out" / "a").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_two_writers_to_one_target(tmp_path: Path) -> None:
+    with staged(tmp_path / "out", lambda folder: True) as staging:
+        (staging / "a").write_text("first")
+        second = staged(tmp_path / "out", lambda folder: True)
+        with pytest.raises(ResourceError, match="another process"):
+            second.__enter__()
+    assert (tmp_path / "out" / "a").read_text() == "first"
+
+
 def test_too_little_space_is_said_before_the_work(tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match="GB free"):
         check_space(tmp_path / "out", 1 << 60)
@@ -261,6 +339,44 @@ def test_too_little_space_is_said_before_the_work(tmp_path: Path) -> None:
 def test_a_backbone_that_is_not_there(backbone: str, words: str, tmp_path: Path) -> None:
     with pytest.raises(BackboneError, match=words):
         export_bundle(backbone, {}, None, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "name", ["HuggingFaceTB/SmolLM2-1.7B-Instruct", "TinyLlama/TinyLlama-1.1B-Chat-v1.0"]
+)
+def test_hub_ids_may_have_dots(
+    name: str, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: tiny_backbone)
+    with load_source(name) as source:
+        assert source.name == name
+
+
+@pytest.mark.parametrize("damage", ["weights", "config", "template", "template text"])
+def test_a_damaged_backbone(tiny_backbone: Path, tmp_path: Path, damage: str) -> None:
+    other = Path(shutil.copytree(tiny_backbone, tmp_path / "other"))
+    if damage == "weights":
+        path = other / "model.safetensors"
+        path.write_bytes(path.read_bytes()[:-100])
+    elif damage == "config":
+        config = json.loads((other / "config.json").read_text())
+        del config["max_position_embeddings"]
+        (other / "config.json").write_text(json.dumps(config))
+    elif damage == "template":
+        (other / "chat_template.jinja").write_text("{% for %}")
+    else:
+        (other / "chat_template.jinja").write_bytes(b"\xff\xfe{{")
+    with pytest.raises(BackboneError):
+        export_bundle(str(other), {}, None, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+
+
+def test_special_tokens_are_those_of_the_tokenizer(tiny_backbone: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(tiny_backbone, tmp_path / "other"))
+    tokens = {"bos_token": "<s>", "eos_token": {"content": "</s>", "lstrip": False}}
+    (other / "tokenizer_config.json").write_text(json.dumps(tokens))
+    with load_source(str(other)) as source:
+        assert (source.bos_token, source.eos_token) == ("<s>", "</s>")
 
 
 def test_a_gguf_file_that_is_none(tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import dlp_edge
@@ -92,6 +94,24 @@ def test_chat_messages(runtime: Runtime) -> None:
         ("x", {"select": "best"}),
         ("x", {"p": 2}),
         ("x", {"beams": 4}),
+        (None, {}),
+        (b"x", {}),
+        ([1], {}),
+        ([{"role": "user", "content": ["x"]}], {}),
+        ("a\udc80b", {}),
+        ("x", {"seed": -1}),
+        ("x", {"seed": 1.5}),
+        ("x", {"temperature": None}),
+        ("x", {"temperature": float("nan")}),
+        ("x", {"top_k": 1.5}),
+        ("x", {"max_new_tokens": "5"}),
+        ("x", {"stop": [1]}),
+        ("x", {"stop": 1}),
+        ("x", {"p": "0.5"}),
+        ("x", {"adapters": 5}),
+        ("x", {"adapters": {"sql": 1e300}}),
+        ("x", {"adapters": "sql", "p": float("nan")}),
+        ("x", {"adapters": "sql", "forbid": ["nothing"]}),
     ],
 )
 def test_bad_requests_are_usage_errors(
@@ -101,6 +121,57 @@ def test_bad_requests_are_usage_errors(
         runtime.generate(prompt, **options)  # type: ignore[arg-type]
     assert caught.value.cause
     assert caught.value.remedy
+
+
+def test_none_leaves_an_option_out(runtime: Runtime) -> None:
+    reply = runtime.generate("x", stop=None, forbid=None, adapters=None, max_new_tokens=2)  # type: ignore[arg-type]
+    assert reply.usage.completion_tokens <= 2
+
+
+def test_extreme_numbers_stay_finite(runtime: Runtime) -> None:
+    weight = np.float32(0.5)
+    options = {"temperature": 1e-320, "seed": 0, "max_new_tokens": 5}
+    cold = runtime.generate("Hello", adapters={"sql": weight}, **options)
+    greedy = runtime.generate("Hello", adapters={"sql": 0.5}, max_new_tokens=5)
+    assert cold.text == greedy.text
+
+
+def test_a_waiting_stream_can_be_cancelled(runtime: Runtime) -> None:
+    first = runtime.stream("Hello", max_new_tokens=50)
+    next(first)
+    waiting = runtime.stream("Hello", max_new_tokens=50)
+    thread = threading.Thread(target=lambda: list(waiting))
+    thread.start()
+    waiting.cancel()
+    thread.join(timeout=5)
+    assert not thread.is_alive()
+    assert waiting.reply.finish_reason == "cancelled"
+    first.close()
+
+
+def test_closing_does_not_wait_for_a_consumer_that_sleeps(tiny_bundle: Path) -> None:
+    rt = Runtime(tiny_bundle)
+    stream, asleep, wake = rt.stream("Hello"), threading.Event(), threading.Event()
+
+    def consume() -> None:
+        next(stream)
+        asleep.set()
+        wake.wait(20)
+
+    thread = threading.Thread(target=consume)
+    thread.start()
+    asleep.wait(20)
+    closing = threading.Thread(target=rt.close)
+    closing.start()
+    closing.join(timeout=5)
+    assert not closing.is_alive()
+    wake.set()
+    thread.join()
+
+
+def test_errors_cross_processes() -> None:
+    error = pickle.loads(pickle.dumps(UsageError("cause", "Remedy")))
+    assert (type(error), error.cause, error.remedy) == (UsageError, "cause", "Remedy")
 
 
 def test_a_prompt_longer_than_the_context(runtime: Runtime) -> None:

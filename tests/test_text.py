@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders, models, normalizers
 
 from dlp_edge.errors import BundleError, UsageError
 from dlp_edge.runtime.text import ChatTemplate, Detokenizer, StopMatcher, parse_tokenizer
@@ -65,6 +65,40 @@ def test_detokeniser_shows_an_unfinished_character_at_the_end() -> None:
     assert "\N{REPLACEMENT CHARACTER}" in detokenizer.finish()
 
 
+@given(st.text(alphabet="hé 😀中\n", max_size=20))
+def test_detokeniser_with_byte_fallback(text: str) -> None:
+    """As Llama 2's tokenizer: characters that are no piece of their own are bytes."""
+    tokenizer = _fallback_tokenizer()
+    detokenizer = Detokenizer(tokenizer)
+    ids = tokenizer.encode("h" + text).ids
+    pieces = [detokenizer.step(token) for token in ids]
+    assert "".join(pieces) + detokenizer.finish() == tokenizer.decode(ids)
+    assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
+
+
+def test_detokeniser_survives_cut_characters() -> None:
+    tokenizer = _fallback_tokenizer()
+    ids = [tokenizer.token_to_id(piece) for piece in ("h", "<0x0A>", "<0xF0>", "<0x9F>", "h", "é")]
+    detokenizer = Detokenizer(tokenizer)
+    text = "".join(detokenizer.step(token) for token in ids) + detokenizer.finish()
+    assert text.startswith("h\n")
+    assert text.endswith("hé")
+
+
+@pytest.mark.parametrize("body", ["1 / 0", "1 + 'a'", "range(10 ** 9)", "messages[9].content"])
+def test_template_failures_are_usage_errors(body: str) -> None:
+    with pytest.raises(UsageError, match="refuses"):
+        ChatTemplate("{{ " + body + " }}").render([{"role": "user", "content": "hi"}])
+
+
+def test_template_gets_the_special_tokens() -> None:
+    source = (
+        "{{ bos_token }}{{ messages[0].content | tojson(separators=(',', ':')) }}{{ eos_token }}"
+    )
+    rendered = ChatTemplate(source).render([{"role": "user", "content": "é"}], "<s>", "</s>")
+    assert rendered == '<s>"é"</s>'
+
+
 stop_lists = st.lists(st.text(alphabet="ab", min_size=1, max_size=4), max_size=3)
 
 
@@ -92,3 +126,20 @@ def test_stop_strings_cut_at_the_first_match(
 
 def _byte_tokenizer() -> Tokenizer:
     return Tokenizer.from_file(str(Path(__file__).parent / "data" / "bytes.json"))
+
+
+def _fallback_tokenizer() -> Tokenizer:
+    pieces = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "h", "é"]
+    model = models.BPE(
+        vocab={piece: i for i, piece in enumerate(pieces)},
+        merges=[],
+        unk_token="<unk>",
+        byte_fallback=True,
+        fuse_unk=True,
+    )
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    return tokenizer

@@ -46,6 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
             chat_template=template,
             on_progress=tell,
         )
+    for remark in report["remarks"]:
+        output.note(f"note: {remark}")
     if arguments.json:
         output.print_json(report)
         return 0

