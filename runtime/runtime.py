@@ -282,17 +282,18 @@ def _messages(prompt: str | Sequence[Message]) -> list[Message]:
     if isinstance(prompt, str):
         check_prompt(prompt)
         return [{"role": "user", "content": prompt}]
-    if not isinstance(prompt, Sequence) or not prompt:
+    messages: list[Message] = list(prompt) if isinstance(prompt, (list, tuple)) else []
+    if not messages:
         raise UsageError(f"the prompt is {prompt!r}", "Give a text or a list of messages")
-    for message in prompt:
+    for message in messages:
         if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
             raise UsageError(
                 f"{message!r} is no message", 'Write {"role": "user", "content": "..."}'
             )
         if not isinstance(message["role"], str) or not isinstance(message["content"], str):
             raise UsageError(f"{message!r} has a role or content that is no text", "Give texts")
-    check_prompt(_user_text(prompt))
-    return list(prompt)
+    check_prompt(_user_text(messages))
+    return messages
 
 
 def _user_text(messages: Sequence[Message]) -> str:
