@@ -76,14 +76,14 @@ class Timings:
 
     Attributes:
         prefill: the prompt's pass through the backbone.
-        decode: all later passes, sampling and text handling.
+        decode: one-token passes, sampling, routing and text handling.
         first_token: from the request to the first token.
         router: all calls of the router.
         switch: writing fusions into the slots.
         recompute: prefilling the history again under a new fusion (`kv="recompute"`).
         routings: how often the router was asked.
         switches: how often the fusion changed while generating.
-        decode_steps: tokens that the decode time produced (all but the first).
+        decode_steps: one-token passes.
     """
 
     prefill: float = 0.0
@@ -98,7 +98,7 @@ class Timings:
 
     @property
     def decode_rate(self) -> float:
-        """Tokens per second after the first one; 0 when only one was generated."""
+        """One-token passes per second; 0 where there was none."""
         return self.decode_steps / self.decode if self.decode_steps and self.decode else 0.0
 
 

@@ -74,10 +74,10 @@ class Generation:
         try:
             logits = self._begin()
             while True:
+                resumed = perf_counter()  # while a consumer holds a chunk no time is counted
                 token = sampler(logits)
                 if not self.tokens:
                     self._spend(first_token=perf_counter() - begun)
-                    begun = perf_counter()
                 if token in self.engine.eos_token_ids:
                     self.finish_reason = "stop"
                     break
@@ -85,7 +85,9 @@ class Generation:
                 piece = detokenizer.step(token)
                 raw += piece
                 changed = self._enter_sentences(splitter.feed(piece), raw)
-                yield from self._give(stops.feed(piece))
+                text = stops.feed(piece)
+                self._spend(decode=perf_counter() - resumed)
+                yield from self._give(text)
                 if stops.matched:
                     self.finish_reason = "stop"
                     break
@@ -98,10 +100,6 @@ class Generation:
         if not stops.matched:
             rest = detokenizer.finish()
             yield from self._give(stops.feed(rest) + stops.finish())
-        decoded = max(0, len(self.tokens) - 1)
-        if self.tokens:
-            others = self.timings.recompute
-            self._spend(decode=perf_counter() - begun - others, decode_steps=decoded)
 
     def reply(self) -> Reply:
         """The answer so far."""
@@ -152,13 +150,15 @@ class Generation:
         if self.should_stop():
             raise Cancelled
         decoder = self.engine.decoder
-        if not changed or self.decoding.kv == "keep":
-            return decoder.step(token)
+        if changed and self.decoding.kv == "recompute":
+            begun = perf_counter()
+            decoder.truncate(0)
+            decoder.prefill([*self.prompt_ids, *self.tokens[:-1]], self.should_stop)
+            self._spend(recompute=perf_counter() - begun)
         begun = perf_counter()
-        decoder.truncate(0)
-        decoder.prefill([*self.prompt_ids, *self.tokens[:-1]], self.should_stop)
-        self._spend(recompute=perf_counter() - begun)
-        return decoder.step(token)
+        logits = decoder.step(token)
+        self._spend(decode=perf_counter() - begun, decode_steps=1)
+        return logits
 
     def _route(self, generated: str) -> tuple[dict[str, float], float | None]:
         if isinstance(self.steering, Pinned):

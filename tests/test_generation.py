@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,16 @@ def test_keep_prefills_once_and_recompute_again_at_a_change() -> None:
         text = "".join(chunk.text for chunk in generation.run())
         assert text == "Ab cd. Bc d."
         assert [count for kind, count in decoder.log if kind == "prefill"] == prefills
+
+
+def test_time_that_the_consumer_takes_is_not_counted() -> None:
+    generation, _ = make("Ab cd.", Pinned({}))
+    begun = time.perf_counter()
+    for _ in generation.run():
+        time.sleep(0.1)
+    timings = generation.reply().timings
+    assert timings.decode_steps == len("Ab cd.")
+    assert timings.decode < (time.perf_counter() - begun) / 2
 
 
 def test_pinned_adapters_are_never_routed() -> None:
