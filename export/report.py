@@ -61,6 +61,9 @@ def measure(
     reference = _Reference(source.folder)
     expected = reference.logits(ids)
     found = _bundle_logits(decoder, fuser, {}, ids)
+    before, after = perplexity(expected, ids), perplexity(found, ids)
+    if not np.isfinite(after):
+        raise BackboneError("the exported backbone's logits are not finite", "Check its weights")
     parity = {"base": _differences(found[:PARITY_TOKENS], expected[:PARITY_TOKENS])}
     limit = max(EXACT, SLACK * parity["base"]["mean_abs_difference"])
     reference.load(adapters)
@@ -77,9 +80,6 @@ def measure(
             _bundle_logits(decoder, fuser, fusion, short), reference.logits(short, fusion)
         )
         parity["fusion"] = {"weights": fusion, **fused}
-    before, after = perplexity(expected, ids), perplexity(found, ids)
-    if not np.isfinite(after):
-        raise BackboneError("the exported backbone's logits are not finite", "Check its weights")
     return {
         "perplexity": {
             "tokens": len(ids) - 1,

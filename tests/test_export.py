@@ -395,6 +395,17 @@ def test_a_damaged_backbone(tiny_backbone: Path, tmp_path: Path, damage: str) ->
     assert [path.name for path in tmp_path.iterdir()] == ["other"]
 
 
+def test_a_backbone_that_is_not_finite(
+    tiny_backbone: Path, tiny_adapters: dict[str, Path], tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(tiny_backbone, tmp_path / "other"))
+    tensors = dict(load_file(other / "model.safetensors"))
+    tensors["model.norm.weight"] = np.full_like(tensors["model.norm.weight"], np.nan)
+    save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BackboneError, match="not finite"):
+        export_bundle(str(other), tiny_adapters, None, tmp_path / "out", "fp32")
+
+
 def test_special_tokens_are_those_of_the_tokenizer(tiny_backbone: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(tiny_backbone, tmp_path / "other"))
     tokens = {"bos_token": "<s>", "eos_token": {"content": "</s>", "lstrip": False}}
