@@ -118,13 +118,17 @@ def _plan_slots(
         groups: dict[str, list[Projection]] = {}
         for kind in kinds:
             projection = PROJECTION_OF[kind]
-            packed = f"/model/layers.{layer}/{projection.packed}/MatMul"
-            is_packed = projection.packed is not None and packed in nodes
-            node = projection.packed if is_packed and projection.packed else projection.node
-            groups.setdefault(node, []).append(projection)
+            groups.setdefault(_node_of(projection, layer, nodes), []).append(projection)
         for node, projections in groups.items():
             slots.append(_make_slot(layer, node, projections, sizes))
     return slots
+
+
+def _node_of(projection: Projection, layer: int, nodes: set[str]) -> str:
+    """The node that computes a projection: the packed one where the builder packed it."""
+    if projection.packed and f"/model/layers.{layer}/{projection.packed}/MatMul" in nodes:
+        return projection.packed
+    return projection.node
 
 
 def _make_slot(

@@ -158,9 +158,10 @@ class Runtime:
         """What the router decides for a prompt, or for a sentence that begins after `generated`.
 
         Raises:
-            UsageError: the bundle has no router, or an option is wrong.
+            UsageError: the prompt is empty, the bundle has no router, or an option is wrong.
         """
         check_option_names(options)
+        check_prompt(prompt)
         self._loaded()
         return route_with(self._router, self.manifest, **options).decide(prompt, generated)
 

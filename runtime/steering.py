@@ -40,7 +40,6 @@ class Routed:
 
     def decide(self, prompt: str, generated: str = "") -> RouteDecision:
         """Reads the user's text and the text generated so far, and picks adapters."""
-        check_prompt(prompt)
         found = self.router.probabilities(prompt, generated)
         allowed = {name: y for name, y in found.items() if name not in self.forbidden}
         total = sum(allowed.values())

