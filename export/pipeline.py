@@ -21,6 +21,7 @@ from dlp_edge.export.backbone import FORMATS, export_backbone
 from dlp_edge.export.router import export_router, router_labels
 from dlp_edge.export.source import Source, load_source
 from dlp_edge.manifest import BackboneEntry, FileEntry, Manifest, RouterEntry
+from dlp_edge.runtime.backbone import open_backbone
 from dlp_edge.runtime.decoder import Decoder
 from dlp_edge.runtime.device import choose_device
 from dlp_edge.runtime.fusion import Fuser
@@ -144,7 +145,8 @@ def _report(
     staging: Path,
 ) -> dict[str, Any]:
     room = min(entry.context_length, report.PERPLEXITY_TOKENS)
-    decoder = Decoder(staging / files.BACKBONE, entry, choose_device("cpu", "cpu", None), room)
+    device = choose_device("cpu", "cpu", None)
+    decoder = Decoder(open_backbone(staging / files.BACKBONE, entry, device), room)
     fuser = Fuser(stacked, entry.slots, entry.dtype)
     tokenizer = Tokenizer.from_file(str(staging / files.TOKENIZER))
     return {

@@ -1,4 +1,4 @@
-"""Prefill and decode over token ids: the backbone's graph, its KV cache and its adapter slots.
+"""Prefill and decode over token ids: the backbone's graph, a KV cache and the adapter slots.
 
 Knows no text. Everything that keeps its shape from token to token is bound once
 (onnxruntime's I/O binding); past and present of the cache are one buffer.
@@ -7,15 +7,14 @@ Knows no text. Everything that keeps its shape from token to token is bound once
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
 from dlp_edge.errors import BundleError, ResourceError, UsageError
-from dlp_edge.manifest import BackboneEntry
-from dlp_edge.runtime.device import Device, first_line, open_session
+from dlp_edge.runtime.backbone import Backbone
+from dlp_edge.runtime.device import first_line
 from dlp_edge.runtime.fusion import SlotPair
 
 Logits = npt.NDArray[np.floating]
@@ -27,62 +26,71 @@ class Cancelled(Exception):  # noqa: N818 - a signal, not an error
 
 
 class Decoder:
-    """One sequence on the backbone.
+    """Up to G sequences on the backbone, each with its own length, cache and fusion.
+
+    Prompts are prefilled one sequence at a time; a step appends a token to each of the first
+    sequences in one pass, where their adapters are the batched GEMM of eq. 6.
 
     Attributes:
-        length: tokens in the KV cache.
-        max_context: room of the KV cache in tokens.
+        lengths: tokens in the cache of each sequence.
+        max_context: room of each sequence's cache in tokens.
     """
 
-    def __init__(
-        self, path: Path, backbone: BackboneEntry, device: Device, max_context: int
-    ) -> None:
-        self.length = 0
+    def __init__(self, backbone: Backbone, max_context: int, sequences: int = 1) -> None:
+        entry = backbone.entry
+        self.lengths = np.zeros(sequences, np.int32)
         self.max_context = max_context
-        self._vocab_size = backbone.vocab_size
-        self._dtype = np.dtype(backbone.dtype)
-        self._session = open_session(path, device)
-        _check_inputs(self._session, backbone)
-        self._kind = device.kind
-        self._binding = self._session.io_binding()
-        self._cache = self._bind_cache(backbone)
-        # These four are read by onnxruntime where they lie; steps write into them in place.
-        self._token = np.zeros((1, 1), np.int64)
-        self._seqlens = np.zeros(1, np.int32)
-        self._total = np.zeros((), np.int32)
-        self._position = np.zeros(1, np.int64)
-        self._logits: Logits = np.zeros((1, 1, self._vocab_size), self._dtype)
-        self._token_value = _on_cpu(self._token)
-        self._logits_value = _on_cpu(self._logits)
-        self._lengths = (_on_cpu(self._seqlens), _on_cpu(self._total))
-        self._position_value = _on_cpu(self._position)
-        self._slot_values: dict[str, ort.OrtValue] = {}
-        self._binding.bind_ortvalue_input("seqlens_k", self._lengths[0])
-        self._binding.bind_ortvalue_input("total_sequence_length", self._lengths[1])
-        self._bind_step()
+        self._vocab_size = entry.vocab_size
+        self._dtype = np.dtype(entry.dtype)
+        self._session = backbone.session
+        self._kind = backbone.device.kind
+        self._binding = backbone.session.io_binding()
+        self._bound: tuple[int, int] | None = None  # first and number of the sequences bound
+        self._cache = self._make_cache(entry.num_layers, entry.num_kv_heads, entry.head_size)
+        self._slots: dict[str, _Rows] = {}
+        self._tokens = _Rows(np.zeros((sequences, 1), np.int64), self._kind)
+        self._seqlens = _Rows(np.zeros(sequences, np.int32), self._kind)
+        self._logits = _Rows(np.zeros((sequences, 1, self._vocab_size), self._dtype), "cpu")
+        self._position = _Rows(np.zeros(1, np.int64), self._kind)
+        self._total = np.zeros((), np.int32)  # attention wants it in the host's memory
+        self._total_value = ort.OrtValue.ortvalue_from_numpy(self._total)
+        self._binding.bind_ortvalue_input("total_sequence_length", self._total_value)
+        self._position.bind_input(self._binding, "logit_positions", 0, 1)
 
     def set_fusion(self, pairs: Mapping[str, SlotPair]) -> None:
         """Binds the low-rank pairs of all slots; they are in force from the next pass on."""
         for name, pair in pairs.items():
             for key, tensor in ((f"{name}.A", pair.a), (f"{name}.B", pair.b)):
-                value = ort.OrtValue.ortvalue_from_numpy(tensor, self._kind, 0)
-                self._binding.bind_ortvalue_input(key, value)
-                self._slot_values[key] = value  # the binding holds no reference
+                self._slots[key] = _Rows(tensor, self._kind)
+                if self._bound is not None:
+                    self._slots[key].bind_input(self._binding, key, *self._bound)
 
-    def truncate(self, length: int) -> None:
-        """Forgets all but the first `length` tokens of the cache."""
-        self.length = min(self.length, length)
+    def truncate(self, length: int, sequence: int = 0) -> None:
+        """Forgets all but the first `length` tokens of a sequence's cache."""
+        self.lengths[sequence] = min(self.lengths[sequence], length)
 
-    def step(self, token: int) -> Logits:
-        """Appends one token; returns the logits [V] after it (valid until the next pass)."""
-        self._token[0, 0] = token
-        self._run(1)
-        return self._last()
+    def move(self, source: int, target: int) -> None:
+        """Copies one sequence's cache over another's; the fusions stay with the caller."""
+        length = self.lengths[source]
+        for buffer in self._cache.values():
+            buffer.copy_tokens(source, target, int(length))
+        self.lengths[target] = length
+
+    def step(self, tokens: Sequence[int]) -> Logits:
+        """Appends tokens[i] to sequence i; returns the logits [G, V] after them (valid until the
+        next pass)."""
+        self._tokens.host[: len(tokens), 0] = tokens
+        self._tokens.upload()
+        self._run(0, len(tokens), 1)
+        return self._logits.host[: len(tokens), 0]
 
     def prefill(
-        self, ids: Sequence[int], should_stop: Callable[[], bool] = lambda: False
+        self,
+        ids: Sequence[int],
+        should_stop: Callable[[], bool] = lambda: False,
+        sequence: int = 0,
     ) -> Logits:
-        """Appends tokens; returns the logits [V] after the last one.
+        """Appends tokens to one sequence; returns the logits [V] after the last one.
 
         Raises:
             UsageError: there are no tokens.
@@ -94,40 +102,46 @@ class Decoder:
             if should_stop():
                 raise Cancelled
             chunk = np.asarray(ids[start : start + PREFILL_CHUNK], np.int64)[None]
-            self._position[0] = chunk.shape[1] - 1
-            self._binding.bind_ortvalue_input("input_ids", _on_cpu(chunk))
-            try:
-                self._run(chunk.shape[1])
-            finally:
-                self._bind_step()
-        return self._last()
+            self._run(sequence, 1, chunk.shape[1], chunk)
+        return self._logits.host[sequence, 0]
 
     def all_logits(self, ids: Sequence[int]) -> Logits:
-        """Appends tokens; returns the logits [S, V] after each of them (for measuring)."""
+        """Appends tokens to the first sequence; returns the logits [S, V] after each of them
+        (for measuring)."""
         chunk = np.asarray(ids, np.int64)[None]
-        positions = np.arange(chunk.shape[1], dtype=np.int64)
-        logits: Logits = np.zeros((1, chunk.shape[1], self._vocab_size), self._dtype)
-        self._binding.bind_ortvalue_input("input_ids", _on_cpu(chunk))
-        self._binding.bind_ortvalue_input("logit_positions", _on_cpu(positions))
-        self._binding.bind_ortvalue_output("logits", _on_cpu(logits))
+        logits = _Rows(np.zeros((1, chunk.shape[1], self._vocab_size), self._dtype), "cpu")
+        positions = _Rows(np.arange(chunk.shape[1], dtype=np.int64), self._kind)
+        self._bind(0, 1)
+        positions.bind_input(self._binding, "logit_positions", 0, chunk.shape[1])
+        logits.bind_output(self._binding, "logits", 0, 1)
         try:
-            self._run(chunk.shape[1])
+            self._run(0, 1, chunk.shape[1], chunk)
         finally:
-            self._bind_step()
-        return logits.reshape(logits.shape[1:])
+            self._bound = None
+            self._position.bind_input(self._binding, "logit_positions", 0, 1)
+        return logits.host[0]
 
-    def _last(self) -> Logits:
-        return self._logits.reshape(self._vocab_size)
-
-    def _run(self, count: int) -> None:
-        total = self.length + count
-        if total > self.max_context:
+    def _run(
+        self, first: int, count: int, added: int, chunk: npt.NDArray[np.int64] | None = None
+    ) -> None:
+        """One pass over `count` sequences from `first`, each longer by `added` tokens: a chunk of
+        one prompt, or what lies in the token buffer."""
+        totals = self.lengths[first : first + count] + added
+        longest = int(totals.max())
+        if longest > self.max_context:
             raise ResourceError(
-                f"the cache holds {self.max_context} tokens, {total} are needed",
+                f"the cache holds {self.max_context} tokens, {longest} are needed",
                 "Load the bundle with a larger max_context",
             )
-        self._seqlens[0] = total - 1  # GroupQueryAttention wants the last valid index
-        self._total[()] = total
+        self._bind(first, count)
+        self._seqlens.host[first : first + count] = totals - 1  # the last valid index
+        self._seqlens.upload()
+        self._total[()] = longest
+        self._position.host[0] = added - 1
+        self._position.upload()
+        if chunk is not None:
+            prompt = _Rows(chunk, self._kind)  # a name, because a binding holds no reference
+            prompt.bind_input(self._binding, "input_ids", 0, 1)
         try:
             self._session.run_with_iobinding(self._binding)
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
@@ -139,56 +153,67 @@ class Decoder:
                 f"the backbone's graph does not run ({first_line(error)})",
                 "Export the bundle again",
             ) from error
-        self.length = total
+        finally:
+            if chunk is not None:
+                self._tokens.bind_input(self._binding, "input_ids", first, count)
+        self.lengths[first : first + count] = totals
 
-    def _bind_step(self) -> None:
-        """Binds what a one-token pass reads and writes."""
-        self._position[0] = 0
-        self._binding.bind_ortvalue_input("input_ids", self._token_value)
-        self._binding.bind_ortvalue_input("logit_positions", self._position_value)
-        self._binding.bind_ortvalue_output("logits", self._logits_value)
+    def _bind(self, first: int, count: int) -> None:
+        """Binds all that belongs to these sequences, unless it is bound already."""
+        if self._bound == (first, count):
+            return
+        self._tokens.bind_input(self._binding, "input_ids", first, count)
+        self._seqlens.bind_input(self._binding, "seqlens_k", first, count)
+        self._logits.bind_output(self._binding, "logits", first, count)
+        for name, buffer in self._cache.items():
+            buffer.bind_input(self._binding, f"past_key_values.{name}", first, count)
+            buffer.bind_output(self._binding, f"present.{name}", first, count)
+        for name, buffer in self._slots.items():
+            buffer.bind_input(self._binding, name, first, count)
+        self._bound = (first, count)
 
-    def _bind_cache(self, backbone: BackboneEntry) -> list[ort.OrtValue]:
-        """One buffer [1, kv heads, max_context, head size] per layer for keys, one for values."""
-        shape = (1, backbone.num_kv_heads, self.max_context, backbone.head_size)
-        values: list[ort.OrtValue] = []
-        for layer in range(backbone.num_layers):
-            for kind in ("key", "value"):
-                # Zeros are committed by the operating system only where they are written.
-                value = ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, self._dtype), self._kind)
-                self._binding.bind_ortvalue_input(f"past_key_values.{layer}.{kind}", value)
-                self._binding.bind_ortvalue_output(f"present.{layer}.{kind}", value)
-                values.append(value)
-        return values
-
-
-def _check_inputs(session: ort.InferenceSession, backbone: BackboneEntry) -> None:
-    """Raises BundleError unless the graph has the inputs and shapes that the manifest promises."""
-    inputs = {value.name: value for value in session.get_inputs()}
-    expected = {"input_ids", "seqlens_k", "total_sequence_length", "logit_positions"}
-    expected |= {f"{slot.name}.{side}" for slot in backbone.slots for side in "AB"}
-    for layer in range(backbone.num_layers):
-        for kind in ("key", "value"):
-            name = f"past_key_values.{layer}.{kind}"
-            expected.add(name)
-            if name in inputs and inputs[name].shape[1] != backbone.num_kv_heads:
-                raise _not_as_promised(name)
-    for name in expected ^ inputs.keys():
-        raise _not_as_promised(name)
-    for slot in backbone.slots:
-        sizes = (inputs[f"{slot.name}.A"].shape[2], inputs[f"{slot.name}.B"].shape[2])
-        if sizes != (slot.input_size, slot.output_size):
-            raise _not_as_promised(slot.name)
-    if session.get_outputs()[0].shape[2] != backbone.vocab_size:
-        raise _not_as_promised("logits")
+    def _make_cache(self, layers: int, heads: int, head_size: int) -> dict[str, _Rows]:
+        """For each layer one buffer [G, kv heads, max_context, head size] for keys, one for
+        values."""
+        shape = (len(self.lengths), heads, self.max_context, head_size)
+        # Zeros are committed by the operating system only where they are written.
+        return {
+            f"{layer}.{kind}": _Rows(np.zeros(shape, self._dtype), self._kind)
+            for layer in range(layers)
+            for kind in ("key", "value")
+        }
 
 
-def _not_as_promised(name: str) -> BundleError:
-    return BundleError(
-        f"the backbone's graph is not as the manifest says, at {name}", "Export the bundle again"
-    )
+class _Rows:
+    """An array [G, ...] on the device, of which a range of rows can be bound to a graph.
 
+    On a CPU it is the array itself; elsewhere a copy, which `upload` brings up to date.
+    """
 
-def _on_cpu(array: npt.NDArray[np.generic]) -> ort.OrtValue:
-    """An OrtValue over the array's own memory."""
-    return ort.OrtValue.ortvalue_from_numpy(array)
+    def __init__(self, array: npt.NDArray[np.generic], kind: str) -> None:
+        self.host = array
+        self._kind = kind
+        self._value = ort.OrtValue.ortvalue_from_numpy(array, kind, 0)
+
+    def upload(self) -> None:
+        if self._kind != "cpu":
+            self._value.update_inplace(self.host)
+
+    def copy_tokens(self, source: int, target: int, length: int) -> None:
+        """Copies the first `length` tokens of one sequence's cache [G, heads, tokens, size]."""
+        if self._kind != "cpu":  # onnxruntime's Python interface copies nothing inside a device
+            self.host = self._value.numpy()
+        self.host[target, :, :length] = self.host[source, :, :length]
+        self.upload()
+
+    def bind_input(self, binding: ort.IOBinding, name: str, first: int, count: int) -> None:
+        binding.bind_input(name, *self._place(first, count))
+
+    def bind_output(self, binding: ort.IOBinding, name: str, first: int, count: int) -> None:
+        binding.bind_output(name, *self._place(first, count))
+
+    def _place(self, first: int, count: int) -> tuple[str, int, object, tuple[int, ...], int]:
+        """Device, type, shape and address of the rows [first, first + count)."""
+        row = self.host.nbytes // max(1, len(self.host))
+        shape = (count, *self.host.shape[1:])
+        return self._kind, 0, self.host.dtype.type, shape, self._value.data_ptr() + first * row

@@ -23,32 +23,47 @@ LARGEST_WEIGHT = 1e3  # beyond it logits overflow and nothing sensible is meant
 
 @dataclass(frozen=True)
 class SlotPair:
-    """What goes into one slot: A [1, rho, h] and B [1, rho, d]."""
+    """What goes into one slot: A [G, rho, h] and B [G, rho, d] for G sequences."""
 
     a: Array
     b: Array
 
 
 class Fuser:
-    """Writes fusions of a stack's adapters for a backbone's slots.
+    """Writes fusions of a stack's adapters for a backbone's slots, one for each of G sequences.
 
     The pairs lie in buffers that are used again: a fusion is valid until the next one is made.
+    One sequence's pair has just the rank that its fusion has. Several share the largest rank
+    there was so far; the rows that a smaller fusion leaves over are zeros in B, which add nothing.
     """
 
-    def __init__(self, stack: AdapterStack, slots: Sequence[Slot], dtype: str) -> None:
+    def __init__(
+        self, stack: AdapterStack, slots: Sequence[Slot], dtype: str, sequences: int = 1
+    ) -> None:
         self._stack = stack
         self._slots = tuple(slots)
         self._dtype = np.dtype(dtype)
-        self._a = {slot.name: np.empty((0, slot.input_size), self._dtype) for slot in slots}
-        self._b = {slot.name: np.empty((0, slot.output_size), self._dtype) for slot in slots}
+        self._sequences = sequences
+        self._buffers = {slot.name: self._allocate(slot, 0) for slot in slots}
 
-    def fuse(self, weights: Mapping[str, float]) -> dict[str, SlotPair]:
-        """Slot name -> pair for adapters with these weights; the empty mapping is the base
-        model (rho = 0)."""
+    def fuse(self, weights: Mapping[str, float], sequence: int = 0) -> dict[str, SlotPair]:
+        """Gives one sequence the adapters with these weights (none: the base model, rho = 0).
+
+        Returns:
+            slot name -> the pairs of all G sequences.
+        """
         names = [name for name, weight in weights.items() if weight != 0]
-        return {slot.name: self._fuse_slot(slot, names, weights) for slot in self._slots}
+        return {slot.name: self._fuse_slot(slot, names, weights, sequence) for slot in self._slots}
 
-    def _fuse_slot(self, slot: Slot, names: list[str], weights: Mapping[str, float]) -> SlotPair:
+    def move(self, source: int, target: int) -> dict[str, SlotPair]:
+        """Gives one sequence's fusion to another; returns the pairs of all sequences."""
+        for pair in self._buffers.values():
+            pair.a[target], pair.b[target] = pair.a[source], pair.b[source]
+        return dict(self._buffers)
+
+    def _fuse_slot(
+        self, slot: Slot, names: list[str], weights: Mapping[str, float], sequence: int
+    ) -> SlotPair:
         pieces = [
             (part, self._stack.rows[name][part.module], weights[name])
             for part in slot.parts
@@ -56,7 +71,8 @@ class Fuser:
             if part.module in self._stack.rows[name]
         ]
         rho = sum(at.rank for _, at, _ in pieces)
-        a, b = self._buffers(slot, rho)
+        pair = self._with_room(slot, rho)
+        a, b = pair.a[sequence], pair.b[sequence]
         row = 0
         for part, at, weight in pieces:
             rows = slice(row, row + at.rank)
@@ -70,13 +86,24 @@ class Fuser:
             )
             b[rows, part.stop :] = 0
             row += at.rank
-        return SlotPair(a[None], b[None])
+        if self._sequences == 1:
+            return SlotPair(pair.a[:, :rho], pair.b[:, :rho])
+        b[rho:] = 0
+        return pair
 
-    def _buffers(self, slot: Slot, rho: int) -> tuple[Array, Array]:
-        if self._a[slot.name].shape[0] < rho:
-            self._a[slot.name] = np.empty((rho, slot.input_size), self._dtype)
-            self._b[slot.name] = np.empty((rho, slot.output_size), self._dtype)
-        return self._a[slot.name][:rho], self._b[slot.name][:rho]
+    def _with_room(self, slot: Slot, rho: int) -> SlotPair:
+        pair = self._buffers[slot.name]
+        if pair.a.shape[1] < rho:
+            grown = self._allocate(slot, rho)
+            grown.a[:, : pair.a.shape[1]], grown.b[:, : pair.b.shape[1]] = pair.a, pair.b
+            self._buffers[slot.name] = pair = grown
+        return pair
+
+    def _allocate(self, slot: Slot, rho: int) -> SlotPair:
+        return SlotPair(
+            np.zeros((self._sequences, rho, slot.input_size), self._dtype),
+            np.zeros((self._sequences, rho, slot.output_size), self._dtype),
+        )
 
 
 def parse_weights(

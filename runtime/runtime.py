@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import weakref
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from dlp_edge import bundle as files
 from dlp_edge.bundle import open_bundle
-from dlp_edge.errors import BusyError, ContextLengthError, UsageError
-from dlp_edge.runtime.decoder import Decoder
+from dlp_edge.errors import ContextLengthError, UsageError
+from dlp_edge.runtime.answer import Answer, Vocabulary
+from dlp_edge.runtime.backbone import Backbone, open_backbone
 from dlp_edge.runtime.device import choose_device
-from dlp_edge.runtime.fusion import Fuser, parse_weights
-from dlp_edge.runtime.generation import Engine, Generation
+from dlp_edge.runtime.fusion import parse_weights
+from dlp_edge.runtime.generation import Engine, make_engine, run_batch
 from dlp_edge.runtime.options import (
     GenerateOptions,
     RouteOptions,
     check_option_names,
     decoding_of,
 )
+from dlp_edge.runtime.selection import check_number
 from dlp_edge.runtime.steering import (
     Pinned,
     Steering,
@@ -31,8 +33,10 @@ from dlp_edge.runtime.steering import (
     load_router,
     route_with,
 )
+from dlp_edge.runtime.stream import Stream, Turn
 from dlp_edge.runtime.text import ChatTemplate, parse_tokenizer
-from dlp_edge.types import AdapterInfo, Chunk, Message, Reply, RouteDecision
+from dlp_edge.stack import AdapterStack
+from dlp_edge.types import AdapterInfo, Message, Reply, RouteDecision
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -85,14 +89,12 @@ class Runtime:
         bundle.verify(files.BACKBONE)
         bundle.verify(files.BACKBONE_DATA)
         tell("backbone", 0.5)
-        room = min(max_context, backbone.context_length)
-        decoder = Decoder(bundle.path(files.BACKBONE), backbone, self.device, room)
-        fuser = Fuser(stack, backbone.slots, backbone.dtype)
-        decoder.set_fusion(fuser.fuse({}))
-        self._engine: Engine | None = Engine(
-            decoder, fuser, tokenizer, frozenset(backbone.eos_token_ids)
-        )
-        self._turn = _Turn()
+        graph = open_backbone(bundle.path(files.BACKBONE), backbone, self.device)
+        engine = make_engine(graph, stack, min(max_context, backbone.context_length))
+        vocabulary = Vocabulary(tokenizer, frozenset(backbone.eos_token_ids))
+        self._loaded: _Loaded | None = _Loaded(graph, stack, vocabulary, engine)
+        self._closing = threading.Event()
+        self._turn = Turn()
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
         self._streams_lock = threading.Lock()
         tell("ready", 1.0)
@@ -123,34 +125,55 @@ class Runtime:
     def stream(self, prompt: str | Sequence[Message], **options: Unpack[GenerateOptions]) -> Stream:
         """Like `generate`, piece by piece: an iterator of `Chunk` with `.cancel()` and, at its
         end, `.reply`."""
-        check_option_names(options)
-        messages = _messages(prompt)
-        engine = self._loaded()
-        steering = self._steering(**options)
-        backbone = self.manifest.backbone
-        text = self._template.render(messages, backbone.bos_token, backbone.eos_token)
-        ids = engine.tokenizer.encode(text, add_special_tokens=self._template.is_plain).ids
-        if not ids:
-            raise UsageError("the chat template makes an empty prompt of this", "Give it some text")
-        if len(ids) >= engine.decoder.max_context:
-            raise ContextLengthError(
-                f"the prompt has {len(ids)} tokens, the context holds "
-                f"{engine.decoder.max_context} with the answer",
-                "Shorten the prompt, or load the bundle with a larger max_context",
-            )
-        cancelled = threading.Event()
-        generation = Generation(
-            engine=engine,
-            prompt_ids=ids,
-            user_text=_user_text(messages),
-            decoding=decoding_of(**options),
-            steering=steering,
-            should_stop=cancelled.is_set,
-        )
-        stream = Stream(generation, cancelled, self._turn)
+        loaded = self._open()
+        answer = self._answer(loaded, prompt, options)
+        stream = Stream(loaded.engine, answer, self._turn)
         with self._streams_lock:
             self._streams.add(stream)
         return stream
+
+    def generate_batch(
+        self,
+        prompts: Sequence[str | Sequence[Message]],
+        each: Sequence[GenerateOptions] | None = None,
+        max_batch: int = 8,
+        **options: Unpack[GenerateOptions],
+    ) -> list[Reply]:
+        """Answers several prompts side by side, each with its own routing and fusion: the batched
+        GEMM of eq. 6. Greedy answers are those of `generate`, up to rounding.
+
+        Args:
+            each: options of each prompt, over the common ones.
+            max_batch: the most prompts at a time; each takes a KV cache of its own.
+
+        Raises:
+            UsageError, ContextLengthError: as `generate`, before anything is generated.
+        """
+        if isinstance(prompts, (str, bytes, Mapping)):
+            raise UsageError("the prompts are one prompt", "Give a list of prompts")
+        check_number("max_batch", max_batch, whole=True)
+        if max_batch < 1:
+            raise UsageError(f"max_batch is {max_batch}", "Choose at least 1")
+        own = [{} for _ in prompts] if each is None else list(each)
+        if len(own) != len(prompts):
+            raise UsageError(
+                f"there are {len(prompts)} prompts and options for {len(own)}", "Give one for each"
+            )
+        loaded = self._open()
+        answers = [
+            self._answer(loaded, prompt, {**options, **changes})
+            for prompt, changes in zip(prompts, own, strict=True)
+        ]
+        if not answers or not self._turn.acquire(self._closing.is_set):
+            return [answer.reply() for answer in answers]
+        try:
+            room = max(answer.longest for answer in answers)
+            sequences = min(max_batch, len(answers))
+            engine = make_engine(loaded.backbone, loaded.stack, room, sequences)
+            run_batch(engine, answers, self._closing.is_set)
+        finally:
+            self._turn.release()
+        return [answer.reply() for answer in answers]
 
     def route(
         self, prompt: str, generated: str = "", **options: Unpack[RouteOptions]
@@ -162,14 +185,15 @@ class Runtime:
         """
         check_option_names(options)
         check_prompt(prompt)
-        self._loaded()
+        self._open()
         return route_with(self._router, self.manifest, **options).decide(prompt, generated)
 
     def close(self) -> None:
         """Ends all streams and gives the memory back; a request afterwards is a UsageError."""
+        self._closing.set()
         self._end_streams()
         self._turn.acquire(self._end_streams)
-        self._engine = None
+        self._loaded = None
         self._turn.release()
 
     def _end_streams(self) -> bool:
@@ -191,10 +215,32 @@ class Runtime:
     ) -> None:
         self.close()
 
-    def _loaded(self) -> Engine:
-        if self._engine is None:
+    def _open(self) -> _Loaded:
+        if self._loaded is None:
             raise UsageError("this Runtime is closed", "Make a new one")
-        return self._engine
+        return self._loaded
+
+    def _answer(
+        self, loaded: _Loaded, prompt: str | Sequence[Message], options: GenerateOptions
+    ) -> Answer:
+        """An answer that has not begun yet; everything about the request is checked here."""
+        check_option_names(options)
+        messages = _messages(prompt)
+        steering = self._steering(**options)
+        backbone = self.manifest.backbone
+        text = self._template.render(messages, backbone.bos_token, backbone.eos_token)
+        tokenizer = loaded.vocabulary.tokenizer
+        ids = tokenizer.encode(text, add_special_tokens=self._template.is_plain).ids
+        if not ids:
+            raise UsageError("the chat template makes an empty prompt of this", "Give it some text")
+        room = loaded.engine.decoder.max_context
+        if len(ids) >= room:
+            raise ContextLengthError(
+                f"the prompt has {len(ids)} tokens, the context holds {room} with the answer",
+                "Shorten the prompt, or load the bundle with a larger max_context",
+            )
+        user_text, decoding = _user_text(messages), decoding_of(**options)
+        return Answer(loaded.vocabulary, ids, user_text, decoding, steering, room)
 
     def _steering(self, **options: Unpack[GenerateOptions]) -> Steering:
         pinned = options.get("adapters")
@@ -205,77 +251,14 @@ class Runtime:
         return route_with(self._router, self.manifest, **options)
 
 
-class Stream:
-    """An answer under way: iterate over its chunks; `reply` is the whole of it at any time."""
+@dataclass(frozen=True)
+class _Loaded:
+    """What `close` gives back."""
 
-    def __init__(self, generation: Generation, cancelled: threading.Event, turn: _Turn) -> None:
-        self._generation = generation
-        self._cancelled = cancelled
-        # Not a method: an abandoned stream must be freed at once, so nothing refers back to it.
-        self._chunks = _take_turn(turn, generation)
-
-    def __iter__(self) -> Iterator[Chunk]:
-        return self._chunks
-
-    def __enter__(self) -> Stream:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __next__(self) -> Chunk:
-        return next(self._chunks)
-
-    def cancel(self) -> None:
-        """Ends the answer at the next token or prefill chunk; callable from any thread."""
-        self._cancelled.set()
-
-    def close(self) -> None:
-        """Ends the answer now, or at the next token where another thread is in the middle of
-        it, and lets other requests go on."""
-        self.cancel()
-        with contextlib.suppress(ValueError):  # "generator already executing"
-            self._chunks.close()
-
-    @property
-    def reply(self) -> Reply:
-        """The answer so far, with the sentences and the timings."""
-        return self._generation.reply()
-
-
-def _take_turn(turn: _Turn, generation: Generation) -> Generator[Chunk, None, None]:
-    if not turn.acquire(generation.should_stop):
-        return
-    try:
-        yield from generation.run()
-    finally:
-        turn.release()
-
-
-class _Turn:
-    """Lets one request at a time use the engine. A lock that can be given up while waiting, and
-    that names the deadlock of a thread that starts a request inside its own unfinished stream."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._owner: int | None = None
-
-    def acquire(self, given_up: Callable[[], bool]) -> bool:
-        """Waits for the turn, asking `given_up` now and then; False if it said so."""
-        if self._owner == threading.get_ident():
-            raise BusyError(
-                "this thread has an unfinished stream on the same Runtime",
-                "Exhaust or close it first",
-            )
-        while not self._lock.acquire(timeout=0.05):
-            if given_up():
-                return False
-        self._owner = threading.get_ident()
-        return True
-
-    def release(self) -> None:
-        self._owner = None
-        self._lock.release()
+    backbone: Backbone
+    stack: AdapterStack
+    vocabulary: Vocabulary
+    engine: Engine
 
 
 def _messages(prompt: str | Sequence[Message]) -> list[Message]:

@@ -85,16 +85,17 @@ def test_a_damaged_bundle_is_made_again(
 
 def test_a_long_answer_stays_itself(runtime: Runtime) -> None:
     """1,200 tokens written step by step are what one pass over them would have written."""
-    engine = runtime._loaded()
+    loaded = runtime._open()
+    engine = loaded.engine
     reply = runtime.generate(
         "Tell me a very long story about a lighthouse.", adapters={}, max_new_tokens=20
     )
-    ids = engine.tokenizer.encode(reply.text * 80).ids[:1200]
+    ids = loaded.vocabulary.tokenizer.encode(reply.text * 80).ids[:1200]
     decoder = engine.decoder
     decoder.set_fusion(engine.fuser.fuse({}))
     decoder.truncate(0)
     whole = decoder.all_logits(ids).argmax(1)
     decoder.truncate(0)
-    stepped = [int(decoder.step(token).argmax()) for token in ids]
+    stepped = [int(decoder.step([token])[0].argmax()) for token in ids]
     agreement = sum(a == b for a, b in zip(whole.tolist(), stepped, strict=True)) / len(ids)
     assert agreement > 0.98

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from dlp_edge.runtime.answer import Answer, Vocabulary
 from dlp_edge.runtime.decoder import Cancelled
-from dlp_edge.runtime.generation import Engine, Generation
+from dlp_edge.runtime.generation import Engine, stream_answer
 from dlp_edge.runtime.options import Decoding
 from dlp_edge.runtime.selection import SelectionRule
 from dlp_edge.runtime.steering import Pinned, Routed, Steering
+from dlp_edge.types import Chunk, Reply
 
 EOS = 256
 TOKENIZER = Tokenizer.from_file(str(Path(__file__).parent / "data" / "bytes.json"))
@@ -23,8 +25,6 @@ TOKENIZER = Tokenizer.from_file(str(Path(__file__).parent / "data" / "bytes.json
 
 class ScriptedDecoder:
     """Says the bytes of an answer one after the other, and records what it was asked."""
-
-    max_context = 1000
 
     def __init__(self, answer: str) -> None:
         self.script = [*TOKENIZER.encode(answer).ids, EOS]
@@ -35,20 +35,20 @@ class ScriptedDecoder:
     def set_fusion(self, fusion: Mapping[str, float]) -> None:
         self.log.append(("fuse", dict(fusion)))
 
-    def truncate(self, length: int) -> None:
+    def truncate(self, length: int, sequence: int) -> None:
         self.length = min(self.length, length)
 
-    def prefill(self, ids: Sequence[int], should_stop: Callable[[], bool]) -> Any:
+    def prefill(self, ids: Sequence[int], should_stop: Callable[[], bool], sequence: int) -> Any:
         if should_stop():
             raise Cancelled
         self.length += len(ids)
         self.log.append(("prefill", len(ids)))
         return self._logits(0)
 
-    def step(self, token: int) -> Any:
-        assert token == self.script[self.said]
+    def step(self, tokens: Sequence[int]) -> Any:
+        assert tokens == [self.script[self.said]]
         self.length += 1
-        return self._logits(1)
+        return [self._logits(1)]
 
     def _logits(self, advance: int) -> Any:
         self.said += advance
@@ -58,7 +58,7 @@ class ScriptedDecoder:
 
 
 class PassThroughFuser:
-    def fuse(self, weights: Mapping[str, float]) -> Mapping[str, float]:
+    def fuse(self, weights: Mapping[str, float], sequence: int) -> Mapping[str, float]:
         return weights
 
 
@@ -76,17 +76,28 @@ class KeywordRouter:
         return {"a": 1 - b, "b": b}
 
 
-def make(
-    answer: str, steering: Steering, decoding: Decoding | None = None, **changes: Any
-) -> tuple[Generation, ScriptedDecoder]:
-    decoder = ScriptedDecoder(answer)
-    for name, value in changes.items():
-        setattr(decoder, name, value)
-    engine = Engine(decoder, PassThroughFuser(), TOKENIZER, frozenset({EOS}))  # type: ignore[arg-type]
-    generation = Generation(
-        engine, [1, 2, 3], "question", decoding or Decoding(), steering, lambda: False
-    )
-    return generation, decoder
+class Generation:
+    """One answer by the scripted backbone."""
+
+    def __init__(
+        self, answer: str, steering: Steering, decoding: Decoding | None = None, room: int = 1000
+    ) -> None:
+        self.decoder = ScriptedDecoder(answer)
+        self.cancelled = False
+        vocabulary = Vocabulary(TOKENIZER, frozenset({EOS}))
+        self.answer = Answer(
+            vocabulary, [1, 2, 3], "question", decoding or Decoding(), steering, room
+        )
+
+    def run(self) -> Iterator[Chunk]:
+        engine = Engine(self.decoder, PassThroughFuser())  # type: ignore[arg-type]
+        return stream_answer(engine, self.answer, lambda: self.cancelled)
+
+    def reply(self) -> Reply:
+        return self.answer.reply()
+
+    def fusions(self) -> list[Any]:
+        return [what for kind, what in self.decoder.log if kind == "fuse"]
 
 
 def routed() -> tuple[Routed, KeywordRouter]:
@@ -96,17 +107,14 @@ def routed() -> tuple[Routed, KeywordRouter]:
 
 def test_routes_at_the_prompt_and_at_the_first_token_of_every_sentence() -> None:
     steering, router = routed()
-    generation, decoder = make("Ab cd. Bc d. End.", steering)
+    generation = Generation("Ab cd. Bc d. End.", steering)
     chunks = list(generation.run())
     assert router.seen == [
         ("question", ""),
         ("question", "Ab cd. B"),
         ("question", "Ab cd. Bc d. E"),
     ]
-    assert [entry for entry in decoder.log if entry[0] == "fuse"] == [
-        ("fuse", {"a": 1.0}),
-        ("fuse", {"b": 1.0}),
-    ]
+    assert generation.fusions() == [{"a": 1.0}, {"b": 1.0}]
     reply = generation.reply()
     assert [(s.text, s.fusion) for s in reply.sentences] == [
         ("Ab cd. ", {"a": 1.0}),
@@ -122,14 +130,14 @@ def test_routes_at_the_prompt_and_at_the_first_token_of_every_sentence() -> None
 
 def test_keep_prefills_once_and_recompute_again_at_a_change() -> None:
     for kv, prefills in (("keep", [3]), ("recompute", [3, 3 + len("Ab cd. ")])):
-        generation, decoder = make("Ab cd. Bc d.", routed()[0], Decoding(kv=kv))  # type: ignore[arg-type]
+        generation = Generation("Ab cd. Bc d.", routed()[0], Decoding(kv=kv))  # type: ignore[arg-type]
         text = "".join(chunk.text for chunk in generation.run())
         assert text == "Ab cd. Bc d."
-        assert [count for kind, count in decoder.log if kind == "prefill"] == prefills
+        assert [count for kind, count in generation.decoder.log if kind == "prefill"] == prefills
 
 
 def test_time_that_the_consumer_takes_is_not_counted() -> None:
-    generation, _ = make("Ab cd.", Pinned({}))
+    generation = Generation("Ab cd.", Pinned({}))
     begun = time.perf_counter()
     for _ in generation.run():
         time.sleep(0.1)
@@ -139,9 +147,9 @@ def test_time_that_the_consumer_takes_is_not_counted() -> None:
 
 
 def test_pinned_adapters_are_never_routed() -> None:
-    generation, decoder = make("Ab. Bc.", Pinned({"a": 0.5}))
+    generation = Generation("Ab. Bc.", Pinned({"a": 0.5}))
     list(generation.run())
-    assert [entry for entry in decoder.log if entry[0] == "fuse"] == [("fuse", {"a": 0.5})]
+    assert generation.fusions() == [{"a": 0.5}]
     assert all(s.confidence is None for s in generation.reply().sentences)
 
 
@@ -154,41 +162,39 @@ def test_pinned_adapters_are_never_routed() -> None:
     ],
 )
 def test_ends(decoding: Decoding, text: str, reason: str) -> None:
-    generation, _ = make("Ab cd.", Pinned({}), decoding)
+    generation = Generation("Ab cd.", Pinned({}), decoding)
     assert "".join(chunk.text for chunk in generation.run()) == text
     assert generation.reply().text == text
     assert generation.reply().finish_reason == reason
 
 
 def test_a_full_context_ends_the_answer() -> None:
-    generation, decoder = make("Ab cd.", Pinned({}), max_context=5)
+    generation = Generation("Ab cd.", Pinned({}), room=5)
     list(generation.run())
-    assert decoder.length <= 5
+    assert generation.decoder.length <= 5
     assert generation.reply().finish_reason == "length"
     assert generation.reply().text == "Ab "
 
 
 def test_cancel_ends_before_the_next_pass() -> None:
-    generation, _ = make("Ab cd.", Pinned({}))
-    cancelled: list[bool] = []
-    generation.should_stop = lambda: bool(cancelled)
-    run: Iterator[Any] = generation.run()
+    generation = Generation("Ab cd.", Pinned({}))
+    run = generation.run()
     next(run)
-    cancelled.append(True)
+    generation.cancelled = True
     assert list(run) == []
     assert generation.reply().finish_reason == "cancelled"
     assert generation.reply().text == "A"
 
 
 def test_cancelled_before_it_began() -> None:
-    generation, decoder = make("Ab cd.", Pinned({}))
-    generation.should_stop = lambda: True
+    generation = Generation("Ab cd.", Pinned({}))
+    generation.cancelled = True
     assert list(generation.run()) == []
     assert generation.reply().finish_reason == "cancelled"
     assert generation.reply().sentences == ()
-    assert decoder.log == []
+    assert generation.decoder.log == []
 
 
 def test_characters_of_several_tokens_stay_whole() -> None:
-    generation, _ = make("é😀 ok", Pinned({}))
+    generation = Generation("é😀 ok", Pinned({}))
     assert [chunk.text for chunk in generation.run()] == ["é", "😀", " ", "o", "k"]

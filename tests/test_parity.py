@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from dlp_edge.bundle import BACKBONE, open_bundle
+from dlp_edge.runtime.backbone import open_backbone
 from dlp_edge.runtime.decoder import Decoder
 from dlp_edge.runtime.device import choose_device
 from dlp_edge.runtime.fusion import Fuser
@@ -55,7 +56,8 @@ def oracle(tiny_backbone: Path, tiny_adapters: dict[str, Path]) -> Peft:
 def engine(tiny_bundle: Path) -> tuple[Decoder, Fuser]:
     bundle = open_bundle(tiny_bundle)
     backbone = bundle.manifest.backbone
-    decoder = Decoder(tiny_bundle / BACKBONE, backbone, choose_device("cpu", "cpu", 2), 512)
+    graph = open_backbone(tiny_bundle / BACKBONE, backbone, choose_device("cpu", "cpu", 2))
+    decoder = Decoder(graph, 512)
     return decoder, Fuser(bundle.adapters(), backbone.slots, backbone.dtype)
 
 
@@ -91,7 +93,7 @@ def test_prefill_and_steps_equal_one_pass(engine: tuple[Decoder, Fuser], oracle:
     decoder.truncate(0)
     assert np.abs(decoder.prefill(IDS[:100]) - expected[99]).max() <= 1e-3
     for position in range(100, 200):
-        assert np.abs(decoder.step(IDS[position]) - expected[position]).max() <= 1e-3
+        assert np.abs(decoder.step([IDS[position]])[0] - expected[position]).max() <= 1e-3
 
 
 def test_long_generations_stay_exact(engine: tuple[Decoder, Fuser], oracle: Peft) -> None:
@@ -101,7 +103,7 @@ def test_long_generations_stay_exact(engine: tuple[Decoder, Fuser], oracle: Peft
     ids = np.random.default_rng(1).integers(0, 256, decoder.max_context).tolist()
     decoder.set_fusion(fuser.fuse(fusion))
     decoder.truncate(0)
-    found = np.stack([decoder.step(token).copy() for token in ids])
+    found = np.stack([decoder.step([token])[0].copy() for token in ids])
     assert np.abs(found - oracle.logits(ids, fusion)).max() <= 1e-3
 
 
@@ -125,10 +127,10 @@ def test_recompute_and_keep_at_a_change_of_fusion(
     decoder.truncate(0)
     decoder.prefill(IDS[:100])
     decoder.set_fusion(fuser.fuse(after))
-    kept = decoder.step(IDS[100]).copy()
+    kept = decoder.step([IDS[100]])[0].copy()
     decoder.truncate(0)
     decoder.prefill(IDS[:100])
-    recomputed = decoder.step(IDS[100]).copy()
+    recomputed = decoder.step([IDS[100]])[0].copy()
     expected = oracle.logits(IDS[:101], after)[-1]
     assert np.abs(recomputed - expected).max() <= 1e-3
     assert np.abs(kept - expected).max() > 1e-3

@@ -1,0 +1,183 @@
+"""One answer in the making: samples tokens, finds its sentences, asks who writes them.
+
+Knows no backbone: a loop (`generation.py`) brings it logits and does what it asks for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from time import perf_counter
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from dlp_edge.runtime.options import Decoding
+from dlp_edge.runtime.sampling import make_sampler
+from dlp_edge.runtime.sentences import SentenceSplitter
+from dlp_edge.runtime.steering import Pinned, Steering
+from dlp_edge.runtime.text import Detokenizer, StopMatcher
+from dlp_edge.types import Chunk, FinishReason, Reply, Sentence, Timings, Usage
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The backbone's tokenizer and the tokens that end an answer."""
+
+    tokenizer: Tokenizer
+    eos_token_ids: frozenset[int]
+
+
+@dataclass
+class _Start:
+    """Where a sentence starts in the answer, and what writes it."""
+
+    offset: int
+    fusion: dict[str, float]
+    confidence: float | None
+
+
+class Answer:
+    """The state of one answer.
+
+    Args:
+        prompt_ids: the whole prompt, template included.
+        user_text: what the router reads of it.
+        room: tokens that the cache holds, prompt and answer together.
+
+    Attributes:
+        tokens: the answer's, the newest last.
+        fusion: what writes the sentence that the next token belongs to.
+        changed: whether the newest token changed the fusion.
+        longest: tokens that prompt and answer can come to.
+        done: whether the answer is complete.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        prompt_ids: Sequence[int],
+        user_text: str,
+        decoding: Decoding,
+        steering: Steering,
+        room: int,
+    ) -> None:
+        self.prompt_ids = prompt_ids
+        self.kv = decoding.kv
+        self.tokens: list[int] = []
+        self.fusion: dict[str, float] = {}
+        self.changed = False
+        self.done = False
+        self.timings = Timings()
+        self._user_text = user_text
+        self._steering = steering
+        self._eos = vocabulary.eos_token_ids
+        # The newest token needs no room: it is in no cache until the next pass.
+        self._limit = min(decoding.max_new_tokens, room - len(prompt_ids) + 1)
+        self.longest = len(prompt_ids) + self._limit
+        self._sampler = make_sampler(
+            decoding.temperature, decoding.top_p, decoding.top_k, decoding.seed
+        )
+        self._detokenizer = Detokenizer(vocabulary.tokenizer)
+        self._splitter = SentenceSplitter()
+        self._stops = StopMatcher(decoding.stop)
+        self._generated = ""  # all text, also what is held back for stop strings
+        self._text = ""  # what was given out
+        self._finish_reason: FinishReason = "cancelled"  # until the answer ends by itself
+        self._starts: list[_Start] = []
+        self._begun = 0.0
+
+    def begin(self) -> None:
+        """Routes on the prompt."""
+        self._begun = perf_counter()
+        self.fusion, confidence = self._route("")
+        self._starts = [_Start(0, self.fusion, confidence)]
+
+    def take(self, logits: npt.NDArray[np.floating]) -> list[Chunk]:
+        """Samples the next token; returns the text that it completes, a chunk per sentence."""
+        begun = perf_counter()
+        token = self._sampler(logits)
+        if not self.tokens:
+            self.spend(first_token=perf_counter() - self._begun)
+        if token in self._eos:
+            self._end("stop")
+            return self.finish()
+        self.tokens.append(token)
+        piece = self._detokenizer.step(token)
+        self._generated += piece
+        self.changed = self._enter_sentences(self._splitter.feed(piece))
+        text = self._stops.feed(piece)
+        self.spend(decode=perf_counter() - begun)
+        chunks = self._give(text)
+        if self._stops.matched:
+            self._end("stop")
+        elif len(self.tokens) >= self._limit:
+            self._end("length")
+            chunks += self.finish()
+        return chunks
+
+    def finish(self) -> list[Chunk]:
+        """The text that was held back, once no token follows."""
+        rest = self._detokenizer.finish()
+        return self._give(self._stops.feed(rest) + self._stops.finish())
+
+    def reply(self) -> Reply:
+        """The answer so far."""
+        edges = [start.offset for start in self._starts] + [len(self._text)]
+        sentences = tuple(
+            Sentence(self._text[start.offset : end], start.fusion, start.confidence)
+            for start, end in zip(self._starts, edges[1:], strict=True)
+            if start.offset < len(self._text)
+        )
+        usage = Usage(len(self.prompt_ids), len(self.tokens))
+        return Reply(self._text, sentences, usage, self.timings, self._finish_reason)
+
+    def spend(self, **amounts: float) -> None:
+        """Adds seconds and counts to the timings."""
+        now = {key: getattr(self.timings, key) + amount for key, amount in amounts.items()}
+        self.timings = replace(self.timings, **now)
+
+    def _end(self, reason: FinishReason) -> None:
+        self.done = True
+        self._finish_reason = reason
+
+    def _enter_sentences(self, offsets: list[int]) -> bool:
+        """At the first token of a sentence: route on all text so far. True if the fusion changed.
+
+        Of several starts inside one token only the last is routed: nothing more is generated for
+        the others.
+        """
+        if not offsets:
+            return False
+        before = self._starts[-1]
+        self._starts += [replace(before, offset=offset) for offset in offsets]
+        if isinstance(self._steering, Pinned):
+            return False
+        self.fusion, confidence = self._route(self._generated)
+        self._starts[-1] = _Start(offsets[-1], self.fusion, confidence)
+        if self.fusion == before.fusion:
+            return False
+        self.spend(switches=1)
+        return True
+
+    def _route(self, generated: str) -> tuple[dict[str, float], float | None]:
+        if isinstance(self._steering, Pinned):
+            return self._steering.weights, None
+        begun = perf_counter()
+        decision = self._steering.decide(self._user_text, generated)
+        self.spend(router=perf_counter() - begun, routings=1)
+        return decision.weights, decision.confidence
+
+    def _give(self, text: str) -> list[Chunk]:
+        """Adds text to the answer, as one chunk per sentence."""
+        return list(self._chunks(text))
+
+    def _chunks(self, text: str) -> Iterator[Chunk]:
+        start, end = len(self._text), len(self._text) + len(text)
+        self._text += text
+        cuts = [at.offset for at in self._starts if start < at.offset < end]
+        for left, right in zip([start, *cuts], [*cuts, end], strict=True):
+            if left < right:
+                index = max(i for i, at in enumerate(self._starts) if at.offset <= left)
+                yield Chunk(self._text[left:right], index, self._starts[index].fusion)

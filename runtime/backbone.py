@@ -1,0 +1,61 @@
+"""The backbone's graph, opened and checked against the manifest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnxruntime as ort
+
+from dlp_edge.errors import BundleError
+from dlp_edge.manifest import BackboneEntry
+from dlp_edge.runtime.device import Device, open_session
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A loaded graph; several decoders, each with a KV cache of its own, can run it."""
+
+    session: ort.InferenceSession
+    entry: BackboneEntry
+    device: Device
+
+
+def open_backbone(path: Path, entry: BackboneEntry, device: Device) -> Backbone:
+    """Loads the graph onto the device.
+
+    Raises:
+        BundleError: onnxruntime cannot read it, or it is not as the manifest says.
+        DeviceError: onnxruntime fell back to another provider.
+        ResourceError: out of memory.
+    """
+    session = open_session(path, device)
+    _check_inputs(session, entry)
+    return Backbone(session, entry, device)
+
+
+def _check_inputs(session: ort.InferenceSession, entry: BackboneEntry) -> None:
+    """Raises BundleError unless the graph has the inputs and shapes that the manifest promises."""
+    inputs = {value.name: value for value in session.get_inputs()}
+    expected = {"input_ids", "seqlens_k", "total_sequence_length", "logit_positions"}
+    expected |= {f"{slot.name}.{side}" for slot in entry.slots for side in "AB"}
+    for layer in range(entry.num_layers):
+        for kind in ("key", "value"):
+            name = f"past_key_values.{layer}.{kind}"
+            expected.add(name)
+            if name in inputs and inputs[name].shape[1] != entry.num_kv_heads:
+                raise _not_as_promised(name)
+    for name in expected ^ inputs.keys():
+        raise _not_as_promised(name)
+    for slot in entry.slots:
+        sizes = (inputs[f"{slot.name}.A"].shape[2], inputs[f"{slot.name}.B"].shape[2])
+        if sizes != (slot.input_size, slot.output_size):
+            raise _not_as_promised(slot.name)
+    if session.get_outputs()[0].shape[2] != entry.vocab_size:
+        raise _not_as_promised("logits")
+
+
+def _not_as_promised(name: str) -> BundleError:
+    return BundleError(
+        f"the backbone's graph is not as the manifest says, at {name}", "Export the bundle again"
+    )
