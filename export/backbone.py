@@ -44,7 +44,8 @@ def export_backbone(
         if path.is_file() and not path.name.startswith(BACKBONE):
             path.unlink()
     model = onnx.load(out / BACKBONE, load_external_data=False)
-    slots = prepare_graph(model, modules, source.linear_sizes())
+    windows = attention_windows(source.folder)
+    slots = prepare_graph(model, modules, source.linear_sizes(), windows)
     onnx.save(model, out / BACKBONE)
     config = source.config
     heads = config["num_attention_heads"]
@@ -64,6 +65,18 @@ def export_backbone(
         eos_token_ids=source.eos_token_ids,
         slots=slots,
     )
+
+
+def attention_windows(folder: Path) -> list[int]:
+    """For each decoder layer how many tokens it attends to, the present one included; -1 for
+    all. As transformers understands the configuration."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder)
+    window = getattr(config, "sliding_window", None)
+    # Only a configuration that mixes both kinds lists them.
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
+    return [window if window and kind == "sliding_attention" else -1 for kind in kinds]
 
 
 def build_graph(

@@ -1,16 +1,17 @@
 """Graph surgery: from the builder's ONNX graph to the one the runtime drives.
 
-Three changes, all independent of the quantisation:
+Changes, all independent of the quantisation:
 - adapter slots: `y = MatMul(x)` becomes `y = MatMul(x) + (x A^T) B` with A and B as graph inputs;
 - the head runs only on the positions asked for (input `logit_positions`);
 - sequence lengths are inputs (`seqlens_k`, `total_sequence_length`) instead of being summed from
-  an attention mask that grows with every token.
+  an attention mask that grows with every token;
+- every attention layer has the window of the source's configuration.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import onnx
 from onnx import TensorProto, helper
@@ -19,11 +20,15 @@ from dlp_edge.errors import BackboneError
 from dlp_edge.manifest import Slot, SlotPart
 from dlp_edge.models.architectures import PROJECTION_OF, Projection, module_name
 
+_WINDOW_ATTRIBUTES = ("local_window_size", "sliding_window_cache")
 _LAYER = re.compile(r"^model\.layers\.(\d+)\.(.+)$")
 
 
 def prepare_graph(
-    model: onnx.ModelProto, modules: Iterable[str], sizes: dict[str, tuple[int, int]]
+    model: onnx.ModelProto,
+    modules: Iterable[str],
+    sizes: dict[str, tuple[int, int]],
+    windows: Sequence[int],
 ) -> tuple[Slot, ...]:
     """Rewrites the builder's graph in place and returns its slots.
 
@@ -31,6 +36,7 @@ def prepare_graph(
         model: the graph, without its external data.
         modules: linear layers that some adapter changes, by full name.
         sizes: (input size, output size) of every linear layer of the backbone.
+        windows: for each decoder layer how many tokens it attends to; -1 for all.
 
     Raises:
         BackboneError: the graph has not the nodes that the surgery needs.
@@ -38,6 +44,7 @@ def prepare_graph(
     graph = model.graph
     _select_logit_positions(graph)
     _give_lengths(graph)
+    _set_windows(graph, windows)
     slots = _plan_slots(graph, modules, sizes)
     for slot in slots:
         _insert_slot(graph, slot)
@@ -84,6 +91,21 @@ def _give_lengths(graph: onnx.GraphProto) -> None:
         helper.make_tensor_value_info("total_sequence_length", TensorProto.INT32, [])
     )
     _remove_unused(graph)
+
+
+def _set_windows(graph: onnx.GraphProto, windows: Sequence[int]) -> None:
+    """The builder leaves Mistral's windows out, and gives others a cache that is only as long as
+    the window; ours is whole, so that it can be truncated and kept."""
+    for node in graph.node:
+        if node.op_type != "GroupQueryAttention":
+            continue
+        kept = [a for a in node.attribute if a.name not in _WINDOW_ATTRIBUTES]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+        layer = re.search(r"/layers\.(\d+)/", node.name)
+        if layer is None:
+            raise BackboneError(f"{node.name} belongs to no layer", "Update onnxruntime-genai")
+        node.attribute.append(helper.make_attribute("local_window_size", windows[int(layer[1])]))
 
 
 def _remove_unused(graph: onnx.GraphProto) -> None:

@@ -18,7 +18,12 @@ from safetensors import SafetensorError, safe_open
 from dlp_edge.bundle import sha256_of
 from dlp_edge.errors import BackboneError, ResourceError
 from dlp_edge.export.quiet import quiet
-from dlp_edge.models.architectures import PROJECTIONS, check_supported, module_name
+from dlp_edge.models.architectures import (
+    PROJECTIONS,
+    check_supported,
+    check_supported_gguf,
+    module_name,
+)
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _FILES = (".gguf", ".bin", ".safetensors", ".onnx")
@@ -114,15 +119,21 @@ def load_source(backbone: str, scratch: Path | None = None) -> Iterator[Source]:
 def dequantise_gguf(path: Path, out: Path) -> None:
     """Writes a GGUF file as a Hugging Face folder with fp32 weights."""
     import torch
+    from gguf import GGUFReader
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
+        # Asked first: dequantising takes minutes for a large file.
+        field = GGUFReader(path).get_field("general.architecture")
+        check_supported_gguf(str(field.contents() if field else None))
         with quiet():
             model = AutoModelForCausalLM.from_pretrained(
                 path.parent, gguf_file=path.name, dtype=torch.float32
             )
             tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    except BackboneError:
+        raise
     except Exception as error:  # the reader raises whatever it stumbles over
         raise BackboneError(
             f"{path.name} cannot be read ({type(error).__name__}: {error})",
@@ -163,7 +174,7 @@ def _download(name: str) -> Path:
 
 def _open_folder(folder: Path, name: str, fingerprint: str | None = None) -> Source:
     config = _read_json(folder, "config.json")
-    check_supported(config.get("architectures"))
+    check_supported(config)
     for key in _NUMBERS:
         if type(config.get(key)) is not int or config[key] < 1:
             raise BackboneError(

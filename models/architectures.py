@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from dlp_edge.errors import BackboneError
 
 # Architectures (`config.json`: "architectures") whose graph, as the onnxruntime-genai builder
-# writes it, has the node names below and rotary embedding inside GroupQueryAttention.
-SUPPORTED = ("LlamaForCausalLM", "MistralForCausalLM")
+# writes it, has the node names below and rotary embedding inside GroupQueryAttention, and their
+# names in a GGUF file, where Mistral is a Llama.
+GGUF_NAMES = {
+    "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "llama",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
+    "Gemma2ForCausalLM": "gemma2",
+}
+SUPPORTED = tuple(GGUF_NAMES)
+# Scalings of the rotary embedding that the builder's graph has right. Of `linear` and `yarn` it
+# makes another model without a word; `dynamic` and `longrope` change beyond a length that an
+# export does not compare.
+ROPE_TYPES = ("default", "llama3")
 
 
 @dataclass(frozen=True)
@@ -45,11 +59,25 @@ def module_name(layer: int, module: str) -> str:
     return f"model.layers.{layer}.{module}"
 
 
-def check_supported(architectures: object) -> None:
-    """Raises BackboneError unless `config.json`'s "architectures" begins with a supported one."""
+def check_supported(config: Mapping[str, Any]) -> None:
+    """Raises BackboneError unless the architecture of a `config.json` is supported."""
+    architectures = config.get("architectures")
     first = architectures[0] if isinstance(architectures, list) and architectures else None
     if first not in SUPPORTED:
-        raise BackboneError(
-            f"the backbone's architecture is {first}, which is not supported",
-            f"Use one of: {', '.join(SUPPORTED)}",
-        )
+        raise _not_supported(f"architecture is {first}", SUPPORTED)
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if kind not in ROPE_TYPES:
+        raise _not_supported(f"rotary embedding is scaled as {kind}", ROPE_TYPES)
+
+
+def check_supported_gguf(architecture: str) -> None:
+    """Raises BackboneError unless the `general.architecture` of a GGUF file is supported."""
+    if architecture not in GGUF_NAMES.values():
+        raise _not_supported(f"architecture is {architecture}", sorted(set(GGUF_NAMES.values())))
+
+
+def _not_supported(what: str, known: Iterable[str]) -> BackboneError:
+    return BackboneError(
+        f"the backbone's {what}, which is not supported", f"Use one of: {', '.join(known)}"
+    )

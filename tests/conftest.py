@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from families import make_adapter
 
 TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>"
@@ -72,19 +73,6 @@ def tiny_adapters(tiny_backbone: Path) -> dict[str, Path]:
         name: make_adapter(tiny_backbone, tiny_backbone.parent / name, **settings)
         for name, settings in ADAPTERS.items()
     }
-
-
-def make_adapter(backbone: Path, folder: Path, **settings: Any) -> Path:
-    """Writes a PEFT adapter with random weights (not PEFT's zero B)."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    torch.manual_seed(len(folder.name))
-    base = AutoModelForCausalLM.from_pretrained(backbone)
-    config = LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, **settings)
-    get_peft_model(base, config).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")

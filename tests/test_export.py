@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import make_adapter
+from families import make_adapter
 from safetensors.numpy import load_file, save_file
 
 from dlp_edge.bundle import open_bundle

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from oracle import Peft
 
 from dlp_edge.bundle import BACKBONE, open_bundle
 from dlp_edge.runtime.backbone import open_backbone
@@ -17,34 +15,6 @@ from dlp_edge.runtime.device import choose_device
 from dlp_edge.runtime.fusion import Fuser
 
 IDS = np.random.default_rng(0).integers(0, 256, 200).tolist()
-
-
-class Peft:
-    """The oracle: PEFT adds the adapters, each scaled by its weight."""
-
-    def __init__(self, backbone: Path, adapters: Mapping[str, Path]) -> None:
-        from peft import PeftModel
-        from transformers import AutoModelForCausalLM
-
-        base = AutoModelForCausalLM.from_pretrained(backbone, dtype=torch.float32)
-        (first, folder), *others = adapters.items()
-        self.model: Any = PeftModel.from_pretrained(base, folder, adapter_name=first)
-        for name, folder in others:
-            self.model.load_adapter(folder, adapter_name=name)
-        self.model.eval()
-        self.layers = [
-            (layer, dict(layer.scaling))
-            for layer in self.model.modules()
-            if isinstance(getattr(layer, "scaling", None), dict)
-        ]
-
-    def logits(self, ids: list[int], weights: Mapping[str, float]) -> Any:
-        for layer, scaling in self.layers:
-            for name, value in scaling.items():
-                layer.scaling[name] = value * weights.get(name, 0.0)
-        self.model.base_model.set_adapter([*self.layers[0][1], "email"])
-        with torch.no_grad():
-            return self.model(torch.tensor([ids])).logits[0].numpy()
 
 
 @pytest.fixture(scope="module")
