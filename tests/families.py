@@ -60,14 +60,14 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def make_backbone(family: str, folder: Path) -> Path:
+def make_backbone(family: str, folder: Path, **settings: Any) -> Path:
     """Writes a family's random model, norms and biases included, and a byte tokenizer."""
     import torch
     from tokenizers import Tokenizer
     from transformers import AutoConfig, AutoModelForCausalLM
 
     model_type, changes = FAMILIES[family]
-    config = AutoConfig.for_model(model_type, **{**COMMON, **changes})
+    config = AutoConfig.for_model(model_type, **{**COMMON, **changes, **settings})
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
