@@ -6,7 +6,7 @@ Knows no text. Everything that keeps its shape from token to token is bound once
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -16,13 +16,10 @@ from dlp_edge.errors import BundleError, ResourceError, UsageError
 from dlp_edge.runtime.backbone import Backbone
 from dlp_edge.runtime.device import first_line
 from dlp_edge.runtime.fusion import SlotPair
+from dlp_edge.runtime.interrupt import Cancelled, Interrupt
 
 Logits = npt.NDArray[np.floating]
 PREFILL_CHUNK = 512
-
-
-class Cancelled(Exception):  # noqa: N818 - a signal, not an error
-    """Prefill stopped between two chunks because it was asked to."""
 
 
 class Decoder:
@@ -76,33 +73,32 @@ class Decoder:
             buffer.copy_tokens(source, target, int(length))
         self.lengths[target] = length
 
-    def step(self, tokens: Sequence[int]) -> Logits:
+    def step(self, tokens: Sequence[int], interrupt: Interrupt | None = None) -> Logits:
         """Appends tokens[i] to sequence i; returns the logits [G, V] after them (valid until the
-        next pass)."""
+        next pass).
+
+        Raises:
+            Cancelled: the interrupt was set; the cache is as before.
+        """
         self._tokens.host[: len(tokens), 0] = tokens
         self._tokens.upload()
-        self._run(0, len(tokens), 1)
+        self._run(0, len(tokens), 1, interrupt=interrupt)
         return self._logits.host[: len(tokens), 0]
 
     def prefill(
-        self,
-        ids: Sequence[int],
-        should_stop: Callable[[], bool] = lambda: False,
-        sequence: int = 0,
+        self, ids: Sequence[int], sequence: int = 0, interrupt: Interrupt | None = None
     ) -> Logits:
         """Appends tokens to one sequence; returns the logits [V] after the last one.
 
         Raises:
             UsageError: there are no tokens.
-            Cancelled: `should_stop` said so between two chunks; the cache keeps whole chunks.
+            Cancelled: the interrupt was set; the cache keeps whole chunks.
         """
         if not ids:
             raise UsageError("there are no tokens to prefill", "Give at least one")
         for start in range(0, len(ids), PREFILL_CHUNK):
-            if should_stop():
-                raise Cancelled
             chunk = np.asarray(ids[start : start + PREFILL_CHUNK], np.int64)[None]
-            self._run(sequence, 1, chunk.shape[1], chunk)
+            self._run(sequence, 1, chunk.shape[1], chunk, interrupt)
         return self._logits.host[sequence, 0]
 
     def all_logits(self, ids: Sequence[int]) -> Logits:
@@ -122,10 +118,17 @@ class Decoder:
         return logits.host[0]
 
     def _run(
-        self, first: int, count: int, added: int, chunk: npt.NDArray[np.int64] | None = None
+        self,
+        first: int,
+        count: int,
+        added: int,
+        chunk: npt.NDArray[np.int64] | None = None,
+        interrupt: Interrupt | None = None,
     ) -> None:
         """One pass over `count` sequences from `first`, each longer by `added` tokens: a chunk of
         one prompt, or what lies in the token buffer."""
+        if interrupt is not None:
+            interrupt.check()
         totals = self.lengths[first : first + count] + added
         longest = int(totals.max())
         if longest > self.max_context:
@@ -143,8 +146,11 @@ class Decoder:
             prompt = _Rows(chunk, self._kind)  # a name, because a binding holds no reference
             prompt.bind_input(self._binding, "input_ids", 0, 1)
         try:
-            self._session.run_with_iobinding(self._binding)
+            options = interrupt.options if interrupt is not None else None
+            self._session.run_with_iobinding(self._binding, options)
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
+            if interrupt is not None and interrupt.is_set():
+                raise Cancelled from error
             if "allocate" in str(error).lower():
                 raise ResourceError(
                     "memory ran out inside the backbone", "Use a shorter prompt"

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from time import perf_counter
 
 from dlp_edge.runtime.answer import Answer
 from dlp_edge.runtime.backbone import Backbone
-from dlp_edge.runtime.decoder import Cancelled, Decoder, Logits
+from dlp_edge.runtime.decoder import Decoder, Logits
 from dlp_edge.runtime.fusion import Fuser
+from dlp_edge.runtime.interrupt import Cancelled, Interrupt
 from dlp_edge.stack import AdapterStack
 from dlp_edge.types import Chunk
 
@@ -34,64 +35,58 @@ def make_engine(
     return Engine(decoder, fuser)
 
 
-def stream_answer(
-    engine: Engine, answer: Answer, should_stop: Callable[[], bool]
-) -> Iterator[Chunk]:
+def stream_answer(engine: Engine, answer: Answer, interrupt: Interrupt) -> Iterator[Chunk]:
     """Generates one answer; each chunk belongs to one sentence.
 
     Args:
-        should_stop: asked before every pass; True ends the answer as "cancelled".
+        interrupt: ends the answer as "cancelled" in the middle of a pass.
     """
     try:
-        logits = _begin(engine, answer, 0, should_stop)
+        logits = _begin(engine, answer, 0, interrupt)
         while True:
             yield from answer.take(logits)  # while a consumer holds a chunk no time is counted
             if answer.done:
                 return
-            if should_stop():
-                raise Cancelled
-            _follow_fusion(engine, answer, 0, should_stop)
+            _follow_fusion(engine, answer, 0, interrupt)
             begun = perf_counter()
-            logits = engine.decoder.step(answer.tokens[-1:])[0]
+            logits = engine.decoder.step(answer.tokens[-1:], interrupt)[0]
             answer.spend(decode=perf_counter() - begun, decode_steps=1)
     except Cancelled:
         yield from answer.finish()
 
 
-def run_batch(engine: Engine, answers: Iterable[Answer], should_stop: Callable[[], bool]) -> None:
+def run_batch(engine: Engine, answers: Iterable[Answer], interrupt: Interrupt) -> None:
     """Generates answers side by side, as many at a time as the engine has sequences.
 
     An answer that ends gives its place to the next one. Its seconds of decode are those of the
     passes that it took part in, whole.
 
     Args:
-        should_stop: asked before every pass; True ends all answers as "cancelled".
+        interrupt: ends all answers as "cancelled" in the middle of a pass.
     """
     waiting = deque(answers)
     running: list[Answer] = []  # running[i] is on the decoder's sequence i
     try:
         while waiting or running:
-            if should_stop():
-                raise Cancelled
             if waiting and len(running) < len(engine.decoder.lengths):
                 answer = waiting.popleft()
                 running.append(answer)
-                answer.take(_begin(engine, answer, len(running) - 1, should_stop))
+                answer.take(_begin(engine, answer, len(running) - 1, interrupt))
                 if answer.done:
                     running.pop()
             else:
-                _step_all(engine, running, should_stop)
+                _step_all(engine, running, interrupt)
     except Cancelled:
         for answer in running:
             answer.finish()
 
 
-def _step_all(engine: Engine, running: list[Answer], should_stop: Callable[[], bool]) -> None:
+def _step_all(engine: Engine, running: list[Answer], interrupt: Interrupt) -> None:
     """One more token for each running answer; those that it completes leave."""
     for sequence, answer in enumerate(running):
-        _follow_fusion(engine, answer, sequence, should_stop)
+        _follow_fusion(engine, answer, sequence, interrupt)
     begun = perf_counter()
-    logits = engine.decoder.step([answer.tokens[-1] for answer in running])
+    logits = engine.decoder.step([answer.tokens[-1] for answer in running], interrupt)
     seconds = perf_counter() - begun
     for sequence in reversed(range(len(running))):
         answer = running[sequence]
@@ -112,24 +107,19 @@ def _leave(engine: Engine, running: list[Answer], sequence: int) -> None:
     running.pop()
 
 
-def _begin(
-    engine: Engine, answer: Answer, sequence: int, should_stop: Callable[[], bool]
-) -> Logits:
+def _begin(engine: Engine, answer: Answer, sequence: int, interrupt: Interrupt) -> Logits:
     """Route on the prompt, fuse, prefill."""
-    if should_stop():
-        raise Cancelled
+    interrupt.check()
     answer.begin()
     _fuse(engine, answer, sequence)
     engine.decoder.truncate(0, sequence)
     begun = perf_counter()
-    logits = engine.decoder.prefill(answer.prompt_ids, should_stop, sequence)
+    logits = engine.decoder.prefill(answer.prompt_ids, sequence, interrupt)
     answer.spend(prefill=perf_counter() - begun)
     return logits
 
 
-def _follow_fusion(
-    engine: Engine, answer: Answer, sequence: int, should_stop: Callable[[], bool]
-) -> None:
+def _follow_fusion(engine: Engine, answer: Answer, sequence: int, interrupt: Interrupt) -> None:
     """After a change of fusion: fills the slots, and the cache again where the policy says so."""
     if not answer.changed:
         return
@@ -138,7 +128,7 @@ def _follow_fusion(
         begun = perf_counter()
         engine.decoder.truncate(0, sequence)
         history = [*answer.prompt_ids, *answer.tokens[:-1]]
-        engine.decoder.prefill(history, should_stop, sequence)
+        engine.decoder.prefill(history, sequence, interrupt)
         answer.spend(recompute=perf_counter() - begun)
 
 

@@ -18,6 +18,7 @@ from dlp_edge.runtime.backbone import Backbone, open_backbone
 from dlp_edge.runtime.device import choose_device
 from dlp_edge.runtime.fusion import parse_weights
 from dlp_edge.runtime.generation import Engine, make_engine, run_batch
+from dlp_edge.runtime.interrupt import Interrupt
 from dlp_edge.runtime.options import (
     GenerateOptions,
     RouteOptions,
@@ -93,7 +94,7 @@ class Runtime:
         engine = make_engine(graph, stack, min(max_context, backbone.context_length))
         vocabulary = Vocabulary(tokenizer, frozenset(backbone.eos_token_ids))
         self._loaded: _Loaded | None = _Loaded(graph, stack, vocabulary, engine)
-        self._closing = threading.Event()
+        self._closing = Interrupt()
         self._turn = Turn()
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
         self._streams_lock = threading.Lock()
@@ -170,7 +171,7 @@ class Runtime:
             room = max(answer.longest for answer in answers)
             sequences = min(max_batch, len(answers))
             engine = make_engine(loaded.backbone, loaded.stack, room, sequences)
-            run_batch(engine, answers, self._closing.is_set)
+            run_batch(engine, answers, self._closing)
         finally:
             self._turn.release()
         return [answer.reply() for answer in answers]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Iterator
 from dlp_edge.errors import BusyError
 from dlp_edge.runtime.answer import Answer
 from dlp_edge.runtime.generation import Engine, stream_answer
+from dlp_edge.runtime.interrupt import Interrupt
 from dlp_edge.types import Chunk, Reply
 
 
@@ -17,9 +18,9 @@ class Stream:
 
     def __init__(self, engine: Engine, answer: Answer, turn: Turn) -> None:
         self._answer = answer
-        self._cancelled = threading.Event()
+        self._interrupt = Interrupt()
         # Not a method: an abandoned stream must be freed at once, so nothing refers back to it.
-        self._chunks = _take_turn(turn, engine, answer, self._cancelled.is_set)
+        self._chunks = _take_turn(turn, engine, answer, self._interrupt)
 
     def __iter__(self) -> Iterator[Chunk]:
         return self._chunks
@@ -34,8 +35,8 @@ class Stream:
         return next(self._chunks)
 
     def cancel(self) -> None:
-        """Ends the answer at the next token or prefill chunk; callable from any thread."""
-        self._cancelled.set()
+        """Ends the answer in the middle of whatever it does; callable from any thread."""
+        self._interrupt.set()
 
     def close(self) -> None:
         """Ends the answer now, or at the next token where another thread is in the middle of
@@ -51,12 +52,12 @@ class Stream:
 
 
 def _take_turn(
-    turn: Turn, engine: Engine, answer: Answer, should_stop: Callable[[], bool]
+    turn: Turn, engine: Engine, answer: Answer, interrupt: Interrupt
 ) -> Generator[Chunk, None, None]:
-    if not turn.acquire(should_stop):
+    if not turn.acquire(interrupt.is_set):
         return
     try:
-        yield from stream_answer(engine, answer, should_stop)
+        yield from stream_answer(engine, answer, interrupt)
     finally:
         turn.release()
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from oracle import Peft
 
 from dlp_edge.runtime.generation import Engine, stream_answer
+from dlp_edge.runtime.interrupt import Interrupt
 from dlp_edge.runtime.sampling import Sampler
 from dlp_edge.types import Chunk, KvPolicy
 
@@ -58,7 +59,7 @@ class ScriptedAnswer:
 def by_the_loop(engine: Engine, answer: ScriptedAnswer) -> None:
     """Fills in the answer's tokens and logits."""
     loop: Any = stream_answer
-    assert list(loop(engine, answer, lambda: False)) == []
+    assert list(loop(engine, answer, Interrupt())) == []
 
 
 def by_peft(oracle: Peft, answer: ScriptedAnswer) -> list[npt.NDArray[np.float32]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,8 @@ import pytest
 from tokenizers import Tokenizer
 
 from dlp_edge.runtime.answer import Answer, Vocabulary
-from dlp_edge.runtime.decoder import Cancelled
 from dlp_edge.runtime.generation import Engine, stream_answer
+from dlp_edge.runtime.interrupt import Interrupt
 from dlp_edge.runtime.options import Decoding
 from dlp_edge.runtime.selection import SelectionRule
 from dlp_edge.runtime.steering import Pinned, Routed, Steering
@@ -38,14 +38,14 @@ class ScriptedDecoder:
     def truncate(self, length: int, sequence: int) -> None:
         self.length = min(self.length, length)
 
-    def prefill(self, ids: Sequence[int], should_stop: Callable[[], bool], sequence: int) -> Any:
-        if should_stop():
-            raise Cancelled
+    def prefill(self, ids: Sequence[int], sequence: int, interrupt: Interrupt) -> Any:
+        interrupt.check()
         self.length += len(ids)
         self.log.append(("prefill", len(ids)))
         return self._logits(0)
 
-    def step(self, tokens: Sequence[int]) -> Any:
+    def step(self, tokens: Sequence[int], interrupt: Interrupt) -> Any:
+        interrupt.check()
         assert tokens == [self.script[self.said]]
         self.length += 1
         return [self._logits(1)]
@@ -83,7 +83,7 @@ class Generation:
         self, answer: str, steering: Steering, decoding: Decoding | None = None, room: int = 1000
     ) -> None:
         self.decoder = ScriptedDecoder(answer)
-        self.cancelled = False
+        self.interrupt = Interrupt()
         vocabulary = Vocabulary(TOKENIZER, frozenset({EOS}))
         self.answer = Answer(
             vocabulary, [1, 2, 3], "question", decoding or Decoding(), steering, room
@@ -91,7 +91,7 @@ class Generation:
 
     def run(self) -> Iterator[Chunk]:
         engine = Engine(self.decoder, PassThroughFuser())  # type: ignore[arg-type]
-        return stream_answer(engine, self.answer, lambda: self.cancelled)
+        return stream_answer(engine, self.answer, self.interrupt)
 
     def reply(self) -> Reply:
         return self.answer.reply()
@@ -180,7 +180,7 @@ def test_cancel_ends_before_the_next_pass() -> None:
     generation = Generation("Ab cd.", Pinned({}))
     run = generation.run()
     next(run)
-    generation.cancelled = True
+    generation.interrupt.set()
     assert list(run) == []
     assert generation.reply().finish_reason == "cancelled"
     assert generation.reply().text == "A"
@@ -188,7 +188,7 @@ def test_cancel_ends_before_the_next_pass() -> None:
 
 def test_cancelled_before_it_began() -> None:
     generation = Generation("Ab cd.", Pinned({}))
-    generation.cancelled = True
+    generation.interrupt.set()
     assert list(generation.run()) == []
     assert generation.reply().finish_reason == "cancelled"
     assert generation.reply().sentences == ()

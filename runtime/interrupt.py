@@ -1,0 +1,35 @@
+"""Stopping a request from another thread."""
+
+from __future__ import annotations
+
+import threading
+
+import onnxruntime as ort
+
+
+class Cancelled(Exception):  # noqa: N818 - a signal, not an error
+    """A pass through the backbone, or the wait for one, was stopped because it was asked to."""
+
+
+class Interrupt:
+    """Set once, from any thread, it ends a request; a running pass stops at its next node.
+
+    Attributes:
+        options: what onnxruntime is to run the request's passes with.
+    """
+
+    def __init__(self) -> None:
+        self.options = ort.RunOptions()
+        self._event = threading.Event()
+
+    def set(self) -> None:
+        self._event.set()
+        self.options.terminate = True
+
+    def is_set(self) -> bool:
+        return self._event.is_set()
+
+    def check(self) -> None:
+        """Raises Cancelled once it is set."""
+        if self._event.is_set():
+            raise Cancelled
