@@ -10,6 +10,7 @@ FinishReason = Literal["stop", "length", "cancelled"]
 SelectRule = Literal["nucleus", "threshold", "top_k"]
 WeighRule = Literal["softmax", "renormalise"]
 KvPolicy = Literal["keep", "recompute"]
+Overflow = Literal["error", "drop_oldest"]
 Message = Mapping[str, str]
 """One chat message: {"role": "system" | "user" | "assistant", "content": text}."""
 
@@ -84,6 +85,7 @@ class Timings:
         routings: how often the router was asked.
         switches: how often the fusion changed while generating.
         decode_steps: one-token passes.
+        reused: tokens of the prompt that a session's cache had already.
     """
 
     prefill: float = 0.0
@@ -95,6 +97,7 @@ class Timings:
     routings: int = 0
     switches: int = 0
     decode_steps: int = 0
+    reused: int = 0
 
     @property
     def decode_rate(self) -> float:
@@ -114,8 +117,9 @@ class Reply:
 
     @property
     def prefill_rate(self) -> float:
-        """Prompt tokens per second; 0 when the prompt was not processed."""
-        return self.usage.prompt_tokens / self.timings.prefill if self.timings.prefill else 0.0
+        """Tokens of the prompt that were processed, per second; 0 when there was none."""
+        count = self.usage.prompt_tokens - self.timings.reused
+        return count / self.timings.prefill if self.timings.prefill else 0.0
 
 
 @dataclass(frozen=True)

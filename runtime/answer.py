@@ -50,7 +50,7 @@ class Answer:
         tokens: the answer's, the newest last.
         fusion: what writes the sentence that the next token belongs to.
         changed: whether the newest token changed the fusion.
-        longest: tokens that prompt and answer can come to.
+        limit: the most tokens that the answer may have.
         done: whether the answer is complete.
     """
 
@@ -74,8 +74,7 @@ class Answer:
         self._steering = steering
         self._eos = vocabulary.eos_token_ids
         # The newest token needs no room: it is in no cache until the next pass.
-        self._limit = min(decoding.max_new_tokens, room - len(prompt_ids) + 1)
-        self.longest = len(prompt_ids) + self._limit
+        self.limit = min(decoding.max_new_tokens, room - len(prompt_ids) + 1)
         self._sampler = make_sampler(
             decoding.temperature, decoding.top_p, decoding.top_k, decoding.seed
         )
@@ -112,7 +111,7 @@ class Answer:
         chunks = self._give(text)
         if self._stops.matched:
             self._end("stop")
-        elif len(self.tokens) >= self._limit:
+        elif len(self.tokens) >= self.limit:
             self._end("length")
             chunks += self.finish()
         return chunks

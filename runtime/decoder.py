@@ -6,7 +6,7 @@ Knows no text. Everything that keeps its shape from token to token is bound once
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -30,12 +30,14 @@ class Decoder:
 
     Attributes:
         lengths: tokens in the cache of each sequence.
+        labels: a name for the fusion that each sequence is under; `reuse` goes by it.
         max_context: room of each sequence's cache in tokens.
     """
 
     def __init__(self, backbone: Backbone, max_context: int, sequences: int = 1) -> None:
         entry = backbone.entry
         self.lengths = np.zeros(sequences, np.int32)
+        self.labels: list[Hashable] = [None] * sequences
         self.max_context = max_context
         self._vocab_size = entry.vocab_size
         self._dtype = np.dtype(entry.dtype)
@@ -45,6 +47,8 @@ class Decoder:
         self._bound: tuple[int, int] | None = None  # first and number of the sequences bound
         self._cache = self._make_cache(entry.num_layers, entry.num_kv_heads, entry.head_size)
         self._slots: dict[str, _Rows] = {}
+        # What each cache was made of: its tokens, each with the label that it was read under.
+        self._written: list[list[tuple[int, Hashable]]] = [[] for _ in range(sequences)]
         self._tokens = _Rows(np.zeros((sequences, 1), np.int64), self._kind)
         self._seqlens = _Rows(np.zeros(sequences, np.int32), self._kind)
         self._logits = _Rows(np.zeros((sequences, 1, self._vocab_size), self._dtype), "cpu")
@@ -53,6 +57,11 @@ class Decoder:
         self._total_value = ort.OrtValue.ortvalue_from_numpy(self._total)
         self._binding.bind_ortvalue_input("total_sequence_length", self._total_value)
         self._position.bind_input(self._binding, "logit_positions", 0, 1)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Size of the caches of all sequences, filled or not."""
+        return sum(buffer.host.nbytes for buffer in self._cache.values())
 
     def set_fusion(self, pairs: Mapping[str, SlotPair]) -> None:
         """Binds the low-rank pairs of all slots; they are in force from the next pass on."""
@@ -64,14 +73,37 @@ class Decoder:
 
     def truncate(self, length: int, sequence: int = 0) -> None:
         """Forgets all but the first `length` tokens of a sequence's cache."""
-        self.lengths[sequence] = min(self.lengths[sequence], length)
+        del self._written[sequence][length:]
+        self.lengths[sequence] = len(self._written[sequence])
+
+    def reuse(self, ids: Sequence[int], sequence: int = 0) -> int:
+        """Keeps of a sequence's cache what a prefill of `ids` under the present fusion would
+        write again, and forgets the rest; returns how many tokens that is."""
+        written, label = self._written[sequence], self.labels[sequence]
+        same = 0
+        for token, (known, under) in zip(ids, written, strict=False):
+            if token != known or under != label:
+                break
+            same += 1
+        self.truncate(same, sequence)
+        return same
 
     def move(self, source: int, target: int) -> None:
         """Copies one sequence's cache over another's; the fusions stay with the caller."""
-        length = self.lengths[source]
         for buffer in self._cache.values():
-            buffer.copy_tokens(source, target, int(length))
-        self.lengths[target] = length
+            buffer.copy_tokens(buffer, source, target, int(self.lengths[source]))
+        self._take_over(self, source, target)
+
+    def copy_cache(self, other: Decoder) -> None:
+        """Takes over the cache of another decoder's first sequence."""
+        for name, buffer in self._cache.items():
+            buffer.copy_tokens(other._cache[name], 0, 0, int(other.lengths[0]))
+        self._take_over(other, 0, 0)
+
+    def _take_over(self, other: Decoder, source: int, target: int) -> None:
+        self.lengths[target] = other.lengths[source]
+        self._written[target] = list(other._written[source])
+        self.labels[target] = other.labels[source]
 
     def step(self, tokens: Sequence[int], interrupt: Interrupt | None = None) -> Logits:
         """Appends tokens[i] to sequence i; returns the logits [G, V] after them (valid until the
@@ -83,6 +115,8 @@ class Decoder:
         self._tokens.host[: len(tokens), 0] = tokens
         self._tokens.upload()
         self._run(0, len(tokens), 1, interrupt=interrupt)
+        for sequence, token in enumerate(tokens):
+            self._note(sequence, [token])
         return self._logits.host[: len(tokens), 0]
 
     def prefill(
@@ -99,6 +133,7 @@ class Decoder:
         for start in range(0, len(ids), PREFILL_CHUNK):
             chunk = np.asarray(ids[start : start + PREFILL_CHUNK], np.int64)[None]
             self._run(sequence, 1, chunk.shape[1], chunk, interrupt)
+            self._note(sequence, chunk[0].tolist())
         return self._logits.host[sequence, 0]
 
     def all_logits(self, ids: Sequence[int]) -> Logits:
@@ -112,10 +147,14 @@ class Decoder:
         logits.bind_output(self._binding, "logits", 0, 1)
         try:
             self._run(0, 1, chunk.shape[1], chunk)
+            self._note(0, ids)
         finally:
             self._bound = None
             self._position.bind_input(self._binding, "logit_positions", 0, 1)
         return logits.host[0]
+
+    def _note(self, sequence: int, ids: Sequence[int]) -> None:
+        self._written[sequence] += [(token, self.labels[sequence]) for token in ids]
 
     def _run(
         self,
@@ -205,11 +244,11 @@ class _Rows:
         if self._kind != "cpu":
             self._value.update_inplace(self.host)
 
-    def copy_tokens(self, source: int, target: int, length: int) -> None:
-        """Copies the first `length` tokens of one sequence's cache [G, heads, tokens, size]."""
+    def copy_tokens(self, other: _Rows, source: int, target: int, length: int) -> None:
+        """Copies the first `length` tokens of a sequence of a cache [G, heads, tokens, size]."""
         if self._kind != "cpu":  # onnxruntime's Python interface copies nothing inside a device
-            self.host = self._value.numpy()
-        self.host[target, :, :length] = self.host[source, :, :length]
+            self.host, other.host = self._value.numpy(), other._value.numpy()
+        self.host[target, :, :length] = other.host[source, :, :length]
         self.upload()
 
     def bind_input(self, binding: ort.IOBinding, name: str, first: int, count: int) -> None:

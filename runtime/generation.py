@@ -18,21 +18,31 @@ from dlp_edge.types import Chunk
 
 @dataclass(frozen=True)
 class Engine:
-    """A decoder and what fills its adapter slots, for the same number of sequences."""
+    """A decoder and what fills its adapter slots, for the same number of sequences.
+
+    Attributes:
+        reuse: whether a prompt keeps what the cache has of it already, if it was written under
+            the same fusion. Rounding then depends on what came before.
+    """
 
     decoder: Decoder
     fuser: Fuser
+    reuse: bool = False
 
 
 def make_engine(
-    backbone: Backbone, stack: AdapterStack, max_context: int, sequences: int = 1
+    backbone: Backbone,
+    stack: AdapterStack,
+    max_context: int,
+    sequences: int = 1,
+    reuse: bool = False,
 ) -> Engine:
     """An engine whose sequences all have the base model's fusion."""
     entry = backbone.entry
     decoder = Decoder(backbone, max_context, sequences)
     fuser = Fuser(stack, entry.slots, entry.dtype, sequences)
     decoder.set_fusion(fuser.fuse({}))
-    return Engine(decoder, fuser)
+    return Engine(decoder, fuser, reuse)
 
 
 def stream_answer(engine: Engine, answer: Answer, interrupt: Interrupt) -> Iterator[Chunk]:
@@ -112,10 +122,12 @@ def _begin(engine: Engine, answer: Answer, sequence: int, interrupt: Interrupt) 
     interrupt.check()
     answer.begin()
     _fuse(engine, answer, sequence)
-    engine.decoder.truncate(0, sequence)
+    # The last token is read again in any case: its logits are wanted.
+    known = engine.decoder.reuse(answer.prompt_ids[:-1], sequence) if engine.reuse else 0
+    engine.decoder.truncate(known, sequence)
     begun = perf_counter()
-    logits = engine.decoder.prefill(answer.prompt_ids, sequence, interrupt)
-    answer.spend(prefill=perf_counter() - begun)
+    logits = engine.decoder.prefill(answer.prompt_ids[known:], sequence, interrupt)
+    answer.spend(prefill=perf_counter() - begun, reused=known)
     return logits
 
 
@@ -135,4 +147,5 @@ def _follow_fusion(engine: Engine, answer: Answer, sequence: int, interrupt: Int
 def _fuse(engine: Engine, answer: Answer, sequence: int) -> None:
     begun = perf_counter()
     engine.decoder.set_fusion(engine.fuser.fuse(answer.fusion, sequence))
+    engine.decoder.labels[sequence] = frozenset(answer.fusion.items())
     answer.spend(switch=perf_counter() - begun)

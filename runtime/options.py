@@ -40,6 +40,7 @@ class GenerateOptions(RouteOptions, total=False):
     adapters: None routes; a name, names or {name: weight} pins; {} is the base model.
     kv: `keep` the cache when the fusion changes (the default), or `recompute` it, which is
         exact and costs a prefill of the history.
+    wait: False raises BusyError where another request is under way, instead of waiting for it.
     """
 
     max_new_tokens: int
@@ -50,6 +51,7 @@ class GenerateOptions(RouteOptions, total=False):
     stop: str | Sequence[str]
     adapters: str | Sequence[str] | Mapping[str, float] | None
     kv: KvPolicy
+    wait: bool
 
 
 @dataclass(frozen=True)

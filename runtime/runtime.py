@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from dlp_edge import bundle as files
 from dlp_edge.bundle import open_bundle
 from dlp_edge.errors import ContextLengthError, UsageError
 from dlp_edge.runtime.answer import Answer, Vocabulary
 from dlp_edge.runtime.backbone import Backbone, open_backbone
+from dlp_edge.runtime.caches import SessionCaches
 from dlp_edge.runtime.device import choose_device
 from dlp_edge.runtime.fusion import parse_weights
 from dlp_edge.runtime.generation import Engine, make_engine, run_batch
@@ -25,7 +27,9 @@ from dlp_edge.runtime.options import (
     check_option_names,
     decoding_of,
 )
+from dlp_edge.runtime.prompt import check_messages, last_user_text, messages_of
 from dlp_edge.runtime.selection import check_number
+from dlp_edge.runtime.session import Host, Session, load_session
 from dlp_edge.runtime.steering import (
     Pinned,
     Steering,
@@ -34,10 +38,10 @@ from dlp_edge.runtime.steering import (
     load_router,
     route_with,
 )
-from dlp_edge.runtime.stream import Stream, Turn
+from dlp_edge.runtime.stream import AsyncStream, Stream, Turn
 from dlp_edge.runtime.text import ChatTemplate, parse_tokenizer
 from dlp_edge.stack import AdapterStack
-from dlp_edge.types import AdapterInfo, Message, Reply, RouteDecision
+from dlp_edge.types import AdapterInfo, Message, Overflow, Reply, RouteDecision
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -53,7 +57,10 @@ class Runtime:
         device: "auto" (what the bundle was exported for), "cpu" or "cuda".
         max_context: room for prompt and answer in tokens, at most the backbone's own context.
         threads: processor threads; None takes what this process may use, 8 at most.
-        on_progress: called with (stage, fraction) while loading.
+        on_progress: called with (stage, fraction) while loading; an exception that it raises
+            ends the loading and is passed on.
+        cache_budget: bytes for the caches of all sessions; beyond it the session that spoke
+            longest ago loses its own and reads its conversation again. None: no limit.
 
     Raises:
         BundleError: the bundle is missing, damaged or of another version.
@@ -70,6 +77,7 @@ class Runtime:
         max_context: int = 4096,
         threads: int | None = None,
         on_progress: Progress | None = None,
+        cache_budget: int | None = None,
     ) -> None:
         tell = on_progress or (lambda stage, fraction: None)
         if max_context < 1:
@@ -91,9 +99,16 @@ class Runtime:
         bundle.verify(files.BACKBONE_DATA)
         tell("backbone", 0.5)
         graph = open_backbone(bundle.path(files.BACKBONE), backbone, self.device)
-        engine = make_engine(graph, stack, min(max_context, backbone.context_length))
-        vocabulary = Vocabulary(tokenizer, frozenset(backbone.eos_token_ids))
-        self._loaded: _Loaded | None = _Loaded(graph, stack, vocabulary, engine)
+        room = min(max_context, backbone.context_length)
+        self._loaded: _Loaded | None = _Loaded(
+            graph,
+            stack,
+            Vocabulary(tokenizer, frozenset(backbone.eos_token_ids)),
+            make_engine(graph, stack, room),
+            SessionCaches(lambda: make_engine(graph, stack, room, reuse=True), cache_budget),
+        )
+        self._host = Host(self._prepare, self._start_turn, self._copy_cache)
+        self._process = os.getpid()
         self._closing = Interrupt()
         self._turn = Turn()
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
@@ -118,20 +133,47 @@ class Runtime:
             UsageError: an option or adapter name is wrong, or the prompt is empty.
             ContextLengthError: the prompt is longer than the context.
         """
-        stream = self.stream(prompt, **options)
-        for _ in stream:
-            pass
-        return stream.reply
+        return self.stream(prompt, **options).finish()
 
     def stream(self, prompt: str | Sequence[Message], **options: Unpack[GenerateOptions]) -> Stream:
         """Like `generate`, piece by piece: an iterator of `Chunk` with `.cancel()` and, at its
         end, `.reply`."""
         loaded = self._open()
-        answer = self._answer(loaded, prompt, options)
-        stream = Stream(loaded.engine, answer, self._turn)
-        with self._streams_lock:
-            self._streams.add(stream)
-        return stream
+        answer = self._prepare(prompt, options)
+        return self._watch(Stream(lambda: loaded.engine, answer, self._turn, _waits(options)))
+
+    def astream(
+        self, prompt: str | Sequence[Message], **options: Unpack[GenerateOptions]
+    ) -> AsyncStream:
+        """`stream` for asyncio: `async for chunk in rt.astream(...)`. The generation runs on a
+        thread of its own; cancelling the task cancels it."""
+        return AsyncStream(self.stream(prompt, **options))
+
+    def session(
+        self,
+        system: str | None = None,
+        messages: Sequence[Message] = (),
+        overflow: Overflow = "error",
+    ) -> Session:
+        """A conversation that keeps its history and its cache.
+
+        Args:
+            system: the system message.
+            messages: what was said before.
+            overflow: see `Session`.
+
+        Raises:
+            UsageError: the messages are none, or the policy is unknown.
+        """
+        start: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+        start += messages
+        self._open()
+        return Session(self._host, check_messages(start), overflow)
+
+    def load_session(self, path: str | Path) -> Session:
+        """The conversation that `Session.save` wrote; see `session`."""
+        self._open()
+        return load_session(self._host, path)
 
     def generate_batch(
         self,
@@ -162,13 +204,13 @@ class Runtime:
             )
         loaded = self._open()
         answers = [
-            self._answer(loaded, prompt, {**options, **changes})
+            self._prepare(prompt, {**options, **changes})
             for prompt, changes in zip(prompts, own, strict=True)
         ]
-        if not answers or not self._turn.acquire(self._closing.is_set):
+        if not answers or not self._turn.acquire(self._closing.is_set, _waits(options)):
             return [answer.reply() for answer in answers]
         try:
-            room = max(answer.longest for answer in answers)
+            room = max(len(answer.prompt_ids) + answer.limit for answer in answers)
             sequences = min(max_batch, len(answers))
             engine = make_engine(loaded.backbone, loaded.stack, room, sequences)
             run_batch(engine, answers, self._closing)
@@ -216,17 +258,26 @@ class Runtime:
     ) -> None:
         self.close()
 
+    def __reduce__(self) -> NoReturn:
+        raise UsageError(
+            "a Runtime cannot be sent to another process",
+            "Send the bundle's path and load it there",
+        )
+
     def _open(self) -> _Loaded:
         if self._loaded is None:
             raise UsageError("this Runtime is closed", "Make a new one")
+        if self._process != os.getpid():  # onnxruntime's threads do not survive a fork
+            raise UsageError(
+                "this Runtime was loaded before its process forked", "Load it in the new process"
+            )
         return self._loaded
 
-    def _answer(
-        self, loaded: _Loaded, prompt: str | Sequence[Message], options: GenerateOptions
-    ) -> Answer:
+    def _prepare(self, prompt: str | Sequence[Message], options: GenerateOptions) -> Answer:
         """An answer that has not begun yet; everything about the request is checked here."""
+        loaded = self._open()
         check_option_names(options)
-        messages = _messages(prompt)
+        messages = messages_of(prompt)
         steering = self._steering(**options)
         backbone = self.manifest.backbone
         text = self._template.render(messages, backbone.bos_token, backbone.eos_token)
@@ -240,8 +291,35 @@ class Runtime:
                 f"the prompt has {len(ids)} tokens, the context holds {room} with the answer",
                 "Shorten the prompt, or load the bundle with a larger max_context",
             )
-        user_text, decoding = _user_text(messages), decoding_of(**options)
+        user_text, decoding = last_user_text(messages), decoding_of(**options)
         return Answer(loaded.vocabulary, ids, user_text, decoding, steering, room)
+
+    def _start_turn(
+        self,
+        session: Session,
+        answer: Answer,
+        options: GenerateOptions,
+        on_end: Callable[[Reply], None],
+    ) -> Stream:
+        caches = self._open().caches
+        stream = Stream(
+            lambda: caches.engine_of(session), answer, self._turn, _waits(options), on_end
+        )
+        return self._watch(stream)
+
+    def _copy_cache(self, source: Session, target: Session) -> None:
+        caches = self._open().caches
+        if self._turn.acquire(self._closing.is_set):
+            try:
+                caches.copy(source, target)
+            finally:
+                self._turn.release()
+
+    def _watch(self, stream: Stream) -> Stream:
+        """Remembers a stream, so that closing the Runtime ends it."""
+        with self._streams_lock:
+            self._streams.add(stream)
+        return stream
 
     def _steering(self, **options: Unpack[GenerateOptions]) -> Steering:
         pinned = options.get("adapters")
@@ -260,28 +338,9 @@ class _Loaded:
     stack: AdapterStack
     vocabulary: Vocabulary
     engine: Engine
+    caches: SessionCaches
 
 
-def _messages(prompt: str | Sequence[Message]) -> list[Message]:
-    """The prompt as chat messages, checked."""
-    if isinstance(prompt, str):
-        check_prompt(prompt)
-        return [{"role": "user", "content": prompt}]
-    messages: list[Message] = list(prompt) if isinstance(prompt, (list, tuple)) else []
-    if not messages:
-        raise UsageError(f"the prompt is {prompt!r}", "Give a text or a list of messages")
-    for message in messages:
-        if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
-            raise UsageError(
-                f"{message!r} is no message", 'Write {"role": "user", "content": "..."}'
-            )
-        if not isinstance(message["role"], str) or not isinstance(message["content"], str):
-            raise UsageError(f"{message!r} has a role or content that is no text", "Give texts")
-    check_prompt(_user_text(messages))
-    return messages
-
-
-def _user_text(messages: Sequence[Message]) -> str:
-    """What the router reads: the last thing that the user said."""
-    said = [message["content"] for message in messages if message["role"] == "user"]
-    return said[-1] if said else ""
+def _waits(options: GenerateOptions) -> bool:
+    """Whether a request waits for the one before it."""
+    return options.get("wait", True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 from dlp_edge.errors import BusyError
 from dlp_edge.runtime.answer import Answer
@@ -14,13 +16,27 @@ from dlp_edge.types import Chunk, Reply
 
 
 class Stream:
-    """An answer under way: iterate over its chunks; `reply` is the whole of it at any time."""
+    """An answer under way: iterate over its chunks; `reply` is the whole of it at any time.
 
-    def __init__(self, engine: Engine, answer: Answer, turn: Turn) -> None:
+    Args:
+        engine: asked for when the answer has its turn.
+        turn: which it waits for, unless `wait` is False.
+        on_end: called with the reply once the answer is complete, cancelled or abandoned; not
+            when it failed.
+    """
+
+    def __init__(
+        self,
+        engine: Callable[[], Engine],
+        answer: Answer,
+        turn: Turn,
+        wait: bool = True,
+        on_end: Callable[[Reply], None] = lambda reply: None,
+    ) -> None:
         self._answer = answer
         self._interrupt = Interrupt()
         # Not a method: an abandoned stream must be freed at once, so nothing refers back to it.
-        self._chunks = _take_turn(turn, engine, answer, self._interrupt)
+        self._chunks = _take_turn(turn, engine, answer, self._interrupt, wait, on_end)
 
     def __iter__(self) -> Iterator[Chunk]:
         return self._chunks
@@ -34,6 +50,12 @@ class Stream:
     def __next__(self) -> Chunk:
         return next(self._chunks)
 
+    def finish(self) -> Reply:
+        """Waits for the end of the answer."""
+        for _ in self._chunks:
+            pass
+        return self.reply
+
     def cancel(self) -> None:
         """Ends the answer in the middle of whatever it does; callable from any thread."""
         self._interrupt.set()
@@ -46,18 +68,79 @@ class Stream:
             self._chunks.close()
 
     @property
+    def ended(self) -> bool:
+        """Whether nothing more will come."""
+        return self._chunks.gi_frame is None
+
+    @property
     def reply(self) -> Reply:
         """The answer so far, with the sentences and the timings."""
         return self._answer.reply()
 
 
+class AsyncStream:
+    """A stream for asyncio; what takes time happens on a thread of its own."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        # One thread for all steps: a turn belongs to the thread that took it.
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="dlp-edge")
+
+    def __aiter__(self) -> AsyncIterator[Chunk]:
+        return self
+
+    async def __anext__(self) -> Chunk:
+        loop = asyncio.get_running_loop()
+        try:
+            chunk = await loop.run_in_executor(self._thread, next, self._stream, None)
+        except BaseException:  # asyncio.CancelledError among them: nobody waits any more
+            self._stop()
+            raise
+        if chunk is None:
+            self._stop()
+            raise StopAsyncIteration
+        return chunk
+
+    async def aclose(self) -> None:
+        """Ends the answer now."""
+        self._stop()
+
+    def cancel(self) -> None:
+        """As `Stream.cancel`."""
+        self._stream.cancel()
+
+    @property
+    def reply(self) -> Reply:
+        """As `Stream.reply`."""
+        return self._stream.reply
+
+    def __del__(self) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        self._stream.cancel()
+        with contextlib.suppress(RuntimeError):  # it was stopped before
+            self._thread.submit(self._stream.close)
+        self._thread.shutdown(wait=False)
+
+
 def _take_turn(
-    turn: Turn, engine: Engine, answer: Answer, interrupt: Interrupt
+    turn: Turn,
+    engine: Callable[[], Engine],
+    answer: Answer,
+    interrupt: Interrupt,
+    wait: bool,
+    on_end: Callable[[Reply], None],
 ) -> Generator[Chunk, None, None]:
-    if not turn.acquire(interrupt.is_set):
+    if not turn.acquire(interrupt.is_set, wait):
         return
     try:
-        yield from stream_answer(engine, answer, interrupt)
+        yield from stream_answer(engine(), answer, interrupt)
+    except GeneratorExit:
+        on_end(answer.reply())
+        raise
+    else:
+        on_end(answer.reply())
     finally:
         turn.release()
 
@@ -70,14 +153,22 @@ class Turn:
         self._lock = threading.Lock()
         self._owner: int | None = None
 
-    def acquire(self, given_up: Callable[[], bool]) -> bool:
-        """Waits for the turn, asking `given_up` now and then; False if it said so."""
+    def acquire(self, given_up: Callable[[], bool], wait: bool = True) -> bool:
+        """Waits for the turn, asking `given_up` now and then; False if it said so.
+
+        Raises:
+            BusyError: it would wait for its own thread, or must not wait.
+        """
         if self._owner == threading.get_ident():
             raise BusyError(
                 "this thread has an unfinished stream on the same Runtime",
                 "Exhaust or close it first",
             )
-        while not self._lock.acquire(timeout=0.05):
+        while not self._lock.acquire(timeout=0.05 if wait else 0):
+            if not wait:
+                raise BusyError(
+                    "another request is under way", "Try again later, or wait for it (wait=True)"
+                )
             if given_up():
                 return False
         self._owner = threading.get_ident()

@@ -30,6 +30,7 @@ class ScriptedDecoder:
         self.script = [*TOKENIZER.encode(answer).ids, EOS]
         self.said = 0
         self.length = 0
+        self.labels: list[Any] = [None]
         self.log: list[tuple[str, Any]] = []
 
     def set_fusion(self, fusion: Mapping[str, float]) -> None:

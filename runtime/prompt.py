@@ -1,0 +1,48 @@
+"""What a request says, as chat messages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from dlp_edge.errors import UsageError
+from dlp_edge.runtime.steering import check_prompt
+from dlp_edge.types import Message
+
+
+def messages_of(prompt: str | Sequence[Message]) -> list[Message]:
+    """The prompt as chat messages, of which the user has said something.
+
+    Raises:
+        UsageError: it is empty, or no messages.
+    """
+    if isinstance(prompt, str):
+        check_prompt(prompt)
+        return [{"role": "user", "content": prompt}]
+    messages: list[Message] = list(prompt) if isinstance(prompt, (list, tuple)) else []
+    if not messages:
+        raise UsageError(f"the prompt is {prompt!r}", "Give a text or a list of messages")
+    check_messages(messages)
+    check_prompt(last_user_text(messages))
+    return messages
+
+
+def check_messages(messages: Sequence[Message]) -> list[Message]:
+    """The messages, each with a role and a content that are texts.
+
+    Raises:
+        UsageError: one of them has not.
+    """
+    for message in messages:
+        if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
+            raise UsageError(
+                f"{message!r} is no message", 'Write {"role": "user", "content": "..."}'
+            )
+        if not isinstance(message["role"], str) or not isinstance(message["content"], str):
+            raise UsageError(f"{message!r} has a role or content that is no text", "Give texts")
+    return list(messages)
+
+
+def last_user_text(messages: Sequence[Message]) -> str:
+    """What the router reads: the last thing that the user said."""
+    said = [message["content"] for message in messages if message["role"] == "user"]
+    return said[-1] if said else ""

@@ -1,0 +1,199 @@
+"""A conversation: its messages, and the cache of what the backbone has read of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from dlp_edge.errors import BusyError, ContextLengthError, UsageError
+from dlp_edge.runtime.answer import Answer
+from dlp_edge.runtime.options import Decoding, GenerateOptions
+from dlp_edge.runtime.prompt import check_messages
+from dlp_edge.runtime.stream import Stream
+from dlp_edge.types import Message, Overflow, Reply
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+FORMAT = "dlp-edge-session"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Host:
+    """What a session asks of its Runtime.
+
+    Attributes:
+        prepare: (messages, options) -> a checked answer that has not begun.
+        start: (session, answer, options, on_end) -> its stream, on the session's cache.
+        copy_cache: (source, target): gives one session what another's cache holds.
+    """
+
+    prepare: Callable[[Sequence[Message], GenerateOptions], Answer]
+    start: Callable[[Session, Answer, GenerateOptions, Callable[[Reply], None]], Stream]
+    copy_cache: Callable[[Session, Session], None]
+
+
+class Session:
+    """A chat with a `Runtime`; made by `Runtime.session`.
+
+    Each turn reads only what its cache has not yet read under the same fusion, so it costs the
+    new words and not the whole conversation; a turn under another fusion reads everything again,
+    since a cache written by one adapter is wrong for another.
+
+    Attributes:
+        overflow: "error" refuses a turn that does not fit, "drop_oldest" forgets the oldest
+            turns (never the system message) until prompt and answer fit.
+        dropped: how many messages were forgotten so.
+
+    One turn at a time: a second one is a BusyError while the first is unfinished.
+    """
+
+    def __init__(
+        self, host: Host, messages: Sequence[Message], overflow: Overflow, dropped: int = 0
+    ) -> None:
+        if overflow not in get_args(Overflow):
+            raise UsageError(
+                f"unknown overflow policy {overflow!r}", f"Use {' or '.join(get_args(Overflow))}"
+            )
+        self.overflow = overflow
+        self.dropped = dropped
+        self._host = host
+        self._messages = list(messages)
+        # Weak: an abandoned stream must be freed, and so end.
+        self._running: Callable[[], Stream | None] = lambda: None
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The conversation so far."""
+        return tuple(self._messages)
+
+    def send(self, text: str, **options: Unpack[GenerateOptions]) -> Reply:
+        """Says something and waits for the answer; see `stream`."""
+        return self.stream(text, **options).finish()
+
+    def stream(self, text: str, **options: Unpack[GenerateOptions]) -> Stream:
+        """Says something; the answer is streamed, and becomes part of the conversation with what
+        was said once the stream ends (cancelled ones with the text they had).
+
+        Raises:
+            BusyError: the turn before is unfinished.
+            UsageError: an option is wrong, or the text is empty.
+            ContextLengthError: the conversation is too long, by `overflow`.
+        """
+        return self._turn([*self._messages, {"role": "user", "content": text}], options)
+
+    def regenerate(self, **options: Unpack[GenerateOptions]) -> Stream:
+        """Answers the last thing that the user said again; the new answer replaces the old."""
+        return self._turn(self._messages[: self._user_turns()[-1] + 1], options)
+
+    def edit(self, turn: int, text: str, **options: Unpack[GenerateOptions]) -> Stream:
+        """Replaces what the user said in a turn (from 0; -1 is the last), forgets all that
+        followed, and answers it."""
+        turns = self._user_turns()
+        if not -len(turns) <= turn < len(turns):
+            raise UsageError(f"there is no turn {turn}", f"The conversation has {len(turns)}")
+        return self._turn(
+            [*self._messages[: turns[turn]], {"role": "user", "content": text}], options
+        )
+
+    def branch(self) -> Session:
+        """A second conversation that begins as this one, cache included, and goes its own way."""
+        twin = Session(self._host, self._messages, self.overflow, self.dropped)
+        self._host.copy_cache(self, twin)
+        return twin
+
+    def save(self, path: str | Path) -> None:
+        """Writes the conversation as JSON, whole or not at all. The cache is not saved: the
+        first turn after loading reads the conversation again."""
+        content = {
+            "format": FORMAT,
+            "version": VERSION,
+            "overflow": self.overflow,
+            "dropped": self.dropped,
+            "messages": self._messages,
+        }
+        path = Path(path)
+        new = path.with_name(f"{path.name}.{os.getpid()}.new")
+        try:
+            new.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+            new.replace(path)
+        finally:
+            new.unlink(missing_ok=True)
+
+    def _user_turns(self) -> list[int]:
+        turns = [i for i, message in enumerate(self._messages) if message["role"] == "user"]
+        if not turns:
+            raise UsageError("the conversation is empty", "Say something first")
+        return turns
+
+    def _turn(self, messages: list[Message], options: GenerateOptions) -> Stream:
+        running = self._running()
+        if running is not None and not running.ended:
+            raise BusyError(
+                "the session's last answer is unfinished", "Exhaust or close its stream first"
+            )
+        messages, answer, dropped = self._fit(messages, options)
+
+        def remember(reply: Reply) -> None:
+            if reply.usage.completion_tokens:
+                self._messages = [*messages, {"role": "assistant", "content": reply.text}]
+                self.dropped += dropped
+
+        stream = self._host.start(self, answer, options, remember)
+        self._running = weakref.ref(stream)
+        return stream
+
+    def _fit(
+        self, messages: list[Message], options: GenerateOptions
+    ) -> tuple[list[Message], Answer, int]:
+        """The messages that the context has room for, their answer to be, and how many were
+        dropped."""
+        wanted = options.get("max_new_tokens", Decoding.max_new_tokens)
+        dropped = 0
+        while True:
+            rest = _without_oldest_turn(messages) if self.overflow == "drop_oldest" else None
+            try:
+                answer = self._host.prepare(messages, options)
+            except ContextLengthError:
+                if rest is None:
+                    raise
+            else:
+                if answer.limit >= wanted or rest is None:
+                    return messages, answer, dropped
+            dropped += len(messages) - len(rest)
+            messages = rest
+
+
+def _without_oldest_turn(messages: list[Message]) -> list[Message] | None:
+    """The conversation without what the user said first and its answer; None if that is all."""
+    turns = [i for i, message in enumerate(messages) if message["role"] == "user"]
+    return messages[: turns[0]] + messages[turns[1] :] if len(turns) > 1 else None
+
+
+def load_session(host: Host, path: str | Path) -> Session:
+    """The session that `Session.save` wrote.
+
+    Raises:
+        UsageError: it cannot be read, or is something else.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{path} cannot be read ({error})", "Give a saved session") from error
+    if not isinstance(content, Mapping) or content.get("format") != FORMAT:
+        raise UsageError(f"{path} is no saved session", "Give what Session.save wrote")
+    if content.get("version") != VERSION:
+        raise UsageError(
+            f"{path} has version {content.get('version')}, this is {VERSION}",
+            "Use the version of dlp-edge that wrote it",
+        )
+    messages, dropped = content.get("messages"), content.get("dropped")
+    if not isinstance(messages, list) or type(dropped) is not int:
+        raise UsageError(f"{path} is damaged", "Give what Session.save wrote")
+    return Session(host, check_messages(messages), content.get("overflow"), dropped)
