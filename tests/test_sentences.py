@@ -7,7 +7,7 @@ import pickle
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dlp_edge.runtime.sentences import CODE_LONGEST, LONG, LONGEST, SentenceSplitter
@@ -108,6 +108,7 @@ long_texts = st.lists(st.tuples(fragments, st.integers(1, 700)), min_size=1, max
 
 
 @given(texts | long_texts, st.data())
+@settings(deadline=None)
 def test_chunking_never_changes_a_decision(text: str, data: st.DataObject) -> None:
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8)))
     pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
@@ -115,6 +116,7 @@ def test_chunking_never_changes_a_decision(text: str, data: st.DataObject) -> No
 
 
 @given(texts | long_texts)
+@settings(deadline=None)
 def test_a_start_is_told_with_its_first_character_and_never_taken_back(text: str) -> None:
     """Character by character, `feed` says either nothing or "here": no start comes late."""
     splitter = SentenceSplitter()
@@ -127,6 +129,7 @@ def test_a_start_is_told_with_its_first_character_and_never_taken_back(text: str
 
 
 @given(texts | long_texts)
+@settings(deadline=None)
 def test_sentences_begin_visibly_and_lose_nothing(text: str) -> None:
     starts = SentenceSplitter().feed(text)
     assert starts == sorted(set(starts))
@@ -138,6 +141,7 @@ def test_sentences_begin_visibly_and_lose_nothing(text: str) -> None:
 
 
 @given(long_texts)
+@settings(deadline=None)
 def test_no_sentence_is_longer_than_the_cap(text: str) -> None:
     limit = CODE_LONGEST if "```" in text or "~~~" in text else LONGEST
     for sentence in split(text):
@@ -187,6 +191,7 @@ def test_a_very_long_code_block_is_cut_between_lines() -> None:
 
 
 @given(long_texts)
+@settings(deadline=None)
 def test_memory_is_bounded(text: str) -> None:
     """The work for a character is on what is kept: it cannot grow with the text."""
     splitter = SentenceSplitter()
