@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -115,19 +116,30 @@ def from_bytes(data: bytes) -> AdapterStack:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         layout = json.loads(header["__metadata__"]["layout"])
         rows = {
-            str(name): {
-                str(module): Rows(int(offset), int(rank), float(scaling))
-                for module, (offset, rank, scaling) in modules.items()
-            }
+            name: {module: _parse_rows(*row) for module, row in modules.items()}
             for name, modules in layout.items()
         }
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        SafetensorError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise BundleError(f"adapters.safetensors cannot be read ({error})", _REEXPORT) from error
     a = {key[:-2]: tensor for key, tensor in tensors.items() if key.endswith(".A")}
     b = {key[:-2]: tensor for key, tensor in tensors.items() if key.endswith(".B")}
     stack = AdapterStack(a, b, rows)
     _check_rows(stack)
     return stack
+
+
+def _parse_rows(offset: object, rank: object, scaling: object) -> Rows:
+    if type(offset) is not int or type(rank) is not int or not isinstance(scaling, (int, float)):
+        raise ValueError(f"rows are given as {offset!r}, {rank!r}, {scaling!r}")
+    return Rows(offset, rank, float(scaling))
 
 
 def _check_rows(stack: AdapterStack) -> None:
@@ -137,8 +149,13 @@ def _check_rows(stack: AdapterStack) -> None:
         b = stack.b[module]
         if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[0]:
             raise BundleError(f"the stacked tensors of {module} do not fit each other", _REEXPORT)
+        if a.dtype != b.dtype or a.dtype.kind != "f":
+            raise BundleError(
+                f"the stacked tensors of {module} are not of one float type", _REEXPORT
+            )
         if not (np.isfinite(a).all() and np.isfinite(b).all()):
             raise BundleError(f"the stacked tensors of {module} are not finite", _REEXPORT)
+    taken: dict[str, list[Rows]] = {}
     for name, modules in stack.rows.items():
         for module, at in modules.items():
             inside = module in stack.a and at.rank > 0 and at.offset >= 0
@@ -146,3 +163,8 @@ def _check_rows(stack: AdapterStack) -> None:
                 raise BundleError(f"adapter {name} lies outside the tensors of {module}", _REEXPORT)
             if not np.isfinite(at.scaling):
                 raise BundleError(f"adapter {name} has no finite scaling for {module}", _REEXPORT)
+            taken.setdefault(module, []).append(at)
+    for module, found in taken.items():
+        found.sort(key=lambda at: at.offset)
+        if any(a.offset + a.rank > b.offset for a, b in pairwise(found)):
+            raise BundleError(f"two adapters share rows of {module}", _REEXPORT)

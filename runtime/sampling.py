@@ -31,11 +31,12 @@ def make_sampler(temperature: float, top_p: float, top_k: int, seed: int | None)
 def distribution(
     logits: npt.NDArray[np.floating], temperature: float, top_p: float, top_k: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Candidate ids, most probable first, and their probabilities (float64, summing to 1)."""
-    count = len(logits) if top_k == 0 else min(top_k, len(logits))
-    if count < len(logits):
-        ids = np.argpartition(logits, -count)[-count:]
-        ids = ids[np.argsort(-logits[ids], kind="stable")]
+    """Candidate ids, most probable first (ties: the lowest id first), and their probabilities
+    (float64, summing to 1)."""
+    if 0 < top_k < len(logits):
+        least = np.partition(logits, -top_k)[-top_k]
+        ids = np.flatnonzero(logits >= least)  # more than top_k where several are equal
+        ids = ids[np.argsort(-logits[ids], kind="stable")][:top_k]
     else:
         ids = np.argsort(-logits, kind="stable")
     best = logits[ids[0]].astype(np.float64)

@@ -77,13 +77,14 @@ def select(probabilities: Mapping[str, float], rule: SelectionRule) -> tuple[str
     if rule.select == "threshold":
         kept = tuple(name for name in ordered if probabilities[name] >= rule.p)
         return kept or (ordered[0],)
-    total, count = 0.0, 0
-    for name in ordered:
-        total += probabilities[name]
-        count += 1
-        if total >= rule.p:
+    nucleus = [ordered[0]]
+    # fsum: eight times 0.1 reaches 0.8, which a running sum misses by a rounding error.
+    while math.fsum(probabilities[name] for name in nucleus) < rule.p:
+        rest = ordered[len(nucleus) :]
+        if not rest or probabilities[rest[0]] == 0:  # rounded sums may stay below p = 1
             break
-    return tuple(ordered[:count])
+        nucleus.append(rest[0])
+    return tuple(nucleus)
 
 
 def weigh(

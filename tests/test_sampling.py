@@ -1,10 +1,11 @@
-"""Sampling."""
+"""Sampling against numpy and scipy."""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from hypothesis import given, settings
+import pytest
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.special import softmax
@@ -12,46 +13,111 @@ from scipy.stats import chisquare
 
 from dlp_edge.runtime.sampling import distribution, make_sampler
 
-Logits = npt.NDArray[np.float32]
-logit_vectors = arrays(
-    np.float32, st.integers(2, 40), elements=st.floats(-20, 20, width=32), unique=True
+Logits = npt.NDArray[np.floating]
+# Any, and few different values, so that there are ties.
+logit_vectors = st.one_of(
+    arrays(np.float32, st.integers(1, 60), elements=st.floats(-20, 20, width=32)),
+    arrays(np.float32, st.integers(1, 60), elements=st.integers(-3, 3).map(float)),
+    arrays(np.float16, st.integers(1, 60), elements=st.floats(-20, 20, width=16)),
 )
+SAMPLES = 5_000
+temperatures = st.floats(0.05, 5)
 
 
-@given(logit_vectors, st.floats(0.1, 5))
-def test_unrestricted_distribution_is_the_softmax(logits: Logits, temperature: float) -> None:
-    ids, probabilities = distribution(logits, temperature, 1.0, 0)
+def descending(logits: Logits) -> list[int]:
+    """Ids by falling logit, equal ones by id."""
+    return sorted(range(len(logits)), key=lambda id_: (-logits[id_], id_))
+
+
+@given(logit_vectors, temperatures, st.integers(0, 70))
+@example(np.array([1, 2, 2, 2, 0], np.float32), 1.0, 2)
+def test_top_k_keeps_exactly_the_k_largest(logits: Logits, temperature: float, top_k: int) -> None:
+    ids, probabilities = distribution(logits, temperature, 1.0, top_k)
+    expected = descending(logits)[: top_k or None]
+    assert ids.tolist() == expected
+    among = softmax(logits[expected].astype(np.float64) / temperature)
+    np.testing.assert_allclose(probabilities, among, rtol=1e-9, atol=1e-300)
+
+
+@given(logit_vectors, temperatures, st.floats(0.01, 1), st.integers(0, 70))
+def test_top_p_keeps_the_smallest_set_that_reaches_p(
+    logits: Logits, temperature: float, top_p: float, top_k: int
+) -> None:
+    """Top-p works on what top-k left, and what both leave is renormalised."""
+    ids, probabilities = distribution(logits, temperature, top_p, top_k)
+    order = descending(logits)[: top_k or None]
+    among = softmax(logits[order].astype(np.float64) / temperature)
+    kept = len(ids)
+    assert ids.tolist() == order[:kept]
+    rounding = 1e-12
+    assert among[:kept].sum() >= top_p - rounding
+    assert kept == 1 or among[: kept - 1].sum() < top_p + rounding
+    np.testing.assert_allclose(probabilities, among[:kept] / among[:kept].sum(), rtol=1e-9)
+    assert probabilities.sum() == pytest.approx(1, abs=1e-12)
+
+
+@given(st.integers(0, 6), st.integers(1, 64))
+def test_top_p_at_an_exact_sum(power: int, count: int) -> None:
+    """Of 2^power equal tokens, top_p = k / 2^power keeps the first k."""
+    size = 2**power
+    kept = min(count, size)
+    ids, probabilities = distribution(np.zeros(size, np.float32), 1.0, kept / size, 0)
+    assert ids.tolist() == list(range(kept))
+    np.testing.assert_allclose(probabilities, 1 / kept)
+
+
+@given(logit_vectors, st.floats(1e-300, 1e-6))
+def test_a_temperature_near_zero_takes_one_of_the_largest(
+    logits: Logits, temperature: float
+) -> None:
+    token = make_sampler(temperature, 1.0, 0, seed=0)(logits)
+    assert logits[token] >= logits.max() - 1e-3  # exp(-1000) is never drawn
+
+
+@given(logit_vectors)
+def test_greedy_takes_the_lowest_of_the_largest(logits: Logits) -> None:
+    assert make_sampler(0.0, 1.0, 0, None)(logits) == descending(logits)[0]
+
+
+@given(logit_vectors, temperatures, st.floats(0.1, 1), st.integers(0, 9), st.integers(0, 2**63))
+@settings(max_examples=50)
+def test_a_seed_repeats_its_tokens(
+    logits: Logits, temperature: float, top_p: float, top_k: int, seed: int
+) -> None:
+    first, second = (make_sampler(temperature, top_p, top_k, seed) for _ in range(2))
+    allowed, _ = distribution(logits, temperature, top_p, top_k)
+    tokens = [first(logits) for _ in range(20)]
+    assert tokens == [second(logits) for _ in range(20)]
+    assert set(tokens) <= set(allowed.tolist())
+
+
+def test_another_seed_gives_other_tokens() -> None:
+    logits = np.zeros(1000, np.float32)
+    first = {make_sampler(1.0, 1.0, 0, seed)(logits) for seed in range(50)}
+    assert len(first) > 40
+    one, other = (make_sampler(1.0, 1.0, 0, None) for _ in range(2))
+    assert [one(logits) for _ in range(8)] != [other(logits) for _ in range(8)]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(
+    ("temperature", "top_p", "top_k"),
+    [(1.0, 1.0, 0), (0.5, 1.0, 0), (2.0, 1.0, 0), (1.0, 1.0, 3), (1.0, 0.8, 0), (1.3, 0.7, 5)],
+)
+def test_samples_follow_the_distribution(
+    temperature: float, top_p: float, top_k: int, seed: int
+) -> None:
+    """Chi-square of the samples against probabilities computed here, in id order."""
+    logits = np.array([1.0, 0.0, -1.0, 2.0, 1.5, 0.5, 1.0, -0.5], np.float32)
     expected = softmax(logits.astype(np.float64) / temperature)
-    np.testing.assert_allclose(probabilities, expected[ids], atol=1e-9)
-    assert sorted(ids) == list(range(len(logits)))
-
-
-@given(logit_vectors, st.floats(0.05, 1), st.integers(0, 50))
-def test_restrictions_keep_the_most_probable(logits: Logits, top_p: float, top_k: int) -> None:
-    ids, probabilities = distribution(logits, 1.0, top_p, top_k)
-    order = np.argsort(-logits)
-    np.testing.assert_array_equal(ids, order[: len(ids)])
-    assert abs(probabilities.sum() - 1) < 1e-9
-    if top_k:
-        assert len(ids) <= top_k
-    among = softmax(logits[order[: top_k or None]].astype(np.float64))
-    assert among[: len(ids)].sum() >= top_p - 1e-6
-    assert among[: len(ids) - 1].sum() < top_p + 1e-6
-
-
-@given(logit_vectors, st.integers(0, 2**31))
-@settings(max_examples=30)
-def test_a_seed_repeats_its_tokens(logits: Logits, seed: int) -> None:
-    first, second = (make_sampler(1.0, 0.9, 0, seed) for _ in range(2))
-    assert [first(logits) for _ in range(20)] == [second(logits) for _ in range(20)]
-
-
-def test_samples_follow_the_distribution() -> None:
-    logits = np.array([1.0, 0.0, -1.0, 2.0], np.float32)
-    sampler = make_sampler(1.0, 1.0, 0, seed=0)
-    counts = np.bincount([sampler(logits) for _ in range(20_000)], minlength=4)
-    assert chisquare(counts, softmax(logits.astype(np.float64)) * 20_000).pvalue > 1e-3
-
-
-def test_greedy_takes_the_lowest_of_equals() -> None:
-    assert make_sampler(0.0, 1.0, 0, None)(np.array([0.0, 3.0, 3.0], np.float32)) == 1
+    order = np.lexsort((np.arange(8), -expected))
+    expected[order[top_k or 8 :]] = 0
+    expected /= expected.sum()
+    sums = np.cumsum(expected[order])
+    expected[order[1:][sums[:-1] >= top_p]] = 0
+    expected /= expected.sum()
+    sampler = make_sampler(temperature, top_p, top_k, seed)
+    counts = np.bincount([sampler(logits) for _ in range(SAMPLES)], minlength=8)
+    assert counts[expected == 0].sum() == 0
+    support = expected > 0
+    assert chisquare(counts[support], expected[support] * SAMPLES).pvalue > 1e-3
