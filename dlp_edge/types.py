@@ -49,6 +49,22 @@ class Sentence:
 
 
 @dataclass(frozen=True)
+class Token:
+    """A token of the answer (`logprobs`).
+
+    Attributes:
+        text: alone; part of a character is the replacement character.
+        logprob: its natural log probability under the model, before any sampling option.
+        top: the most probable tokens in its place: (id, text, logprob).
+    """
+
+    id: int
+    text: str
+    logprob: float
+    top: tuple[tuple[int, str, float], ...]
+
+
+@dataclass(frozen=True)
 class Chunk:
     """A piece of streamed text: whole characters, never empty.
 
@@ -56,11 +72,13 @@ class Chunk:
         text: the new text.
         sentence: index of the sentence that the piece ends in, from 0.
         fusion: adapter name -> weight, as in force for that sentence.
+        tokens: those generated since the chunk before, where `logprobs` asked for them.
     """
 
     text: str
     sentence: int
     fusion: dict[str, float]
+    tokens: tuple[Token, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -107,13 +125,14 @@ class Timings:
 
 @dataclass(frozen=True)
 class Reply:
-    """A finished answer."""
+    """A finished answer; `tokens` where `logprobs` asked for them."""
 
     text: str
     sentences: tuple[Sentence, ...]
     usage: Usage
     timings: Timings
     finish_reason: FinishReason
+    tokens: tuple[Token, ...] = ()
 
     @property
     def prefill_rate(self) -> float:

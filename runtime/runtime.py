@@ -103,7 +103,7 @@ class Runtime:
         self._loaded: _Loaded | None = _Loaded(
             graph,
             stack,
-            Vocabulary(tokenizer, frozenset(backbone.eos_token_ids)),
+            Vocabulary(tokenizer, backbone.vocab_size, frozenset(backbone.eos_token_ids)),
             make_engine(graph, stack, room),
             SessionCaches(lambda: make_engine(graph, stack, room, reuse=True), cache_budget),
         )
