@@ -149,3 +149,33 @@ class AdapterInfo:
     rank: int
     target_modules: tuple[str, ...]
     routed: bool
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes that a loaded bundle takes. Tokenizers and one pass's activations (tens of MB for a
+    small backbone) come on top; the cache is only committed as far as it is used.
+
+    Attributes:
+        weights: the backbone.
+        adapters: all of them.
+        router: with its tokenizer.
+        cache: one KV cache for `max_context` tokens.
+        available: what is free now; None for a device that cannot be asked.
+    """
+
+    weights: int
+    adapters: int
+    router: int
+    cache: int
+    available: int | None
+
+    @property
+    def total(self) -> int:
+        """All parts."""
+        return self.weights + self.adapters + self.router + self.cache
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is room for it, as far as is known."""
+        return self.available is None or self.total <= self.available
