@@ -162,7 +162,7 @@ def test_penalties_as_transformers_has_them(logits: Any, penalty: float, seed: i
     seen = np.random.default_rng(seed).random(len(logits)) < 0.5
     seen[0] = True
     processor = RepetitionPenaltyLogitsProcessor(penalty=penalty)
-    ids = torch.tensor([np.flatnonzero(seen)])
+    ids = torch.from_numpy(np.flatnonzero(seen))[None]
     expected = processor(ids, torch.tensor(logits.copy())[None])[0].numpy()
     np.testing.assert_allclose(penalise(logits, seen, penalty), expected, rtol=1e-6)
 
