@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ from dlp_edge.runtime.fusion import Fuser
 HELDOUT = Path(__file__).with_name("heldout.txt")
 PARITY_TOKENS = 200
 PERPLEXITY_TOKENS = 1024
+TIMED_AFTER = 256
+TIMED_STEPS = 64
 CHECK_TOKENS = 32  # for each adapter alone
 # The mean |difference| of logits that an adapter alone may show: rounding, or so many times what
 # quantisation costs the base model.
@@ -35,6 +39,7 @@ def measure(
     tokenizer: Tokenizer,
     decoder: Decoder,
     fuser: Fuser,
+    answers: Sequence[tuple[Sequence[int], Sequence[int]]],
 ) -> dict[str, Any]:
     """Compares the exported graph with the source under transformers and PEFT, in fp32.
 
@@ -42,10 +47,14 @@ def measure(
 
     Every adapter is also compared alone, and refused if it does something else than under PEFT.
 
+    Args:
+        answers: prompts and the bundle's own greedy answers to them (ids).
+
     Returns:
         `perplexity` (source, bundle, ratio, tokens) of the base model on the held-out text;
         `parity`: for base and fusion, the largest and mean |difference| of the logits and the
-        share of positions with the same most probable token.
+        share of positions with the same most probable token;
+        `greedy`: see `_agreement`; `milliseconds_per_token`: the median of single steps.
 
     Raises:
         AdapterError: an adapter's arithmetic is not PEFT's.
@@ -64,6 +73,7 @@ def measure(
     before, after = perplexity(expected, ids), perplexity(found, ids)
     if not np.isfinite(after):
         raise BackboneError("the exported backbone's logits are not finite", "Check its weights")
+    greedy = _agreement(reference, answers)
     parity = {"base": _differences(found[:PARITY_TOKENS], expected[:PARITY_TOKENS])}
     limit = max(EXACT, SLACK * parity["base"]["mean_abs_difference"])
     reference.load(adapters)
@@ -88,7 +98,44 @@ def measure(
             "ratio": after / before,
         },
         "parity": {"tokens": len(ids[:PARITY_TOKENS]), **parity},
+        "greedy": greedy,
+        "milliseconds_per_token": step_time(decoder, ids),
     }
+
+
+def _agreement(
+    reference: _Reference, answers: Sequence[tuple[Sequence[int], Sequence[int]]]
+) -> dict[str, Any]:
+    """How far the bundle's greedy answers are the source's.
+
+    Returns:
+        `agreement`: the share of tokens that the source, given the same text so far, would have
+        chosen too; `same_start`: the tokens before the first that it would not (their mean), so
+        far the two answers are the same when each runs for itself.
+    """
+    equal = []
+    for prompt, answer in answers:
+        logits = reference.logits([*prompt, *answer[:-1]])[len(prompt) - 1 :]
+        equal.append(logits.argmax(1) == np.asarray(answer))
+    return {
+        "prompts": len(answers),
+        "tokens": len(answers[0][1]),
+        "agreement": float(np.mean(equal)),
+        "same_start": float(np.mean([np.append(row, False).argmin() for row in equal])),
+    }
+
+
+def step_time(decoder: Decoder, ids: Sequence[int]) -> float:
+    """The median time of a token in ms, after TIMED_AFTER tokens of context."""
+    start = min(TIMED_AFTER, decoder.max_context - TIMED_STEPS)
+    decoder.truncate(0)
+    decoder.prefill(ids[:start])
+    times = []
+    for token in ids[:TIMED_STEPS]:
+        begun = time.perf_counter()
+        decoder.step(token)
+        times.append(time.perf_counter() - begun)
+    return 1e3 * statistics.median(times)
 
 
 def _check_parity(adapter: PeftAdapter, difference: float, limit: float) -> None:
@@ -139,7 +186,8 @@ class _Reference:
 
     def load(self, adapters: Sequence[PeftAdapter]) -> None:
         """Loads the adapters, under names that PEFT accepts as attributes of a module."""
-        from peft import PeftModel
+        with quiet():
+            from peft import PeftModel
 
         self._names = {adapter.name: f"adapter_{i}" for i, adapter in enumerate(adapters)}
         for adapter in adapters:
