@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from tokenizers import Tokenizer
 
@@ -17,8 +18,9 @@ from dlp_edge.bundle import BACKBONE, BACKBONE_DATA
 from dlp_edge.errors import BackboneError, UsageError
 from dlp_edge.export.int4 import Int4, on_grid
 from dlp_edge.export.levels import round_int8
+from dlp_edge.export.nf4 import BLOCK as NF4_BLOCK
 from dlp_edge.export.nf4 import round_nf4
-from dlp_edge.export.quantise import Chooser, Quantiser, store_half
+from dlp_edge.export.quantise import Chooser, Quantised, Quantiser, store_half
 from dlp_edge.export.quiet import quiet
 from dlp_edge.export.slots import prepare_graph
 from dlp_edge.export.source import Source
@@ -82,37 +84,50 @@ class DenseBackbone:
         return "int4" if on_grid(graph, weights, np.float32) else "int8"
 
     def write(self, quantisation: str, out: Path, tell: Tell) -> BackboneEntry:
-        """Writes `backbone.onnx` and `backbone.onnx.data` in a format into `out`, over an earlier
-        one.
+        """Writes `backbone.onnx` and `backbone.onnx.data` in a format into `out`.
 
         Args:
             tell: called with the fraction that is done.
         """
-        model = onnx.load(self.path, load_external_data=False)
         entry = self.entry(quantisation)
         if quantisation == entry.dtype.replace("float", "fp"):
+            shutil.copyfile(self.path, out / BACKBONE)
             shutil.copyfile(self.path.with_name(BACKBONE_DATA), out / BACKBONE_DATA)
+        elif quantisation == "fp16":
+            self.rewrite(out, store_half)
         else:
-            with WeightFile(
-                model.graph, self.path.with_name(BACKBONE_DATA), out / BACKBONE_DATA
-            ) as weights:
-                if quantisation == "fp16":
-                    store_half(model.graph, weights)
-                else:
-                    quantiser = Quantiser(model.graph, weights, self.target)
-                    choose = self._chooser(quantisation, quantiser, tell)
-                    quantiser.run(choose, lambda done: tell(0.5 + done / 2))
-        onnx.save(model, out / BACKBONE)
+            self.quantise(out, lambda quantiser: self._chooser(quantisation, quantiser, tell), tell)
         return entry
+
+    def quantise(self, out: Path, chooser: Callable[[Quantiser], Chooser], tell: Tell) -> None:
+        """Writes the graph with its matrices as a chooser wants them."""
+
+        def change(graph: onnx.GraphProto, weights: WeightFile) -> None:
+            quantiser = Quantiser(graph, weights, self.target)
+            quantiser.run(chooser(quantiser), lambda done: tell(0.7 + 0.3 * done))
+
+        self.rewrite(out, change)
+
+    def rewrite(self, out: Path, change: Callable[[onnx.GraphProto, WeightFile], None]) -> None:
+        """Writes the graph after a change to it and its weights."""
+        model = onnx.load(self.path, load_external_data=False)
+        dense = self.path.with_name(BACKBONE_DATA)
+        with WeightFile(model.graph, dense, out / BACKBONE_DATA) as weights:
+            change(model.graph, weights)
+        onnx.save(model, out / BACKBONE)
+
+    def searcher(self, quantiser: Quantiser) -> Int4:
+        """What chooses for int4."""
+        tokenizer = Tokenizer.from_file(str(self.source.folder / "tokenizer.json"))
+        return Int4(quantiser, self.path, self.entry("int4").head_size, tokenizer)
 
     def _chooser(self, quantisation: str, quantiser: Quantiser, tell: Tell) -> Chooser:
         if quantisation == "int8":
             return lambda node, matrix: round_int8(matrix, quantiser.dtype)
         if quantisation == "nf4":
-            return lambda node, matrix: round_nf4(matrix)
-        tokenizer = Tokenizer.from_file(str(self.source.folder / "tokenizer.json"))
-        search = Int4(quantiser, self.path, self.entry(quantisation).head_size, tokenizer)
-        search.run(lambda done: tell(done / 2))
+            return lambda node, matrix: choose_nf4(matrix, quantiser.dtype)
+        search = self.searcher(quantiser)
+        search.run(lambda done: tell(0.7 * done))
         return search.choose
 
     def entry(self, quantisation: str) -> BackboneEntry:
@@ -135,6 +150,12 @@ class DenseBackbone:
             eos_token_ids=source.eos_token_ids,
             slots=self.slots,
         )
+
+
+def choose_nf4(matrix: npt.NDArray[np.floating], dtype: npt.DTypeLike) -> Quantised:
+    """NF4, or int8 where rows are no whole blocks: onnxruntime's blocks do not run on into the
+    next row as those of bitsandbytes do."""
+    return round_int8(matrix, dtype) if matrix.shape[1] % NF4_BLOCK else round_nf4(matrix)
 
 
 def build_graph(

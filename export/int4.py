@@ -64,13 +64,18 @@ class Int4:
         ).ids
 
     def run(self, tell: Callable[[float], None]) -> None:
-        """Searches; `tell` is called with the fraction that is done."""
+        """Keeps the source's own levels, or searches; `tell` is called with the fraction that is
+        done."""
         quantiser = self._quantiser
         self.kept = on_grid(quantiser.graph, quantiser.weights, quantiser.dtype)
         if not self.kept:
-            body = _body(quantiser.graph)
-            self._round(body, lambda done: tell(done * 0.6))
-            self._measure(body, lambda done: tell(0.6 + done * 0.4))
+            self.search(tell)
+
+    def search(self, tell: Callable[[float], None]) -> None:
+        """Finds levels by GPTQ and measures which matrices bear them."""
+        body = _body(self._quantiser.graph)
+        self._round(body, lambda done: tell(done * 0.6))
+        self._measure(body, lambda done: tell(0.6 + done * 0.4))
 
     def choose(self, node: onnx.NodeProto, matrix: Array) -> Quantised:
         """What becomes of a matrix [N, K]."""
