@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlp_edge import Reply, Runtime
@@ -285,6 +285,7 @@ def test_generation_does_not_block_the_window(chat: ChatWindow) -> None:
     assert max(gaps) < 0.25
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.integers(0, 6), st.floats(0.01, 1), max_size=7))
 def test_text_is_readable_on_every_blend(weights: dict[int, float]) -> None:
     names = [f"skill {i}" for i in range(7)]
