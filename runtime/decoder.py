@@ -7,6 +7,7 @@ Knows no text. Everything that keeps its shape from token to token is bound once
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -117,7 +118,8 @@ class Decoder:
         self._run(0, len(tokens), 1, interrupt=interrupt)
         for sequence, token in enumerate(tokens):
             self._note(sequence, [token])
-        return self._logits.host[: len(tokens), 0]
+        logits: Logits = self._logits.host[: len(tokens), 0]
+        return logits
 
     def prefill(
         self, ids: Sequence[int], sequence: int = 0, interrupt: Interrupt | None = None
@@ -134,7 +136,8 @@ class Decoder:
             chunk = np.asarray(ids[start : start + PREFILL_CHUNK], np.int64)[None]
             self._run(sequence, 1, chunk.shape[1], chunk, interrupt)
             self._note(sequence, chunk[0].tolist())
-        return self._logits.host[sequence, 0]
+        last: Logits = self._logits.host[sequence, 0]
+        return last
 
     def all_logits(self, ids: Sequence[int]) -> Logits:
         """Appends tokens to the first sequence; returns the logits [S, V] after each of them
@@ -151,7 +154,8 @@ class Decoder:
         finally:
             self._bound = None
             self._position.bind_input(self._binding, "logit_positions", 0, 1)
-        return logits.host[0]
+        found: Logits = logits.host[0]
+        return found
 
     def _note(self, sequence: int, ids: Sequence[int]) -> None:
         self._written[sequence] += [(token, self.labels[sequence]) for token in ids]
@@ -235,7 +239,7 @@ class _Rows:
     On a CPU it is the array itself; elsewhere a copy, which `upload` brings up to date.
     """
 
-    def __init__(self, array: npt.NDArray[np.generic], kind: str) -> None:
+    def __init__(self, array: npt.NDArray[Any], kind: str) -> None:
         self.host = array
         self._kind = kind
         self._value = ort.OrtValue.ortvalue_from_numpy(array, kind, 0)

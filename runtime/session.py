@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from dlp_edge.errors import BusyError, ContextLengthError, UsageError
 from dlp_edge.runtime.answer import Answer
@@ -194,6 +194,7 @@ def load_session(host: Host, path: str | Path) -> Session:
             "Use the version of dlp-edge that wrote it",
         )
     messages, dropped = content.get("messages"), content.get("dropped")
+    overflow: Any = content.get("overflow")  # checked by Session
     if not isinstance(messages, list) or type(dropped) is not int:
         raise UsageError(f"{path} is damaged", "Give what Session.save wrote")
-    return Session(host, check_messages(messages), content.get("overflow"), dropped)
+    return Session(host, check_messages(messages), overflow, dropped)

@@ -102,8 +102,8 @@ def route_with(
         raise UsageError(
             "the bundle has no router to pick adapters", f"Pin them with adapters=...{example}"
         )
-    names = tuple(entry.name for entry in manifest.adapters)
-    return Routed(router, rule, forbidden, options.get("on_route"), names)
+    known = tuple(entry.name for entry in manifest.adapters)
+    return Routed(router, rule, forbidden, options.get("on_route"), known)
 
 
 def check_routing(

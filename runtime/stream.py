@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -70,7 +71,7 @@ class Stream:
     @property
     def ended(self) -> bool:
         """Whether nothing more will come."""
-        return self._chunks.gi_frame is None
+        return inspect.getgeneratorstate(self._chunks) == inspect.GEN_CLOSED
 
     @property
     def reply(self) -> Reply:

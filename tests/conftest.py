@@ -11,6 +11,11 @@ from typing import Any
 
 import pytest
 from families import make_adapter
+from hypothesis import settings
+
+# A busy machine is not a failure.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>"
