@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
         from dlp_edge.server.answering import Answering, Limits
         from dlp_edge.server.app import build_app, models_of
         from dlp_edge.server.guard import Access
-        from dlp_edge.server.listening import listen, serve, url_of
+        from dlp_edge.server.listening import Server, listen, url_of
     from dlp_edge.cli.loading import open_runtime
 
     access = Access(
@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
             print(json.dumps({"url": url, "models": list(models)}), flush=True)
         else:
             print(url, flush=True)
-        serve(app, answering, sock, limits.waiting)
+        Server(app, answering, limits.waiting).run(sockets=[sock])
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -25,10 +26,12 @@ def models_of(runtime: Runtime) -> Models:
     """Model name -> the `adapters` option that it stands for: `auto` routes (where the bundle has
     a router), `base` is the base model, each adapter's name pins it. An adapter called auto or
     base is reached by the request's `dlp_edge.adapters`."""
-    adapters = runtime.adapters
-    pinned = {adapter.name: adapter.name for adapter in adapters}
-    routed = {"auto": None} if any(adapter.routed for adapter in adapters) else {}
-    return {**pinned, **routed, "base": {}}
+    models: dict[str, str | Mapping[str, float] | None] = {"base": {}}
+    if any(adapter.routed for adapter in runtime.adapters):
+        models = {"auto": None, **models}
+    for adapter in runtime.adapters:
+        models.setdefault(adapter.name, adapter.name)
+    return models
 
 
 def build_app(runtime: Runtime, answering: Answering, models: Models, access: Access) -> Starlette:

@@ -50,26 +50,27 @@ def url_of(sock: socket.socket) -> str:
     return f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
 
 
-def serve(app: ASGIApp, answering: Answering, sock: socket.socket, waiting: int) -> None:
-    """Answers until ctrl-C or SIGTERM, whose usual effect then follows."""
-    config = uvicorn.Config(
-        app,
-        loop="asyncio",
-        http="h11",
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        log_level="critical",  # errors are reported by the application
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        limit_concurrency=1 + waiting + IDLE_CONNECTIONS,
-    )
-    _Server(config, answering).run(sockets=[sock])
+class Server(uvicorn.Server):
+    """Answers until ctrl-C or SIGTERM, whose usual effect then follows.
 
+    Args:
+        waiting: how many requests may wait for their answer.
+    """
 
-class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, answering: Answering) -> None:
+    def __init__(self, app: ASGIApp, answering: Answering, waiting: int) -> None:
+        config = uvicorn.Config(
+            app,
+            loop="asyncio",
+            http="h11",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level="critical",  # the application reports its errors itself
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            limit_concurrency=1 + waiting + IDLE_CONNECTIONS,
+        )
         super().__init__(config)
         self._answering = answering
 
