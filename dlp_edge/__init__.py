@@ -24,14 +24,18 @@ if TYPE_CHECKING:
         RouterError,
         UsageError,
     )
-    from dlp_edge.runtime.runtime import Runtime, Stream
+    from dlp_edge.runtime.runtime import Runtime
+    from dlp_edge.runtime.session import Session
+    from dlp_edge.runtime.stream import AsyncStream, Stream
     from dlp_edge.types import (
         AdapterInfo,
         Chunk,
+        Estimate,
         Reply,
         RouteDecision,
         Sentence,
         Timings,
+        Token,
         Usage,
     )
 
@@ -42,14 +46,17 @@ _HOMES = {
         "AdapterError BackboneError BundleError BusyError ContextLengthError DeviceError "
         "DlpEdgeError ResourceError RouterError UsageError"
     ),
-    "dlp_edge.types": "AdapterInfo Chunk Reply RouteDecision Sentence Timings Usage",
-    "dlp_edge.runtime.runtime": "Runtime Stream",
+    "dlp_edge.types": "AdapterInfo Chunk Estimate Reply RouteDecision Sentence Timings Token Usage",
+    "dlp_edge.runtime.runtime": "Runtime",
+    "dlp_edge.runtime.session": "Session",
+    "dlp_edge.runtime.stream": "AsyncStream Stream",
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
 
 __all__ = [
     "AdapterError",
     "AdapterInfo",
+    "AsyncStream",
     "BackboneError",
     "BundleError",
     "BusyError",
@@ -57,14 +64,17 @@ __all__ = [
     "ContextLengthError",
     "DeviceError",
     "DlpEdgeError",
+    "Estimate",
     "Reply",
     "ResourceError",
     "RouteDecision",
     "RouterError",
     "Runtime",
     "Sentence",
+    "Session",
     "Stream",
     "Timings",
+    "Token",
     "Usage",
     "UsageError",
     "__version__",

@@ -6,7 +6,7 @@ import hashlib
 import json
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -57,14 +57,17 @@ class Bundle:
         self._compare(name, hashlib.sha256(data).hexdigest())
         return data
 
-    def verify(self, name: str) -> None:
+    def verify(self, name: str, tell: Callable[[float], None] = lambda fraction: None) -> None:
         """Checks a file that is too large to be held, or that another library reads by itself.
+
+        Args:
+            tell: called with the fraction that is done.
 
         Raises:
             BundleError: as `read`.
         """
         try:
-            digest = sha256_of(self.path(name))
+            digest = sha256_of(self.path(name), tell)
         except OSError as error:
             raise _damaged(name, f"cannot be read ({error.strerror})") from error
         self._compare(name, digest)
@@ -156,12 +159,14 @@ def _checksum(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, streamed."""
+def sha256_of(path: Path, tell: Callable[[float], None] = lambda fraction: None) -> str:
+    """SHA-256 of a file, streamed; `tell` is called with the fraction that is done."""
     digest = hashlib.sha256()
+    size = max(1, path.stat().st_size)
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
+        while block := file.read(8 << 20):
             digest.update(block)
+            tell(file.tell() / size)
     return digest.hexdigest()
 
 

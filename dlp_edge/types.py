@@ -49,6 +49,22 @@ class Sentence:
 
 
 @dataclass(frozen=True)
+class Token:
+    """A token of the answer (`logprobs`).
+
+    Attributes:
+        text: alone; part of a character is the replacement character.
+        logprob: its natural log probability under the model, before any sampling option.
+        top: the most probable tokens in its place: (id, text, logprob).
+    """
+
+    id: int
+    text: str
+    logprob: float
+    top: tuple[tuple[int, str, float], ...]
+
+
+@dataclass(frozen=True)
 class Chunk:
     """A piece of streamed text: whole characters, never empty.
 
@@ -56,11 +72,13 @@ class Chunk:
         text: the new text.
         sentence: index of the sentence that the piece ends in, from 0.
         fusion: adapter name -> weight, as in force for that sentence.
+        tokens: those generated since the chunk before, where `logprobs` asked for them.
     """
 
     text: str
     sentence: int
     fusion: dict[str, float]
+    tokens: tuple[Token, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -107,13 +125,14 @@ class Timings:
 
 @dataclass(frozen=True)
 class Reply:
-    """A finished answer."""
+    """A finished answer; `tokens` where `logprobs` asked for them."""
 
     text: str
     sentences: tuple[Sentence, ...]
     usage: Usage
     timings: Timings
     finish_reason: FinishReason
+    tokens: tuple[Token, ...] = ()
 
     @property
     def prefill_rate(self) -> float:
@@ -130,3 +149,33 @@ class AdapterInfo:
     rank: int
     target_modules: tuple[str, ...]
     routed: bool
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes that a loaded bundle takes. Tokenizers and one pass's activations (tens of MB for a
+    small backbone) come on top; the cache is only committed as far as it is used.
+
+    Attributes:
+        weights: the backbone.
+        adapters: all of them.
+        router: with its tokenizer.
+        cache: one KV cache for `max_context` tokens.
+        available: what is free now; None for a device that cannot be asked.
+    """
+
+    weights: int
+    adapters: int
+    router: int
+    cache: int
+    available: int | None
+
+    @property
+    def total(self) -> int:
+        """All parts."""
+        return self.weights + self.adapters + self.router + self.cache
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is room for it, as far as is known."""
+        return self.available is None or self.total <= self.available

@@ -7,26 +7,38 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
+from dlp_edge.runtime.constraint import JsonConstraint, grammar_tokenizer
 from dlp_edge.runtime.options import Decoding
-from dlp_edge.runtime.sampling import make_sampler
+from dlp_edge.runtime.sampling import log_probabilities, make_sampler, penalise
 from dlp_edge.runtime.sentences import SentenceSplitter
 from dlp_edge.runtime.steering import Pinned, Steering
 from dlp_edge.runtime.text import Detokenizer, StopMatcher
-from dlp_edge.types import Chunk, FinishReason, Reply, Sentence, Timings, Usage
+from dlp_edge.types import Chunk, FinishReason, Reply, Sentence, Timings, Token, Usage
+
+if TYPE_CHECKING:
+    from llguidance import LLTokenizer
 
 
-@dataclass(frozen=True)
 class Vocabulary:
-    """The backbone's tokenizer and the tokens that end an answer."""
+    """The backbone's tokenizer, the number of its logits, and the tokens that end an answer."""
 
-    tokenizer: Tokenizer
-    eos_token_ids: frozenset[int]
+    def __init__(self, tokenizer: Tokenizer, size: int, eos_token_ids: frozenset[int]) -> None:
+        self.tokenizer = tokenizer
+        self.size = size
+        self.eos_token_ids = eos_token_ids
+
+    @cached_property
+    def for_grammars(self) -> LLTokenizer:
+        """Made when the first answer asks for it."""
+        return grammar_tokenizer(self.tokenizer, self.size, self.eos_token_ids)
 
 
 @dataclass
@@ -72,12 +84,23 @@ class Answer:
         self.timings = Timings()
         self._user_text = user_text
         self._steering = steering
-        self._eos = vocabulary.eos_token_ids
+        self._vocabulary = vocabulary
+        self._ends = vocabulary.eos_token_ids | decoding.stop_tokens
         # The newest token needs no room: it is in no cache until the next pass.
         self.limit = min(decoding.max_new_tokens, room - len(prompt_ids) + 1)
+        self._decoding = decoding
         self._sampler = make_sampler(
-            decoding.temperature, decoding.top_p, decoding.top_k, decoding.seed
+            decoding.temperature, decoding.top_p, decoding.top_k, decoding.seed, decoding.min_p
         )
+        self._seen = np.zeros(vocabulary.size, np.bool_)
+        self._seen[list(prompt_ids)] = True
+        self._constraint = (
+            None
+            if decoding.json_schema is None
+            else JsonConstraint(vocabulary.for_grammars, decoding.json_schema)
+        )
+        self._reported: list[Token] = []
+        self._given = 0  # of these, in chunks
         self._detokenizer = Detokenizer(vocabulary.tokenizer)
         self._splitter = SentenceSplitter()
         self._stops = StopMatcher(decoding.stop)
@@ -96,10 +119,10 @@ class Answer:
     def take(self, logits: npt.NDArray[np.floating]) -> list[Chunk]:
         """Samples the next token; returns the text that it completes, a chunk per sentence."""
         begun = perf_counter()
-        token = self._sampler(logits)
+        token = self._choose(logits)
         if not self.tokens:
             self.spend(first_token=perf_counter() - self._begun)
-        if token in self._eos:
+        if token in self._ends:
             self._end("stop")
             return self.finish()
         self.tokens.append(token)
@@ -130,12 +153,38 @@ class Answer:
             if start.offset < len(self._text)
         )
         usage = Usage(len(self.prompt_ids), len(self.tokens))
-        return Reply(self._text, sentences, usage, self.timings, self._finish_reason)
+        tokens = tuple(self._reported)
+        return Reply(self._text, sentences, usage, self.timings, self._finish_reason, tokens)
 
     def spend(self, **amounts: float) -> None:
         """Adds seconds and counts to the timings."""
         now = {key: getattr(self.timings, key) + amount for key, amount in amounts.items()}
         self.timings = replace(self.timings, **now)
+
+    def _choose(self, logits: npt.NDArray[np.floating]) -> int:
+        """The next token under the request's options."""
+        decoding, wanted = self._decoding, logits
+        if decoding.repetition_penalty != 1:
+            wanted = penalise(wanted, self._seen, decoding.repetition_penalty)
+        if self._constraint:
+            wanted = self._constraint.allow(wanted)
+        token = self._sampler(wanted)
+        self._seen[token] = True
+        if self._constraint:
+            self._constraint.accept(token)
+        if decoding.logprobs is not None and token not in self._ends:
+            self._reported.append(self._report(token, logits, decoding.logprobs))
+        return token
+
+    def _report(self, token: int, logits: npt.NDArray[np.floating], count: int) -> Token:
+        scores = log_probabilities(logits)
+        best = np.argsort(-scores, kind="stable")[:count].tolist() if count else []
+        top = tuple((id_, self._text_of(id_), float(scores[id_])) for id_ in best)
+        return Token(token, self._text_of(token), float(scores[token]), top)
+
+    def _text_of(self, token: int) -> str:
+        text: str = self._vocabulary.tokenizer.decode([token], skip_special_tokens=False)
+        return text
 
     def _end(self, reason: FinishReason) -> None:
         self.done = True
@@ -179,4 +228,6 @@ class Answer:
         for left, right in zip([start, *cuts], [*cuts, end], strict=True):
             if left < right:
                 index = max(i for i, at in enumerate(self._starts) if at.offset <= left)
-                yield Chunk(self._text[left:right], index, self._starts[index].fusion)
+                tokens = tuple(self._reported[self._given :])
+                self._given = len(self._reported)
+                yield Chunk(self._text[left:right], index, self._starts[index].fusion, tokens)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, TypedDict, get_args
 
 from dlp_edge.errors import UsageError
 from dlp_edge.runtime.selection import SelectionRule, check_number
-from dlp_edge.types import KvPolicy, SelectRule, WeighRule
+from dlp_edge.types import KvPolicy, RouteDecision, SelectRule, WeighRule
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+
+Adapters = str | Sequence[str] | Mapping[str, float]
+OnRoute = Callable[[RouteDecision, str], Adapters | None]
+Schema = Mapping[str, Any] | str
 
 
 class RouteOptions(TypedDict, total=False):
@@ -34,10 +40,16 @@ class GenerateOptions(RouteOptions, total=False):
 
     max_new_tokens: at most so many tokens are generated (256).
     temperature: 0 is greedy (the default); above, sampling.
-    top_p, top_k: restrict sampling (1.0 and 0: no restriction).
+    top_p, top_k, min_p: restrict sampling (1.0, 0 and 0: no restriction); see `make_sampler`.
+    repetition_penalty: above 1 makes tokens less likely that prompt or answer have already.
     seed: makes sampling repeatable.
     stop: strings that end the answer; they are not part of it.
+    stop_tokens: token ids that end it, besides the backbone's own.
+    json_schema: the answer is JSON that follows this schema (extra `json`).
+    logprobs: reports each token's log probability and so many of the most probable ones.
     adapters: None routes; a name, names or {name: weight} pins; {} is the base model.
+    on_route: called with each `RouteDecision` and the text so far; adapters that it returns (as
+        in `adapters`) overrule it, None lets it stand.
     kv: `keep` the cache when the fusion changes (the default), or `recompute` it, which is
         exact and costs a prefill of the history.
     wait: False raises BusyError where another request is under way, instead of waiting for it.
@@ -47,9 +59,15 @@ class GenerateOptions(RouteOptions, total=False):
     temperature: float
     top_p: float
     top_k: int
+    min_p: float
+    repetition_penalty: float
     seed: int | None
     stop: str | Sequence[str]
-    adapters: str | Sequence[str] | Mapping[str, float] | None
+    stop_tokens: Sequence[int]
+    json_schema: Schema | None
+    logprobs: int | None
+    adapters: Adapters | None
+    on_route: OnRoute | None
     kv: KvPolicy
     wait: bool
 
@@ -62,37 +80,60 @@ class Decoding:
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    stop_tokens: frozenset[int] = frozenset()
+    json_schema: Schema | None = None
+    logprobs: int | None = None
     kv: KvPolicy = "keep"
 
     def __post_init__(self) -> None:
-        check_number("max_new_tokens", self.max_new_tokens, whole=True)
-        check_number("temperature", self.temperature)
-        check_number("top_p", self.top_p)
-        check_number("top_k", self.top_k, whole=True)
-        if self.seed is not None:
-            check_number("seed", self.seed, whole=True)
-            if self.seed < 0:
-                raise UsageError(f"seed is {self.seed}", "Choose 0 or more")
-        if self.max_new_tokens < 1:
-            raise UsageError(f"max_new_tokens is {self.max_new_tokens}", "Ask for at least 1")
-        if self.temperature < 0:
-            raise UsageError(f"temperature is {self.temperature}", "Choose 0 or more")
-        if not 0 < self.top_p <= 1:
+        _check("max_new_tokens", self.max_new_tokens, at_least=1, whole=True)
+        _check("temperature", self.temperature, at_least=0)
+        _check("top_p", self.top_p, at_most=1)
+        if self.top_p <= 0:
             raise UsageError(f"top_p is {self.top_p}", "Choose 0 < top_p <= 1")
-        if self.top_k < 0:
-            raise UsageError(f"top_k is {self.top_k}", "Choose 0 (all) or more")
+        _check("top_k", self.top_k, at_least=0, whole=True)
+        _check("min_p", self.min_p, at_least=0, at_most=1)
+        _check("repetition_penalty", self.repetition_penalty, at_least=0.1, at_most=10)
+        if self.seed is not None:
+            _check("seed", self.seed, at_least=0, whole=True)
+        if self.logprobs is not None:
+            _check("logprobs", self.logprobs, at_least=0, whole=True)
+        for token in self.stop_tokens:
+            _check("a stop token", token, at_least=0, whole=True)
         if not all(isinstance(stop, str) and stop for stop in self.stop):
             raise UsageError(f"stop is {self.stop!r}", "Give texts that are not empty")
         if self.kv not in get_args(KvPolicy):
             raise UsageError(f"unknown KV policy {self.kv!r}", "Use keep or recompute")
 
 
+def _check(
+    name: str,
+    value: object,
+    at_least: float = -math.inf,
+    at_most: float = math.inf,
+    whole: bool = False,
+) -> None:
+    """Raises UsageError unless a value is a number within limits."""
+    check_number(name, value, whole=whole)
+    if not at_least <= value <= at_most:  # type: ignore[operator]
+        limits = f"{at_least:g} or more" if at_most == math.inf else f"at most {at_most:g}"
+        if -math.inf < at_least and at_most < math.inf:
+            limits = f"{at_least:g} to {at_most:g}"
+        raise UsageError(f"{name} is {value}", f"Choose {limits}")
+
+
 def decoding_of(**options: Unpack[GenerateOptions]) -> Decoding:
     """The decoding part of a request's options, checked."""
     chosen = {key: value for key, value in options.items() if key in Decoding.__annotations__}
     chosen["stop"] = texts("stop", options.get("stop"))
+    tokens = options.get("stop_tokens", ())
+    if not isinstance(tokens, Collection) or isinstance(tokens, (str, bytes)):
+        raise UsageError(f"stop_tokens is {tokens!r}", "Give a list of token ids")
+    chosen["stop_tokens"] = frozenset(tokens)
     return Decoding(**chosen)  # type: ignore[arg-type]
 
 

@@ -21,6 +21,7 @@ from dlp_edge.runtime.device import choose_device
 from dlp_edge.runtime.fusion import parse_weights
 from dlp_edge.runtime.generation import Engine, make_engine, run_batch
 from dlp_edge.runtime.interrupt import Interrupt
+from dlp_edge.runtime.memory import estimate, give_back
 from dlp_edge.runtime.options import (
     GenerateOptions,
     RouteOptions,
@@ -41,7 +42,7 @@ from dlp_edge.runtime.steering import (
 from dlp_edge.runtime.stream import AsyncStream, Stream, Turn
 from dlp_edge.runtime.text import ChatTemplate, parse_tokenizer
 from dlp_edge.stack import AdapterStack
-from dlp_edge.types import AdapterInfo, Message, Overflow, Reply, RouteDecision
+from dlp_edge.types import AdapterInfo, Estimate, Message, Overflow, Reply, RouteDecision
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -96,14 +97,14 @@ class Runtime:
         self._router = load_router(bundle)
         tell("checksums", 0.2)
         bundle.verify(files.BACKBONE)
-        bundle.verify(files.BACKBONE_DATA)
+        bundle.verify(files.BACKBONE_DATA, lambda part: tell("checksums", 0.2 + 0.3 * part))
         tell("backbone", 0.5)
         graph = open_backbone(bundle.path(files.BACKBONE), backbone, self.device)
         room = min(max_context, backbone.context_length)
         self._loaded: _Loaded | None = _Loaded(
             graph,
             stack,
-            Vocabulary(tokenizer, frozenset(backbone.eos_token_ids)),
+            Vocabulary(tokenizer, backbone.vocab_size, frozenset(backbone.eos_token_ids)),
             make_engine(graph, stack, room),
             SessionCaches(lambda: make_engine(graph, stack, room, reuse=True), cache_budget),
         )
@@ -114,6 +115,15 @@ class Runtime:
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
         self._streams_lock = threading.Lock()
         tell("ready", 1.0)
+
+    @staticmethod
+    def estimate(path: str | Path, max_context: int = 4096) -> Estimate:
+        """What loading a bundle will take, before it is loaded.
+
+        Raises:
+            BundleError: it is no bundle.
+        """
+        return estimate(path, max_context)
 
     @property
     def adapters(self) -> tuple[AdapterInfo, ...]:
@@ -238,6 +248,7 @@ class Runtime:
         self._turn.acquire(self._end_streams)
         self._loaded = None
         self._turn.release()
+        give_back()
 
     def _end_streams(self) -> bool:
         """Closes all streams; False, since closing the Runtime is never given up."""

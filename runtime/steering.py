@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from dlp_edge.bundle import ROUTER, ROUTER_TOKENIZER, Bundle
 from dlp_edge.errors import UsageError
 from dlp_edge.manifest import Manifest
-from dlp_edge.runtime.fusion import check_names
-from dlp_edge.runtime.options import GenerateOptions, selection_of, texts
+from dlp_edge.runtime.fusion import check_names, parse_weights
+from dlp_edge.runtime.options import GenerateOptions, OnRoute, selection_of, texts
 from dlp_edge.runtime.router import Router
 from dlp_edge.runtime.selection import SelectionRule, select, weigh
 from dlp_edge.runtime.text import parse_tokenizer
@@ -32,11 +32,14 @@ class Routed:
 
     Attributes:
         forbidden: labels whose probability is set to zero and shared among the others.
+        overrule: the application's say in a decision, and the names that it may use.
     """
 
     router: Router
     rule: SelectionRule
     forbidden: frozenset[str] = frozenset()
+    overrule: OnRoute | None = None
+    names: tuple[str, ...] = ()
 
     def decide(self, prompt: str, generated: str = "") -> RouteDecision:
         """Reads the user's text and the text generated so far, and picks adapters."""
@@ -48,12 +51,16 @@ class Routed:
         else:
             probabilities = {}
         selected = select(probabilities, self.rule)
-        return RouteDecision(
+        decision = RouteDecision(
             probabilities=probabilities,
             selected=selected,
             weights=weigh(probabilities, selected, self.rule.weigh),
             confidence=max(probabilities.values(), default=0.0),
         )
+        adapters = self.overrule(decision, generated) if self.overrule else None
+        if adapters is None:
+            return decision
+        return replace(decision, weights=parse_weights(adapters, self.names))
 
 
 Steering = Pinned | Routed
@@ -100,7 +107,8 @@ def route_with(
         raise UsageError(
             "the bundle has no router to pick adapters", f"Pin them with adapters=...{example}"
         )
-    return Routed(router, rule, forbidden)
+    names = tuple(entry.name for entry in manifest.adapters)
+    return Routed(router, rule, forbidden, options.get("on_route"), names)
 
 
 def check_routing(

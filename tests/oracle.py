@@ -18,6 +18,7 @@ class Peft:
         from peft import PeftModel
         from transformers import AutoModelForCausalLM
 
+        torch.set_num_threads(1)  # tiny models: more threads only wait for each other
         base = AutoModelForCausalLM.from_pretrained(backbone, dtype=torch.float32)
         (first, folder), *others = adapters.items()
         self.model: Any = PeftModel.from_pretrained(base, folder, adapter_name=first)

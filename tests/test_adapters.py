@@ -56,7 +56,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 def load(bundle: Path) -> Engine:
     opened = open_bundle(bundle)
-    device = choose_device("cpu", "cpu", 2)
+    device = choose_device("cpu", "cpu", 1)
     graph = open_backbone(bundle / BACKBONE, opened.manifest.backbone, device)
     return make_engine(graph, opened.adapters(), CONTEXT)
 

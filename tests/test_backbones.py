@@ -46,7 +46,7 @@ def exported(
     }
     report = export_bundle(str(backbone), adapters, None, folder / "bundle", quantisation="fp32")
     bundle = open_bundle(folder / "bundle")
-    device = choose_device("cpu", "cpu", 2)
+    device = choose_device("cpu", "cpu", 1)
     graph = open_backbone(folder / "bundle" / BACKBONE, bundle.manifest.backbone, device)
     return make_engine(graph, bundle.adapters(), CONTEXT), Peft(backbone, adapters), report
 

@@ -44,7 +44,7 @@ def runtime(tiny_bundle: Path) -> Iterator[Runtime]:
 @pytest.fixture(scope="module")
 def engine(tiny_bundle: Path) -> Engine:
     bundle = open_bundle(tiny_bundle)
-    device = choose_device("cpu", "cpu", 2)
+    device = choose_device("cpu", "cpu", 1)
     graph = open_backbone(tiny_bundle / BACKBONE, bundle.manifest.backbone, device)
     return make_engine(graph, bundle.adapters(), 256, sequences=4)
 

@@ -85,7 +85,7 @@ class Generation:
     ) -> None:
         self.decoder = ScriptedDecoder(answer)
         self.interrupt = Interrupt()
-        vocabulary = Vocabulary(TOKENIZER, frozenset({EOS}))
+        vocabulary = Vocabulary(TOKENIZER, EOS + 1, frozenset({EOS}))
         self.answer = Answer(
             vocabulary, [1, 2, 3], "question", decoding or Decoding(), steering, room
         )

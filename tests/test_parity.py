@@ -26,7 +26,7 @@ def oracle(tiny_backbone: Path, tiny_adapters: dict[str, Path]) -> Peft:
 def engine(tiny_bundle: Path) -> tuple[Decoder, Fuser]:
     bundle = open_bundle(tiny_bundle)
     backbone = bundle.manifest.backbone
-    graph = open_backbone(tiny_bundle / BACKBONE, backbone, choose_device("cpu", "cpu", 2))
+    graph = open_backbone(tiny_bundle / BACKBONE, backbone, choose_device("cpu", "cpu", 1))
     decoder = Decoder(graph, 512)
     return decoder, Fuser(bundle.adapters(), backbone.slots, backbone.dtype)
 

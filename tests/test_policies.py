@@ -39,7 +39,7 @@ def engines(
     }
     export_bundle(str(backbone), adapters, None, folder / "bundle", "fp32")
     bundle = open_bundle(folder / "bundle")
-    device = choose_device("cpu", "cpu", 2)
+    device = choose_device("cpu", "cpu", 1)
     graph = open_backbone(folder / "bundle" / BACKBONE, bundle.manifest.backbone, device)
     return make_engine(graph, bundle.adapters(), CONTEXT), Peft(backbone, adapters)
 

@@ -1,0 +1,72 @@
+"""Answers that follow a JSON schema, by masking the tokens that would break it.
+
+On llguidance (https://github.com/guidance-ai/llguidance), which is the extra `json`.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from dlp_edge.errors import UsageError
+from dlp_edge.runtime.options import Schema
+
+if TYPE_CHECKING:
+    from llguidance import LLTokenizer
+
+
+def grammar_tokenizer(tokenizer: Tokenizer, vocab_size: int, eos: frozenset[int]) -> LLTokenizer:
+    """What a constraint needs to know of the tokenizer; takes a fraction of a second.
+
+    Raises:
+        UsageError: llguidance is not installed.
+    """
+    try:
+        from llguidance import LLTokenizer
+    except ImportError as error:
+        raise UsageError(
+            "json_schema needs the package llguidance", "Install dlp-edge[json]"
+        ) from error
+    return LLTokenizer(tokenizer.to_str(), n_vocab=vocab_size, eos_token=sorted(eos))
+
+
+class JsonConstraint:
+    """The state of one answer's JSON.
+
+    Raises:
+        UsageError: the schema is none, or uses what llguidance does not know.
+    """
+
+    def __init__(self, tokenizer: LLTokenizer, schema: Schema) -> None:
+        from llguidance import LLMatcher
+        from llguidance.numpy import allocate_token_bitmask
+
+        try:
+            text = schema if isinstance(schema, str) else json.dumps(schema)
+            self._matcher = LLMatcher(tokenizer, LLMatcher.grammar_from_json_schema(text))
+            problem = self._matcher.get_error() if self._matcher.is_error() else ""
+        except (TypeError, ValueError, RecursionError) as error:
+            problem = str(error)
+        if problem:
+            raise UsageError(
+                f"json_schema is no schema that can be followed ({problem.splitlines()[0]})",
+                "Check it, or leave out what is not supported",
+            )
+        self._mask = allocate_token_bitmask(1, tokenizer.vocab_size)
+
+    def allow(self, logits: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+        """The logits [V] with -inf for every token that may not follow."""
+        from llguidance.numpy import fill_next_token_bitmask
+
+        fill_next_token_bitmask(self._matcher, self._mask)
+        allowed = np.unpackbits(self._mask.view(np.uint8)[0], bitorder="little")
+        masked = np.where(allowed[: len(logits)], logits, -np.inf)
+        return masked.astype(logits.dtype, copy=False)
+
+    def accept(self, token: int) -> None:
+        """Goes on with the token that was chosen."""
+        self._matcher.consume_token(token)
