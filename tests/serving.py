@@ -64,7 +64,8 @@ class Served:
 
     def stop(self) -> None:
         self.server.should_exit = True
-        self.thread.join()
+        self.thread.join(30)
+        assert not self.thread.is_alive()
 
 
 @contextlib.contextmanager

@@ -106,6 +106,48 @@ def test_parameters_reach_the_runtime(served: Served, runtime: Runtime) -> None:
         assert found.choices[0].message.content == expected.text
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_log_probabilities(served: Served, runtime: Runtime, stream: bool) -> None:
+    expected = runtime.generate(HELLO, adapters="sums", max_new_tokens=20, logprobs=2).tokens
+    found = served.client().chat.completions.create(
+        model="sums", messages=HELLO, max_tokens=20, logprobs=True, top_logprobs=2, stream=stream
+    )
+    answers = found if isinstance(found, openai.Stream) else [found]
+    content = [
+        token
+        for answer in answers
+        if answer.choices[0].logprobs is not None
+        for token in answer.choices[0].logprobs.content or ()
+    ]
+    assert [(token.token, token.logprob) for token in content] == [
+        (token.text, token.logprob) for token in expected
+    ]
+    assert [[(t.token, t.logprob) for t in token.top_logprobs] for token in content] == [
+        [(text, logprob) for _, text, logprob in token.top] for token in expected
+    ]
+
+
+def test_json_by_schema(served: Served) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"name": {"enum": ["Ann", "Bob"]}},
+        "required": ["name"],
+        "additionalProperties": False,
+    }
+    found = served.client().chat.completions.create(
+        model="base",
+        messages=HELLO,
+        max_tokens=300,
+        temperature=1.0,
+        seed=1,
+        response_format={
+            "type": "json_schema",
+            "json_schema": {"name": "person", "schema": schema},
+        },
+    )
+    assert json.loads(found.choices[0].message.content or "")["name"] in ("Ann", "Bob")
+
+
 @pytest.mark.parametrize(
     ("changes", "status", "param"),
     [
@@ -115,6 +157,15 @@ def test_parameters_reach_the_runtime(served: Served, runtime: Runtime) -> None:
         ({"tools": [{"type": "function"}]}, 400, "tools"),
         ({"logit_bias": {"5": 1}}, 400, "logit_bias"),
         ({"presence_penalty": 0.5}, 400, "presence_penalty"),
+        ({"top_logprobs": 2}, 400, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, 400, "top_logprobs"),
+        ({"response_format": {"type": "xml"}}, 400, "response_format"),
+        ({"response_format": {"type": "json_schema"}}, 400, "response_format"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": 1}}}},
+            400,
+            None,
+        ),
         ({"stream": "yes"}, 400, "stream"),
         ({"stream_options": [1]}, 400, "stream_options"),
         ({"messages": []}, 400, "messages"),
@@ -160,7 +211,7 @@ JSON = st.recursive(
 )
 FIELDS = (
     "model messages max_tokens max_completion_tokens temperature top_p top_k seed stop stream "
-    "stream_options n tools logprobs response_format dlp_edge"
+    "stream_options n tools logprobs top_logprobs response_format min_p stop_token_ids dlp_edge"
 ).split()
 
 

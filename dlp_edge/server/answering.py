@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,7 @@ from dlp_edge.server.body import read_json
 from dlp_edge.server.chat_request import ChatRequest, Models, parse_request
 from dlp_edge.server.documents import AnswerDocuments, Document
 from dlp_edge.server.gate import Gate
-from dlp_edge.server.problems import problem_of
+from dlp_edge.server.problems import Problem, problem_of
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Answering:
     """The ASGI endpoint that generates.
 
     Args:
-        on_error: called with an exception that nobody foresaw.
+        on_error: called with what went wrong on our side.
     """
 
     def __init__(
@@ -56,7 +55,7 @@ class Answering:
         limits: Limits,
         on_error: Callable[[Exception], None],
     ) -> None:
-        self.on_error = on_error
+        self._on_error = on_error
         self._runtime = runtime
         self._models = models
         self._limits = limits
@@ -65,20 +64,27 @@ class Answering:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
+        try:
+            body = await read_json(request, self._limits.body)
+            await self._serve(body, request, send)
+        except ClientDisconnect:
+            pass
+        except Exception as error:  # all of which is raised before a response began
+            await self._problem(error).response()(scope, receive, send)
+
+    async def _serve(self, body: Mapping[str, Any], request: Request, send: Send) -> None:
         limits = self._limits
-        with contextlib.suppress(ClientDisconnect):
-            body = await read_json(request, limits.body)
-            order = parse_request(body, self._models, limits.messages, limits.new_tokens)
-            with self._gate.place():
-                # On a thread, because reading a long prompt takes its time.
-                stream = AsyncStream(
-                    await asyncio.to_thread(self._runtime.stream, order.messages, **order.options)
-                )
-                if order.stream:
-                    work = self._send_pieces(order, stream, _Events(send, limits.send_seconds))
-                else:
-                    work = self._send_whole(order, stream, request, send)
-                await _unless_disconnected(receive, work)
+        order = parse_request(body, self._models, limits.messages, limits.new_tokens)
+        with self._gate.place():
+            # On a thread, because reading a long prompt takes its time.
+            stream = AsyncStream(
+                await asyncio.to_thread(self._runtime.stream, order.messages, **order.options)
+            )
+            if order.stream:
+                work = self._send_pieces(order, stream, _Events(send, limits.send_seconds))
+            else:
+                work = self._send_whole(order, stream, request, send)
+            await _unless_disconnected(request.receive, work)
 
     async def stop(self, grace: float) -> None:
         """Turns away who waits, and ends the answer under way after `grace` seconds."""
@@ -109,8 +115,7 @@ class Answering:
         except Exception as error:
             if not events.begun:
                 raise  # the status can still say so
-            self.on_error(error)
-            await events.send(problem_of(error).document)
+            await events.send(self._problem(error).document)
         else:
             if not events.begun:  # an answer without text
                 await events.send(documents.first())
@@ -119,15 +124,23 @@ class Answering:
                 await events.send(documents.usage(stream.reply))
         await events.end()
 
+    def _problem(self, error: Exception) -> Problem:
+        problem = problem_of(error)
+        if problem.status == 500:
+            self._on_error(error)
+        return problem
+
     @asynccontextmanager
     async def _turn(self, stream: AsyncStream) -> AsyncIterator[None]:
         """The turn of one request, after which its stream is over in any case."""
         try:
             async with self._gate.turn():
                 self._running = stream
-                yield
+                try:
+                    yield
+                finally:
+                    self._running = None
         finally:
-            self._running = None
             await stream.aclose()
 
 

@@ -13,13 +13,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from dlp_edge.errors import DlpEdgeError
 from dlp_edge.runtime.runtime import Runtime
 from dlp_edge.server.answering import Answering
 from dlp_edge.server.chat_request import Models
 from dlp_edge.server.documents import model_document, model_list
 from dlp_edge.server.guard import Access, Guard
-from dlp_edge.server.problems import Problem, problem_of
+from dlp_edge.server.problems import Problem
 
 
 def models_of(runtime: Runtime) -> Models:
@@ -47,12 +46,9 @@ def build_app(runtime: Runtime, answering: Answering, models: Models, access: Ac
     async def show_model(request: Request) -> Response:
         name = request.path_params["name"]
         if name not in models:
-            raise Problem(404, f"The model {name!a} does not exist.", "model", "model_not_found")
+            what = f"The model {name!a} does not exist."
+            return Problem(404, what, "model", "model_not_found").response()
         return JSONResponse(model_document(name, created))
-
-    async def tell_unexpected(request: Request, error: Exception) -> Response:
-        answering.on_error(error)
-        return problem_of(error).response()
 
     middleware = [Middleware(Guard, access)]
     if access.origins:  # outside the guard, so that an allowed page can read a refusal
@@ -71,12 +67,7 @@ def build_app(runtime: Runtime, answering: Answering, models: Models, access: Ac
             Route("/v1/chat/completions", answering, methods=["POST"]),
         ],
         middleware=middleware,
-        exception_handlers={
-            HTTPException: _refuse_path,
-            Problem: _tell,
-            DlpEdgeError: _tell,
-            Exception: tell_unexpected,
-        },
+        exception_handlers={HTTPException: _refuse_path},
     )
 
 
@@ -85,7 +76,3 @@ async def _refuse_path(request: Request, error: Exception) -> Response:
     what = f"{request.method} {request.url.path!a} is not served here."
     headers = dict(error.headers or {}) if isinstance(error, HTTPException) else None
     return Problem(status, what, headers=headers).response()
-
-
-async def _tell(request: Request, error: Exception) -> Response:
-    return problem_of(error).response()

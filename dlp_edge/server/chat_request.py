@@ -16,8 +16,13 @@ from dlp_edge.types import Message
 if TYPE_CHECKING:
     from dlp_edge.runtime.options import GenerateOptions
 
-_SAME_NAME = ("temperature", "top_p", "top_k", "seed", "stop")
+# Parameter -> option of the Runtime; those that OpenAI has not are named as in vLLM.
+_NAMES = {
+    name: name for name in "temperature top_p top_k min_p repetition_penalty seed stop".split()
+}
+_NAMES["stop_token_ids"] = "stop_tokens"
 _OWN = ("adapters", "forbid", "select", "p", "k", "weigh", "min_confidence", "kv")
+MOST_LOGPROBS = 20
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 # Unsupported parameters and the values with which they ask for nothing.
 _NEUTRAL: dict[str, tuple[object, ...]] = {
@@ -27,11 +32,8 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "logit_bias": ({},),
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
     "modalities": (["text"],),
     "audio": (),
-    "response_format": ({"type": "text"},),
 }
 
 
@@ -84,7 +86,9 @@ def parse_request(
         raise Problem(
             404, f"The model {model!a} does not exist. Use: {names}.", "model", "model_not_found"
         )
-    options: dict[str, Any] = {name: body[name] for name in _SAME_NAME if name in body}
+    options: dict[str, Any] = {own: body[name] for name, own in _NAMES.items() if name in body}
+    options["logprobs"] = _logprobs(body)
+    options["json_schema"] = _json_schema(body.get("response_format", {"type": "text"}))
     options["max_new_tokens"] = body.get(
         "max_completion_tokens", body.get("max_tokens", max_new_tokens)
     )
@@ -100,6 +104,35 @@ def parse_request(
         stream=_flag("stream", body),
         include_usage=_flag("include_usage", stream_options),
     )
+
+
+def _logprobs(body: Mapping[str, Any]) -> int | None:
+    """How many alternatives are wanted beside each token's log probability; None for neither."""
+    count = body.get("top_logprobs", 0)
+    if type(count) is not int or not 0 <= count <= MOST_LOGPROBS:
+        raise _wrong("top_logprobs", f"is no whole number from 0 to {MOST_LOGPROBS}")
+    if _flag("logprobs", body):
+        return count
+    if count:
+        raise _wrong("top_logprobs", "needs logprobs to be true")
+    return None
+
+
+def _json_schema(given: object) -> dict[str, Any] | None:
+    """The schema that a `response_format` asks for; None for text."""
+    if not isinstance(given, dict):
+        raise _wrong("response_format", "is no object")
+    if given.get("type") == "text":
+        return None
+    if given.get("type") == "json_object":
+        return {"type": "object"}
+    named = given.get("json_schema")
+    schema = named.get("schema") if isinstance(named, dict) else None
+    if given.get("type") != "json_schema" or not isinstance(schema, dict):
+        raise _wrong(
+            "response_format", "is neither text nor json_object nor json_schema with a schema"
+        )
+    return schema
 
 
 def _own_options(given: object) -> dict[str, Any]:

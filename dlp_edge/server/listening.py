@@ -13,6 +13,7 @@ from dlp_edge.errors import ResourceError, UsageError
 from dlp_edge.server.answering import Answering
 
 GRACE = 5.0  # seconds in which the answer under way may end by itself when the server stops
+LAST_SECONDS = 10  # after which a client that takes or sends nothing is cut off
 IDLE_CONNECTIONS = 100  # besides those that wait for an answer; more get 503
 
 
@@ -70,6 +71,7 @@ class Server(uvicorn.Server):
             proxy_headers=False,
             server_header=False,
             limit_concurrency=1 + waiting + IDLE_CONNECTIONS,
+            timeout_graceful_shutdown=LAST_SECONDS,
         )
         super().__init__(config)
         self._answering = answering
