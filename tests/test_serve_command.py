@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -63,6 +64,10 @@ def test_it_says_where_it_is_answers_and_ends_by_ctrl_c(tiny_bundle: Path) -> No
         rest, errors = process.communicate(timeout=20)
         assert (process.returncode, rest, errors) == (130, "", "interrupted\n")
     with started(tiny_bundle) as (process, line):
+        page = (Path(__file__).parents[1] / "docs" / "serve.md").read_text(encoding="utf-8")
+        [snippet] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+        assert "http://127.0.0.1:8080/v1" in snippet
+        exec(snippet.replace("http://127.0.0.1:8080/v1", line.strip()), {})
         assert OpenAI(base_url=line.strip(), api_key="x").models.list().data
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=20)
