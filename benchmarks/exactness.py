@@ -27,9 +27,9 @@ from families import FAMILIES, make_adapter, make_backbone
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--family", action="append", choices=FAMILIES)
-    parser.add_argument("--quant", action="append", choices=FORMATS)
+    parser.add_argument("--quant", action="append", choices=FORMATS["cpu"])
     args = parser.parse_args()
-    cells = [(f, q) for f in args.family or FAMILIES for q in args.quant or FORMATS]
+    cells = [(f, q) for f in args.family or FAMILIES for q in args.quant or FORMATS["cpu"]]
     print(
         f"{'family':18}{'format':8}{'base: max':>12}{'greedy':>8}{'fusion: max':>14}{'greedy':>8}"
     )

@@ -2,9 +2,9 @@
 
     python benchmarks/genai_loop.py BUNDLE --backbone FILE.gguf --adapters sums=0.6,sql=0.4
 
-Builds the same quantised weights once more for onnxruntime-genai (its graph has other inputs),
-then lets three processes take turns: dlp-edge with the base model, dlp-edge with the adapters
-fused, and onnxruntime-genai with the base model. Prints medians and ratios.
+Builds the weights once more, in the same precision, for onnxruntime-genai (its graph has other
+inputs), then lets three processes take turns: dlp-edge with the base model, dlp-edge with the
+adapters fused, and onnxruntime-genai with the base model. Prints medians and ratios.
 """
 
 from __future__ import annotations
@@ -24,6 +24,12 @@ from dlp_edge.export.backbone import build_graph
 from dlp_edge.export.report import HELDOUT
 from dlp_edge.export.source import load_source
 
+# The builder's format that comes nearest to ours, and its options. Its int4 is another one.
+BUILDER: dict[str, tuple[str, dict[str, str]]] = {
+    "int8": ("int8", {}),
+    "int4": ("int4", {"algo_config": "k_quant_mixed"}),
+    "fp32": ("fp32", {}),
+}
 Rates = dict[str, float]
 
 
@@ -87,7 +93,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         with load_source(arguments.backbone) as source:
             quantisation = open_bundle(arguments.bundle).manifest.backbone.quantisation
-            build_graph(source.folder, quantisation, Path(folder), {"prune_lm_head": "true"})
+            precision, options = BUILDER[quantisation]
+            options = {**options, "prune_lm_head": "true"}
+            build_graph(source.folder, precision, "cpu", Path(folder), options)
         found: dict[str, list[Rates]] = {"base": [], "fused": [], "genai": []}
         for round_number in range(arguments.rounds):
             for worker, rates in found.items():

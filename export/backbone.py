@@ -1,70 +1,163 @@
-"""The backbone as an ONNX graph: built and quantised by onnxruntime-genai's model builder, then
-given adapter slots."""
+"""The backbone as an ONNX graph: built dense by onnxruntime-genai's model builder, given adapter
+slots, then quantised."""
 
 from __future__ import annotations
 
+import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 import onnx
+from tokenizers import Tokenizer
 
-from dlp_edge.bundle import BACKBONE
-from dlp_edge.errors import BackboneError
+from dlp_edge.bundle import BACKBONE, BACKBONE_DATA
+from dlp_edge.errors import BackboneError, UsageError
+from dlp_edge.export.int4 import Int4, on_grid
+from dlp_edge.export.levels import round_int8
+from dlp_edge.export.nf4 import BLOCK as NF4_BLOCK
+from dlp_edge.export.nf4 import round_nf4
+from dlp_edge.export.quantise import Chooser, Quantised, Quantiser, store_half
 from dlp_edge.export.quiet import quiet
 from dlp_edge.export.slots import prepare_graph
 from dlp_edge.export.source import Source
-from dlp_edge.manifest import BackboneEntry
+from dlp_edge.export.weights import WeightFile
+from dlp_edge.manifest import BackboneEntry, Slot
 
-# The builder's precision and options for each of our formats. int8: symmetric, blocks of 32, the
-# activations quantised to int8 as well (accuracy_level 4, the builder's default on a CPU). int4:
-# k-quant with sensitive layers in int8, because the builder's default int4 loses far more
-# (docs/decisions.md).
-FORMATS: dict[str, tuple[str, dict[str, str]]] = {
-    "int8": ("int8", {}),
-    "int4": ("int4", {"algo_config": "k_quant_mixed"}),
-    "fp32": ("fp32", {}),
+# What weights can become on each target, and what the graph computes in there.
+FORMATS = {
+    "cpu": ("int8", "int4", "nf4", "fp16", "fp32"),
+    "cuda": ("int8", "int4", "nf4", "fp16"),
 }
+DTYPES: dict[str, Literal["float32", "float16"]] = {"cpu": "float32", "cuda": "float16"}
+_PRECISIONS = {"cpu": "fp32", "cuda": "fp16"}
+
+Tell = Callable[[float], None]
 
 
-def export_backbone(
-    source: Source, modules: Iterable[str], quantisation: str, out: Path
-) -> BackboneEntry:
-    """Writes `backbone.onnx` and `backbone.onnx.data` into `out`.
+def check_format(quantisation: str | None, target: str) -> None:
+    """Raises UsageError for a format that the target does not run; None is its default."""
+    if target not in FORMATS:
+        raise UsageError(f"unknown target {target!r}", f"Use {' or '.join(FORMATS)}")
+    if quantisation is not None and quantisation not in FORMATS[target]:
+        known = any(quantisation in formats for formats in FORMATS.values())
+        raise UsageError(
+            f"{quantisation} does not go with --target {target}"
+            if known
+            else f"unknown quantisation {quantisation!r}",
+            f"Use {', '.join(FORMATS[target])}",
+        )
 
-    Args:
-        modules: linear layers that need a slot.
-        quantisation: a key of `FORMATS`.
 
-    Raises:
-        BackboneError: the builder fails, or its graph is not as expected.
+class DenseBackbone:
+    """The backbone's graph with its slots, its weights dense: fp32 for the CPU, fp16 for CUDA.
+
+    Lies in `folder`, which may be removed when all formats have been written.
     """
-    build_graph(source.folder, quantisation, out)
-    for path in out.iterdir():  # the builder also writes files for onnxruntime-genai
-        if path.is_file() and not path.name.startswith(BACKBONE):
-            path.unlink()
-    model = onnx.load(out / BACKBONE, load_external_data=False)
-    windows = attention_windows(source.folder)
-    slots = prepare_graph(model, modules, source.linear_sizes(), windows)
-    onnx.save(model, out / BACKBONE)
-    config = source.config
-    heads = config["num_attention_heads"]
-    return BackboneEntry(
-        name=source.name,
-        fingerprint=source.fingerprint,
-        architecture=source.architecture,
-        quantisation=quantisation,
-        dtype="float32",
-        context_length=config["max_position_embeddings"],
-        vocab_size=config["vocab_size"],
-        num_layers=config["num_hidden_layers"],
-        num_kv_heads=config.get("num_key_value_heads") or heads,
-        head_size=config.get("head_dim") or config["hidden_size"] // heads,
-        bos_token=source.bos_token,
-        eos_token=source.eos_token,
-        eos_token_ids=source.eos_token_ids,
-        slots=slots,
-    )
+
+    def __init__(self, source: Source, modules: Iterable[str], target: str, folder: Path) -> None:
+        """Builds it.
+
+        Args:
+            modules: linear layers that need a slot.
+
+        Raises:
+            BackboneError: the builder fails, or its graph is not as expected.
+        """
+        build_graph(source.folder, _PRECISIONS[target], target, folder)
+        self.source = source
+        self.target = target
+        self.path = folder / BACKBONE
+        model = onnx.load(self.path, load_external_data=False)
+        self.slots: tuple[Slot, ...] = prepare_graph(
+            model, modules, source.linear_sizes(), attention_windows(source.folder)
+        )
+        onnx.save(model, self.path)
+
+    def default_format(self) -> str:
+        """The fastest format that stays within 1.02 of the source's perplexity: int4 where its
+        weights lie on 4-bit levels already, int8 elsewhere (docs/quantisation.md)."""
+        graph = onnx.load(self.path, load_external_data=False).graph
+        data = self.path.with_name(BACKBONE_DATA)
+        weights = WeightFile(graph, data, data)
+        return "int4" if on_grid(graph, weights, np.float32) else "int8"
+
+    def write(self, quantisation: str, out: Path, tell: Tell) -> BackboneEntry:
+        """Writes `backbone.onnx` and `backbone.onnx.data` in a format into `out`.
+
+        Args:
+            tell: called with the fraction that is done.
+        """
+        entry = self.entry(quantisation)
+        if quantisation == entry.dtype.replace("float", "fp"):
+            shutil.copyfile(self.path, out / BACKBONE)
+            shutil.copyfile(self.path.with_name(BACKBONE_DATA), out / BACKBONE_DATA)
+        elif quantisation == "fp16":
+            self.rewrite(out, store_half)
+        else:
+            self.quantise(out, lambda quantiser: self._chooser(quantisation, quantiser, tell), tell)
+        return entry
+
+    def quantise(self, out: Path, chooser: Callable[[Quantiser], Chooser], tell: Tell) -> None:
+        """Writes the graph with its matrices as a chooser wants them."""
+
+        def change(graph: onnx.GraphProto, weights: WeightFile) -> None:
+            quantiser = Quantiser(graph, weights, self.target)
+            quantiser.run(chooser(quantiser), lambda done: tell(0.7 + 0.3 * done))
+
+        self.rewrite(out, change)
+
+    def rewrite(self, out: Path, change: Callable[[onnx.GraphProto, WeightFile], None]) -> None:
+        """Writes the graph after a change to it and its weights."""
+        model = onnx.load(self.path, load_external_data=False)
+        dense = self.path.with_name(BACKBONE_DATA)
+        with WeightFile(model.graph, dense, out / BACKBONE_DATA) as weights:
+            change(model.graph, weights)
+        onnx.save(model, out / BACKBONE)
+
+    def searcher(self, quantiser: Quantiser) -> Int4:
+        """What chooses for int4."""
+        tokenizer = Tokenizer.from_file(str(self.source.folder / "tokenizer.json"))
+        return Int4(quantiser, self.path, self.entry("int4").head_size, tokenizer)
+
+    def _chooser(self, quantisation: str, quantiser: Quantiser, tell: Tell) -> Chooser:
+        if quantisation == "int8":
+            return lambda node, matrix: round_int8(matrix, quantiser.dtype)
+        if quantisation == "nf4":
+            return lambda node, matrix: choose_nf4(matrix, quantiser.dtype)
+        search = self.searcher(quantiser)
+        search.run(lambda done: tell(0.7 * done))
+        return search.choose
+
+    def entry(self, quantisation: str) -> BackboneEntry:
+        """What the manifest says of the backbone in a format."""
+        source, config = self.source, self.source.config
+        heads = config["num_attention_heads"]
+        return BackboneEntry(
+            name=source.name,
+            fingerprint=source.fingerprint,
+            architecture=source.architecture,
+            quantisation=quantisation,
+            dtype=DTYPES[self.target],
+            context_length=config["max_position_embeddings"],
+            vocab_size=config["vocab_size"],
+            num_layers=config["num_hidden_layers"],
+            num_kv_heads=config.get("num_key_value_heads") or heads,
+            head_size=config.get("head_dim") or config["hidden_size"] // heads,
+            bos_token=source.bos_token,
+            eos_token=source.eos_token,
+            eos_token_ids=source.eos_token_ids,
+            slots=self.slots,
+        )
+
+
+def choose_nf4(matrix: npt.NDArray[np.floating], dtype: npt.DTypeLike) -> Quantised:
+    """NF4, or int8 where rows are no whole blocks: onnxruntime's blocks do not run on into the
+    next row as those of bitsandbytes do."""
+    return round_int8(matrix, dtype) if matrix.shape[1] % NF4_BLOCK else round_nf4(matrix)
 
 
 def attention_windows(folder: Path) -> list[int]:
@@ -80,22 +173,30 @@ def attention_windows(folder: Path) -> list[int]:
 
 
 def build_graph(
-    folder: Path, quantisation: str, out: Path, extra: Mapping[str, str] | None = None
+    folder: Path,
+    precision: str,
+    target: str,
+    out: Path,
+    extra: Mapping[str, str] | None = None,
 ) -> None:
     """Writes the builder's own graph, and what onnxruntime-genai needs beside it, into `out`.
+
+    Args:
+        precision: "fp32", "fp16", or the builder's own "int8" and "int4".
+        target: "cpu" or "cuda".
+        extra: the builder's options.
 
     Raises:
         BackboneError: the builder fails.
     """
     from onnxruntime_genai.models.builder import create_model, parse_extra_options
 
-    precision, options = FORMATS[quantisation]
-    settings = {"filename": BACKBONE, **options, **(extra or {})}
+    settings = {"filename": BACKBONE, **(extra or {})}
     with (
         tempfile.TemporaryDirectory(prefix=".builder-", dir=out) as cache,
         quiet(),
     ):
-        call = ("", str(folder), str(out), precision, "cpu", cache)
+        call = ("", str(folder), str(out), precision, target, cache)
         words = [f"{key}={value}" for key, value in settings.items()]
         try:
             create_model(*call, **parse_extra_options(*call, words))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,17 +15,16 @@ from tokenizers import Tokenizer
 from dlp_edge import __version__, stack
 from dlp_edge import bundle as files
 from dlp_edge.bundle import dump_manifest, sha256_of
-from dlp_edge.errors import BackboneError, DlpEdgeError, RouterError, UsageError
-from dlp_edge.export import report
+from dlp_edge.errors import BackboneError, DlpEdgeError, RouterError
+from dlp_edge.export import greedy, report
 from dlp_edge.export.adapters import PeftAdapter, read_adapters
-from dlp_edge.export.backbone import FORMATS, export_backbone
+from dlp_edge.export.backbone import DenseBackbone, check_format
 from dlp_edge.export.router import export_router, router_labels
 from dlp_edge.export.source import Source, load_source
 from dlp_edge.manifest import BackboneEntry, FileEntry, Manifest, RouterEntry
 from dlp_edge.runtime.backbone import open_backbone
-from dlp_edge.runtime.decoder import Decoder
 from dlp_edge.runtime.device import choose_device
-from dlp_edge.runtime.fusion import Fuser
+from dlp_edge.runtime.generation import make_engine
 from dlp_edge.runtime.selection import SelectionRule
 from dlp_edge.runtime.text import ChatTemplate
 from dlp_edge.writer import check_space, check_target, staged
@@ -37,7 +37,8 @@ def export_bundle(
     adapters: Mapping[str, Path],
     router: Path | None,
     out: Path,
-    quantisation: str = "int8",
+    quantisation: str | None = None,
+    target: str = "cpu",
     chat_template: str | None = None,
     on_progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -49,7 +50,9 @@ def export_bundle(
         router: what `dlp-edge train-router` wrote; None makes a bundle whose adapters the
             application pins.
         out: the bundle to write; an existing bundle is replaced only when the new one is whole.
-        quantisation: "int8", "int4" or "fp32".
+        quantisation: one of `FORMATS` for the target; None is the fastest that stays within 1.02
+            of the source's perplexity.
+        target: "cpu" or "cuda", the device that the bundle is for.
         chat_template: Jinja text instead of the backbone's own template.
         on_progress: called with (step, fraction).
 
@@ -58,8 +61,7 @@ def export_bundle(
             is left behind.
     """
     tell = on_progress or (lambda step, fraction: None)
-    if quantisation not in FORMATS:
-        raise UsageError(f"unknown quantisation {quantisation!r}", f"Use {', '.join(FORMATS)}")
+    check_format(quantisation, target)
     _check_template(chat_template)
     check_target(out, is_bundle)
     if router is not None:
@@ -74,11 +76,11 @@ def export_bundle(
         tell("reading the adapters", 0.15)
         found = read_adapters(adapters, sizes)
         weights = sum(path.stat().st_size for path in source.folder.glob("*.safetensors"))
-        check_space(out, 2 * weights)  # the builder writes dense weights before it quantises
+        check_space(out, 3 * weights)  # dense weights, at twice their size if they are bf16
 
-        tell(f"building the backbone ({quantisation})", 0.2)
+        tell("building the backbone", 0.2)
         modules = {module for adapter in found for module in adapter.pairs}
-        entry = export_backbone(source, modules, quantisation, staging)
+        entry = _write_backbone(source, modules, quantisation, target, staging, tell)
         tell("packing the adapters", 0.6)
         stacked = stack.pack({a.name: a.pairs for a in found}, entry.dtype)
         (staging / files.ADAPTERS).write_bytes(stack.to_bytes(stacked))
@@ -90,12 +92,13 @@ def export_bundle(
         shutil.copyfile(source.folder / "tokenizer.json", staging / files.TOKENIZER)
 
         tell("comparing with transformers and PEFT", 0.75)
-        content = _report(source, found, entry, stacked, staging)
+        asked = _prompts(template, source, staging / files.TOKENIZER, entry.context_length)
+        content = _report(source, found, entry, target, stacked, staging, asked)
         content["seconds"] = time.perf_counter() - begun
         (staging / files.REPORT).write_text(json.dumps(content, indent=1), encoding="utf-8")
         manifest = Manifest(
             created_with=__version__,
-            target="cpu",
+            target=target,
             backbone=entry,
             chat_template=template,
             adapters=tuple(adapter.entry for adapter in found),
@@ -114,6 +117,21 @@ def export_bundle(
 def is_bundle(folder: Path) -> bool:
     """Whether a folder looks like a bundle, so that an export may replace it."""
     return (folder / files.MANIFEST).is_file() and (folder / files.BACKBONE).is_file()
+
+
+def _write_backbone(
+    source: Source,
+    modules: set[str],
+    quantisation: str | None,
+    target: str,
+    staging: Path,
+    tell: Progress,
+) -> BackboneEntry:
+    with tempfile.TemporaryDirectory(prefix=".dense-", dir=staging) as scratch:
+        dense = DenseBackbone(source, modules, target, Path(scratch))
+        chosen = quantisation or dense.default_format()
+        step = f"quantising the backbone ({chosen})"
+        return dense.write(chosen, staging, lambda done: tell(step, 0.3 + 0.3 * done))
 
 
 def _files(staging: Path) -> list[Path]:
@@ -137,20 +155,47 @@ def _check_labels(labels: tuple[str, ...], adapters: Mapping[str, Path]) -> None
         )
 
 
+def _prompts(
+    template: str | None, source: Source, tokenizer: Path, context_length: int
+) -> list[list[int]]:
+    """The prompts that formats are compared on, as token ids that leave room for the answer."""
+    chat = ChatTemplate(template)
+    encode = Tokenizer.from_file(str(tokenizer)).encode
+    texts = [
+        chat.render([{"role": "user", "content": prompt}], source.bos_token, source.eos_token)
+        for prompt in greedy.prompts()
+    ]
+    room = max(1, context_length - greedy.NEW_TOKENS)
+    return [encode(text, add_special_tokens=False).ids[-room:] for text in texts]
+
+
 def _report(
     source: Source,
     adapters: list[PeftAdapter],
     entry: BackboneEntry,
+    target: str,
     stacked: stack.AdapterStack,
     staging: Path,
+    asked: list[list[int]],
 ) -> dict[str, Any]:
-    room = min(entry.context_length, report.PERPLEXITY_TOKENS)
+    """The content of `report.json`. Everything is measured on the CPU, whose arithmetic is that
+    of the target; only time is not."""
     device = choose_device("cpu", "cpu", None)
-    decoder = Decoder(open_backbone(staging / files.BACKBONE, entry, device), room)
-    fuser = Fuser(stacked, entry.slots, entry.dtype)
+    graph = open_backbone(staging / files.BACKBONE, entry, device)
+    longest = max(len(ids) for ids in asked)
+    count = min(greedy.NEW_TOKENS, entry.context_length - longest)
+    side_by_side = make_engine(graph, stacked, longest + count, len(asked))
+    answers = greedy.greedy_answers(side_by_side, asked, count)
+    engine = make_engine(graph, stacked, min(entry.context_length, report.PERPLEXITY_TOKENS))
     tokenizer = Tokenizer.from_file(str(staging / files.TOKENIZER))
+    measured = report.measure(
+        source, adapters, tokenizer, engine, list(zip(asked, answers, strict=True))
+    )
+    if target != device.kind:
+        del measured["milliseconds_per_token"]
     return {
         "backbone": source.name,
+        "target": target,
         "quantisation": entry.quantisation,
         "bytes": {path.name: path.stat().st_size for path in _files(staging)},
         "remarks": [
@@ -168,5 +213,5 @@ def _report(
             }
             for adapter in adapters
         ],
-        **report.measure(source, adapters, tokenizer, decoder, fuser),
+        **measured,
     }

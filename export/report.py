@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,16 +18,22 @@ from dlp_edge.export.adapters import PeftAdapter
 from dlp_edge.export.quiet import quiet
 from dlp_edge.export.source import Source
 from dlp_edge.runtime.decoder import Decoder
-from dlp_edge.runtime.fusion import Fuser
+from dlp_edge.runtime.generation import Engine
 
 HELDOUT = Path(__file__).with_name("heldout.txt")
 PARITY_TOKENS = 200
 PERPLEXITY_TOKENS = 1024
+TIMED_AFTER = 256
+TIMED_STEPS = 64
 CHECK_TOKENS = 32  # for each adapter alone
 # The mean |difference| of logits that an adapter alone may show: rounding, or so many times what
 # quantisation costs the base model.
 EXACT = 1e-2
 SLACK = 5.0
+# The most that the base model's logits may differ, in standard deviations of the source's logits
+# at a position (root mean square over the text): int4 on random weights reaches 0.3, a graph that
+# is another model 1.4.
+ANOTHER_MODEL = 0.7
 Logits = npt.NDArray[np.float32]
 
 
@@ -33,8 +41,8 @@ def measure(
     source: Source,
     adapters: Sequence[PeftAdapter],
     tokenizer: Tokenizer,
-    decoder: Decoder,
-    fuser: Fuser,
+    engine: Engine,
+    answers: Sequence[tuple[Sequence[int], Sequence[int]]],
 ) -> dict[str, Any]:
     """Compares the exported graph with the source under transformers and PEFT, in fp32.
 
@@ -42,10 +50,14 @@ def measure(
 
     Every adapter is also compared alone, and refused if it does something else than under PEFT.
 
+    Args:
+        answers: prompts and the bundle's own greedy answers to them (ids).
+
     Returns:
         `perplexity` (source, bundle, ratio, tokens) of the base model on the held-out text;
         `parity`: for base and fusion, the largest and mean |difference| of the logits and the
-        share of positions with the same most probable token.
+        share of positions with the same most probable token;
+        `greedy`: see `_agreement`; `milliseconds_per_token`: the median of single steps.
 
     Raises:
         AdapterError: an adapter's arithmetic is not PEFT's.
@@ -53,17 +65,19 @@ def measure(
     """
     text = HELDOUT.read_text(encoding="utf-8")
     ids = tokenizer.encode(text, add_special_tokens=False).ids
-    ids = ids[: min(PERPLEXITY_TOKENS, decoder.max_context)]
+    ids = ids[: min(PERPLEXITY_TOKENS, engine.decoder.max_context)]
     fusion = dict(zip([adapter.name for adapter in adapters[:2]], (0.6, 0.4), strict=False))
     if len(fusion) == 1:
         fusion = dict.fromkeys(fusion, 1.0)
 
     reference = _Reference(source.folder)
     expected = reference.logits(ids)
-    found = _bundle_logits(decoder, fuser, {}, ids)
+    found = _bundle_logits(engine, {}, ids)
     before, after = perplexity(expected, ids), perplexity(found, ids)
     if not np.isfinite(after):
         raise BackboneError("the exported backbone's logits are not finite", "Check its weights")
+    _check_backbone(found, expected)
+    greedy = _agreement(reference, answers)
     parity = {"base": _differences(found[:PARITY_TOKENS], expected[:PARITY_TOKENS])}
     limit = max(EXACT, SLACK * parity["base"]["mean_abs_difference"])
     reference.load(adapters)
@@ -71,14 +85,12 @@ def measure(
         alone = {adapter.name: 1.0}
         short = ids[:CHECK_TOKENS]
         difference = _differences(
-            _bundle_logits(decoder, fuser, alone, short), reference.logits(short, alone)
+            _bundle_logits(engine, alone, short), reference.logits(short, alone)
         )
         _check_parity(adapter, difference["mean_abs_difference"], limit)
     if fusion:
         short = ids[:PARITY_TOKENS]
-        fused = _differences(
-            _bundle_logits(decoder, fuser, fusion, short), reference.logits(short, fusion)
-        )
+        fused = _differences(_bundle_logits(engine, fusion, short), reference.logits(short, fusion))
         parity["fusion"] = {"weights": fusion, **fused}
     return {
         "perplexity": {
@@ -88,7 +100,55 @@ def measure(
             "ratio": after / before,
         },
         "parity": {"tokens": len(ids[:PARITY_TOKENS]), **parity},
+        "greedy": greedy,
+        "milliseconds_per_token": step_time(engine.decoder, ids),
     }
+
+
+def _agreement(
+    reference: _Reference, answers: Sequence[tuple[Sequence[int], Sequence[int]]]
+) -> dict[str, Any]:
+    """How far the bundle's greedy answers are the source's.
+
+    Returns:
+        `agreement`: the share of tokens that the source, given the same text so far, would have
+        chosen too; `same_start`: the tokens before the first that it would not (their mean), so
+        far the two answers are the same when each runs for itself.
+    """
+    equal = []
+    for prompt, answer in answers:
+        logits = reference.logits([*prompt, *answer[:-1]])[len(prompt) - 1 :]
+        equal.append(logits.argmax(1) == np.asarray(answer))
+    return {
+        "prompts": len(answers),
+        "tokens": len(answers[0][1]),
+        "agreement": float(np.mean(equal)),
+        "same_start": float(np.mean([np.append(row, False).argmin() for row in equal])),
+    }
+
+
+def step_time(decoder: Decoder, ids: Sequence[int]) -> float:
+    """The median time of a token in ms, after TIMED_AFTER tokens of context."""
+    start = min(TIMED_AFTER, decoder.max_context - TIMED_STEPS)
+    decoder.truncate(0)
+    decoder.prefill(ids[:start])
+    times = []
+    for token in ids[:TIMED_STEPS]:
+        begun = time.perf_counter()
+        decoder.step([token])
+        times.append(time.perf_counter() - begun)
+    return 1e3 * statistics.median(times)
+
+
+def _check_backbone(found: Logits, expected: Logits) -> None:
+    """A graph may lose by quantisation, but must be the source's."""
+    apart = np.sqrt(((found - expected) ** 2).mean() / expected.var(axis=1).mean())
+    if not apart <= ANOTHER_MODEL:
+        raise BackboneError(
+            f"the exported graph is not the backbone: its logits are {apart:.2g} standard "
+            f"deviations from the source's, {ANOTHER_MODEL} is allowed",
+            "Its configuration has something that the builder leaves out: report it",
+        )
 
 
 def _check_parity(adapter: PeftAdapter, difference: float, limit: float) -> None:
@@ -119,12 +179,10 @@ def _differences(found: Logits, expected: Logits) -> dict[str, Any]:
     }
 
 
-def _bundle_logits(
-    decoder: Decoder, fuser: Fuser, fusion: Mapping[str, float], ids: Sequence[int]
-) -> Logits:
-    decoder.set_fusion(fuser.fuse(fusion))
-    decoder.truncate(0)
-    return decoder.all_logits(ids)
+def _bundle_logits(engine: Engine, fusion: Mapping[str, float], ids: Sequence[int]) -> Logits:
+    engine.decoder.set_fusion(engine.fuser.fuse(fusion))
+    engine.decoder.truncate(0)
+    return engine.decoder.all_logits(ids)
 
 
 class _Reference:
@@ -139,7 +197,8 @@ class _Reference:
 
     def load(self, adapters: Sequence[PeftAdapter]) -> None:
         """Loads the adapters, under names that PEFT accepts as attributes of a module."""
-        from peft import PeftModel
+        with quiet():
+            from peft import PeftModel
 
         self._names = {adapter.name: f"adapter_{i}" for i, adapter in enumerate(adapters)}
         for adapter in adapters:

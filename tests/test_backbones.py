@@ -115,3 +115,16 @@ def test_an_unsupported_gguf_file_is_refused_before_it_is_dequantised(tmp_path: 
     with pytest.raises(BackboneError, match="architecture is starcoder") as caught:
         export_bundle(str(path), {}, None, tmp_path / "out")
     assert "llama" in caught.value.remedy
+
+
+@pytest.mark.parametrize("quantisation", ["fp32", "int8"])
+def test_a_graph_that_is_another_model_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quantisation: str
+) -> None:
+    """The builder leaves a linear scaling of the rotary embedding out, and says nothing."""
+    rope = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
+    backbone = make_backbone("smollm2", tmp_path / "backbone", rope_parameters=rope)
+    monkeypatch.setattr("dlp_edge.models.architectures.ROPE_TYPES", ("linear",))
+    with pytest.raises(BackboneError, match="is not the backbone"):
+        export_bundle(str(backbone), {}, None, tmp_path / "out", quantisation)
+    assert [path.name for path in tmp_path.iterdir()] == ["backbone"]

@@ -216,18 +216,6 @@ def test_export_report(tiny_bundle: Path) -> None:
     assert report["remarks"] == []
 
 
-@pytest.mark.parametrize("quantisation", ["int8", "int4"])
-def test_quantised_bundles(
-    tiny_backbone: Path, tiny_adapters: dict[str, Path], tmp_path: Path, quantisation: str
-) -> None:
-    """Without a router: adapters are pinned. int8 stays near the source even on random weights."""
-    report = export_bundle(
-        str(tiny_backbone), tiny_adapters, None, tmp_path / "out", quantisation=quantisation
-    )
-    assert report["perplexity"]["ratio"] < {"int8": 1.05, "int4": 1.6}[quantisation]
-    assert open_bundle(tmp_path / "out").manifest.router is None
-
-
 def test_a_router_for_other_adapters(
     tiny_backbone: Path, tiny_adapters: dict[str, Path], tiny_router: Path, tmp_path: Path
 ) -> None:

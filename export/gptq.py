@@ -1,0 +1,83 @@
+"""GPTQ (Frantar et al., arXiv 2210.17323): 4-bit levels chosen for what the matrix does to real
+inputs. Columns are rounded one after the other, and what a column loses is made up for by the
+columns that are still to come."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dlp_edge.export.levels import BLOCK, Levels, cut
+
+Array = npt.NDArray[np.floating]
+DAMPING = 0.01  # of the mean of the products' diagonal, so that they can be inverted
+SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)  # a block's range, narrowed as far as it pays
+
+
+def round_gptq(matrix: Array, products: Array, dtype: npt.DTypeLike) -> Levels:
+    """Levels of a matrix.
+
+    Args:
+        matrix: [N, K].
+        products: X^T X [K, K] over inputs X.
+        dtype: of the scales.
+    """
+    rows, width = matrix.shape
+    blocks = cut(matrix).shape[1]
+    left = torch.zeros(rows, blocks * BLOCK)
+    left[:, :width] = torch.from_numpy(matrix.astype(np.float32))
+    hessian = torch.zeros(blocks * BLOCK, blocks * BLOCK)
+    hessian[:width, :width] = torch.from_numpy(products)
+    factor = _inverse_factor(hessian)
+    levels = torch.zeros(rows, blocks * BLOCK)
+    scales, zeros = torch.zeros(rows, blocks), torch.zeros(rows, blocks)
+    for index in range(blocks):
+        start, stop = index * BLOCK, (index + 1) * BLOCK
+        inside = factor[start:stop, start:stop]
+        own = left[:, start:stop]
+        scale, zero = _best_grid(own, inside.diagonal() ** -2, dtype)
+        scales[:, index], zeros[:, index] = scale, zero
+        lost = torch.zeros(rows, BLOCK)
+        for column in range(BLOCK):
+            level = (own[:, column] / scale + zero).round().clamp(0, 15)
+            levels[:, start + column] = level
+            lost[:, column] = (own[:, column] - (level - zero) * scale) / inside[column, column]
+            own[:, column:] -= lost[:, column : column + 1] * inside[column, column:]
+        left[:, stop:] -= lost @ factor[start:stop, stop:]
+    return Levels(
+        4,
+        levels.to(torch.uint8).reshape(rows, blocks, BLOCK).numpy(),
+        scales.numpy().astype(dtype),
+        zeros.to(torch.uint8).numpy(),
+    )
+
+
+def _inverse_factor(hessian: torch.Tensor) -> torch.Tensor:
+    """The upper Cholesky factor of the damped inverse. Inputs that are always zero count for
+    nothing."""
+    diagonal = hessian.diagonal()
+    diagonal[diagonal == 0] = 1
+    diagonal += DAMPING * diagonal.mean()
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
+    return torch.linalg.cholesky(inverse, upper=True)
+
+
+def _best_grid(
+    block: torch.Tensor, importance: torch.Tensor, dtype: npt.DTypeLike
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale and whole zero [N] of a block [N, BLOCK]: the range that loses least."""
+    low, high = block.amin(1).clamp(max=0), block.amax(1).clamp(min=0)
+    best = torch.full_like(low, torch.inf)
+    best_scale, best_zero = torch.ones_like(low), torch.zeros_like(low)
+    for shrink in SHRINKS:
+        scale = torch.from_numpy(((high - low) * shrink / 15).numpy().astype(dtype)).float()
+        scale[scale == 0] = 1
+        zero = (-low * shrink / scale).round().clamp(0, 15)
+        level = (block / scale[:, None] + zero[:, None]).round().clamp(0, 15)
+        error = (((level - zero[:, None]) * scale[:, None] - block) ** 2 * importance).sum(1)
+        better = error < best
+        best = torch.where(better, error, best)
+        best_scale = torch.where(better, scale, best_scale)
+        best_zero = torch.where(better, zero, best_zero)
+    return best_scale, best_zero

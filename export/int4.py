@@ -1,0 +1,187 @@
+"""Which matrices of a backbone become int4, and how.
+
+Where the source's weights lie on 16 levels already, those levels are kept, and what the source
+keeps finer becomes int8. Otherwise the levels are found by GPTQ, and what 4 bits cost is measured
+for each kind of matrix in each third of the layers: the Kullback-Leibler divergence from the dense
+model's predictions on the calibration text, which is the loss in log perplexity to be expected.
+Those that cost least for what they save become int4, up to BUDGET in all.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime as ort
+from tokenizers import Tokenizer
+
+from dlp_edge.export.calibration import TEXT, WINDOW, first_pass, input_products
+from dlp_edge.export.gptq import round_gptq
+from dlp_edge.export.grid import find_grid
+from dlp_edge.export.levels import Levels, round_int8
+from dlp_edge.export.quantise import HEAD, Extended, Quantised, Quantiser, matrices
+from dlp_edge.export.weights import WeightFile
+
+Array = npt.NDArray[np.floating]
+Unit = tuple[str, int]
+
+BUDGET = 0.015  # of log perplexity; with what int8 costs this makes about 1.02
+JUDGED = 2 * WINDOW  # tokens at the text's end that the costs are measured on, not calibrated
+TRIED = 8  # matrices off the grid after which no other is tried: two layers
+_LAYER = re.compile(r"layers\.(\d+)/")
+
+
+class Int4:
+    """Chooses for every matrix of a graph.
+
+    Attributes:
+        costs: what each unit (kind of matrix, third of the layers) loses in int4; empty where
+            the source's own levels are kept.
+        kept: the matrices that are int4, by the names of their nodes.
+    """
+
+    def __init__(
+        self, quantiser: Quantiser, dense: Path, head_size: int, tokenizer: Tokenizer
+    ) -> None:
+        """
+        Args:
+            quantiser: of the graph that is about to be rewritten.
+            dense: the same graph's file.
+            head_size: of the attention.
+        """
+        self.costs: dict[Unit, float] = {}
+        self.kept: set[str] = set()
+        self._found: dict[str, Levels] = {}
+        self._quantiser = quantiser
+        self._dense = dense
+        self._head_size = head_size
+        self._ids: list[int] = tokenizer.encode(
+            TEXT.read_text(encoding="utf-8"), add_special_tokens=False
+        ).ids
+
+    def run(self, tell: Callable[[float], None]) -> None:
+        """Keeps the source's own levels, or searches; `tell` is called with the fraction that is
+        done."""
+        quantiser = self._quantiser
+        self.kept = on_grid(quantiser.graph, quantiser.weights, quantiser.dtype)
+        if not self.kept:
+            self.search(tell)
+
+    def search(self, tell: Callable[[float], None]) -> None:
+        """Finds levels by GPTQ and measures which matrices bear them."""
+        body = _body(self._quantiser.graph)
+        self._round(body, lambda done: tell(done * 0.6))
+        self._measure(body, lambda done: tell(0.6 + done * 0.4))
+
+    def choose(self, node: onnx.NodeProto, matrix: Array) -> Quantised:
+        """What becomes of a matrix [N, K]."""
+        dtype = self._quantiser.dtype
+        if node.name not in self.kept:
+            return round_int8(matrix, dtype)
+        if node.name in self._found:
+            return self._found[node.name]
+        grid = find_grid(matrix, dtype)
+        if grid is None:
+            return round_int8(matrix, dtype)
+        return grid.levels if grid.is_whole else Extended(grid.extended(dtype))
+
+    def _round(self, body: Sequence[onnx.NodeProto], tell: Callable[[float], None]) -> None:
+        widths = {n.input[0]: self._quantiser.weights.shape(n.input[1])[0] for n in body}
+        done = 0
+        for products in input_products(
+            self._dense, list(widths.items()), self._ids[:-JUDGED], self._head_size
+        ):
+            for node in body:
+                if node.input[0] in products:
+                    self._found[node.name] = round_gptq(
+                        _matrix(node, self._quantiser.weights),
+                        products[node.input[0]],
+                        self._quantiser.dtype,
+                    )
+                    done += 1
+                    tell(done / len(body))
+
+    def _measure(self, body: Sequence[onnx.NodeProto], tell: Callable[[float], None]) -> None:
+        units: dict[Unit, list[onnx.NodeProto]] = {}
+        last = max(_layer(node.name) for node in body)
+        for node in body:
+            units.setdefault((_kind(node.name), 3 * _layer(node.name) // (last + 1)), []).append(
+                node
+            )
+        expected = self._predictions([])
+        for index, (unit, nodes) in enumerate(units.items()):
+            self.costs[unit] = divergence(expected, self._predictions(nodes))
+            tell((index + 1) / len(units))
+        sizes = {
+            unit: sum(self._found[node.name].levels.size for node in nodes)
+            for unit, nodes in units.items()
+        }
+        spent = 0.0
+        for unit in sorted(units, key=lambda unit: self.costs[unit] / sizes[unit]):
+            spent += self.costs[unit]
+            if spent > BUDGET:
+                break
+            self.kept.update(node.name for node in units[unit])
+
+    def _predictions(self, int4: Sequence[onnx.NodeProto]) -> Array:
+        """Logits [JUDGED, V] of the dense graph with some of its matrices in int4."""
+        model = onnx.load(self._dense, load_external_data=False)
+        names = {node.name for node in int4}
+        for node in [node for node in model.graph.node if node.name in names]:
+            self._quantiser.put(model.graph, node, self._found[node.name])
+        trial = self._dense.with_name("trial.onnx")
+        onnx.save(model, trial)
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        session = ort.InferenceSession(str(trial), options, providers=["CPUExecutionProvider"])
+        ids = self._ids[-JUDGED:]
+        (logits,) = session.run(["logits"], first_pass(model.graph, ids, self._head_size))
+        found: Array = logits[0].astype(np.float32)
+        return found
+
+
+def on_grid(graph: onnx.GraphProto, weights: WeightFile, dtype: npt.DTypeLike) -> set[str]:
+    """The matrices of the body whose weights lie on 16 levels a block, by their nodes' names."""
+    found: set[str] = set()
+    for index, node in enumerate(_body(graph)):
+        if find_grid(_matrix(node, weights), dtype) is not None:
+            found.add(node.name)
+        elif not found and index >= TRIED:
+            break
+    return found
+
+
+def divergence(expected: Array, found: Array) -> float:
+    """The mean Kullback-Leibler divergence of softmax(found) from softmax(expected), [S, V]."""
+    total = 0.0
+    for one, other in zip(expected, found, strict=True):
+        log_p, log_q = _log_softmax(one), _log_softmax(other)
+        total += float((np.exp(log_p) * (log_p - log_q)).sum())
+    return total / len(expected)
+
+
+def _log_softmax(logits: Array) -> Array:
+    shifted = logits.astype(np.float64) - logits.max()
+    found: Array = shifted - np.log(np.exp(shifted).sum())
+    return found
+
+
+def _body(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    return [node for node in matrices(graph) if node.name != HEAD]
+
+
+def _matrix(node: onnx.NodeProto, weights: WeightFile) -> Array:
+    return np.ascontiguousarray(weights.read(node.input[1]).T)
+
+
+def _kind(name: str) -> str:
+    return _LAYER.sub("", name)
+
+
+def _layer(name: str) -> int:
+    found = _LAYER.search(name)
+    return int(found.group(1)) if found else 0

@@ -1,0 +1,40 @@
+"""NF4 as bitsandbytes makes it, in the form of onnxruntime's MatMulBnb4 operator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from dlp_edge.export.quiet import quiet
+
+BLOCK = 64  # bitsandbytes' default
+NF4 = 1  # MatMulBnb4's quant_type
+
+
+@dataclass(frozen=True)
+class Nf4:
+    """A matrix [N, K], row after row: two levels a byte, the first in the high half.
+
+    Attributes:
+        levels: [N * K / 2].
+        absmax: [ceil(N * K / BLOCK)], fp32.
+    """
+
+    levels: npt.NDArray[np.uint8]
+    absmax: npt.NDArray[np.float32]
+
+
+def round_nf4(matrix: npt.NDArray[np.floating]) -> Nf4:
+    """bitsandbytes' own bytes for a matrix [N, K] (`quantize_4bit`, absmax not quantised again)."""
+    import torch
+
+    with quiet():
+        from bitsandbytes.functional import quantize_4bit
+
+        weights = torch.from_numpy(np.ascontiguousarray(matrix, np.float32))
+        levels, state = quantize_4bit(
+            weights, blocksize=BLOCK, quant_type="nf4", compress_statistics=False
+        )
+    return Nf4(levels.numpy().reshape(-1), state.absmax.numpy().reshape(-1))

@@ -1,0 +1,223 @@
+"""From a dense graph to a quantised one: every weight matrix becomes an operator of onnxruntime
+that reads whole numbers. One path for all backbones: a matrix is a MatMul with a constant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper
+
+from dlp_edge.export.levels import BLOCK, Levels, round_int8
+from dlp_edge.export.nf4 import BLOCK as NF4_BLOCK
+from dlp_edge.export.nf4 import NF4, Nf4
+from dlp_edge.export.weights import WeightFile
+
+HEAD = "/lm_head/MatMul"
+EMBEDDING = "/model/embed_tokens/Gather"
+MICROSOFT = "com.microsoft"  # onnxruntime's operators
+# accuracy_level of MatMulNBits. On a CPU it rounds its input to int8 as well (4), which is what
+# makes it fast; CUDA computes in fp16 whatever is said here.
+ACCURACY = {"cpu": 4, "cuda": 0}
+
+Array = npt.NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Extended:
+    """Levels of a matrix [N, K] followed by columns for the means of the input's blocks."""
+
+    levels: Levels
+
+
+Quantised = Levels | Extended | Nf4
+Chooser = Callable[[onnx.NodeProto, Array], Quantised]
+
+
+def matrices(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """The MatMuls whose second input is a weight matrix [K, N]; the head is one of them."""
+    weights = {tensor.name for tensor in graph.initializer if len(tensor.dims) == 2}
+    return [n for n in graph.node if n.op_type == "MatMul" and n.input[1] in weights]
+
+
+@dataclass
+class Quantiser:
+    """Rewrites a graph in place.
+
+    Attributes:
+        weights: where the graph's weights are read from and written to.
+        target: "cpu" or "cuda".
+    """
+
+    graph: onnx.GraphProto
+    weights: WeightFile
+    target: str
+    _extended: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def dtype(self) -> npt.DTypeLike:
+        """What the graph computes in."""
+        return np.float32 if self.target == "cpu" else np.float16
+
+    def run(self, choose: Chooser, tell: Callable[[float], None]) -> None:
+        """Replaces all matrices, and the embedding where its width is a multiple of BLOCK.
+
+        The head is int8: it is 9 % of the loss of an int4 backbone, and the embedding, which is
+        read from the same bytes where the two are tied, must not be coarser.
+
+        Args:
+            choose: what becomes of a matrix [N, K] of the body.
+            tell: called with the fraction that is done.
+        """
+        found = matrices(self.graph)
+        for index, node in enumerate(found):
+            weight = np.ascontiguousarray(self.weights.read(node.input[1]).T)
+            if node.name == HEAD:
+                head = round_int8(weight, self.dtype)
+                self._replace(node, self._int_nodes(node, head, weight.shape[1]))
+                self._embed(node.input[1], weight.shape[1])
+            else:
+                self._replace(node, self._nodes(node, weight.shape[1], choose(node, weight)))
+            tell((index + 1) / len(found))
+
+    def put(self, graph: onnx.GraphProto, node: onnx.NodeProto, levels: Levels) -> None:
+        """Puts int4 levels into another graph, which holds them itself (for trials)."""
+        inputs = [node.input[0]]
+        for kind, tensor in levels.tensors().items():
+            inputs.append(f"{node.input[1]}_{kind}")
+            graph.initializer.append(onnx.numpy_helper.from_array(tensor, inputs[-1]))
+        width = self.weights.shape(node.input[1])[0]
+        node.CopyFrom(self._int_node(node, inputs, levels, width))
+
+    def _nodes(self, node: onnx.NodeProto, width: int, how: Quantised) -> list[onnx.NodeProto]:
+        if isinstance(how, Nf4):
+            return [self._nf4_node(node, width, how)]
+        if isinstance(how, Levels):
+            return self._int_nodes(node, how, width)
+        before = self._extend(node.input[0], width)
+        node.input[0] = self._extended[node.input[0]]
+        return [*before, *self._int_nodes(node, how.levels, how.levels.levels.shape[1] * BLOCK)]
+
+    def _int_nodes(self, node: onnx.NodeProto, levels: Levels, width: int) -> list[onnx.NodeProto]:
+        inputs = [node.input[0]]
+        for kind, tensor in levels.tensors().items():
+            inputs.append(self.weights.add(f"{node.input[1]}_{kind}", tensor))
+        return [self._int_node(node, inputs, levels, width)]
+
+    def _int_node(
+        self, node: onnx.NodeProto, inputs: list[str], levels: Levels, width: int
+    ) -> onnx.NodeProto:
+        return helper.make_node(
+            "MatMulNBits",
+            inputs,
+            list(node.output),
+            name=node.name,
+            domain=MICROSOFT,
+            K=width,
+            N=len(levels.levels),
+            bits=levels.bits,
+            block_size=BLOCK,
+            accuracy_level=ACCURACY[self.target],
+        )
+
+    def _nf4_node(self, node: onnx.NodeProto, width: int, found: Nf4) -> onnx.NodeProto:
+        name = node.input[1]
+        absmax = found.absmax.astype(self.dtype)
+        return helper.make_node(
+            "MatMulBnb4",
+            [
+                node.input[0],
+                self.weights.add(f"{name}_levels", found.levels),
+                self.weights.add(f"{name}_absmax", absmax),
+            ],
+            list(node.output),
+            name=node.name,
+            domain=MICROSOFT,
+            K=width,
+            N=2 * len(found.levels) // width,
+            block_size=NF4_BLOCK,
+            quant_type=NF4,
+        )
+
+    def _extend(self, x: str, width: int) -> list[onnx.NodeProto]:
+        """Nodes that append the means of x's blocks to x [.., width], unless another matrix of
+        the same input brought them; filled up with zeros to whole blocks.
+
+        A product with a constant: as fast as pooling on a CPU, and pooling on CUDA needs cuDNN.
+        """
+        if x in self._extended:
+            return []
+        blocks = width // BLOCK
+        means = f"block_means_{width}"
+        if means not in self.weights:
+            matrix = np.zeros((width, -(-blocks // BLOCK) * BLOCK), self.dtype)
+            matrix[np.arange(width), np.arange(width) // BLOCK] = 1 / BLOCK
+            self.weights.add(means, matrix)
+        self._extended[x] = f"{x}/extended"
+        return [
+            helper.make_node("MatMul", [x, means], [f"{x}/means"], name=f"{x}/means"),
+            helper.make_node(
+                "Concat", [x, f"{x}/means"], [f"{x}/extended"], name=f"{x}/extended", axis=-1
+            ),
+        ]
+
+    def _embed(self, head: str, width: int) -> None:
+        """Reads the embedding from int8 rows: the head's own where they are tied."""
+        gather = next((node for node in self.graph.node if node.name == EMBEDDING), None)
+        if gather is None or width % BLOCK:
+            return
+        name, nodes = gather.input[0], []
+        transpose = next((node for node in self.graph.node if name in node.output), None)
+        if transpose is not None and transpose.input[0] == head:
+            name = f"{head}_embedding"
+            shape = self.weights.add(f"{name}_shape", np.asarray([-1, width], np.int64))
+            nodes = [helper.make_node("Reshape", [f"{head}_levels", shape], [name], name=name)]
+            scales = f"{head}_scales"
+            self.graph.node.remove(transpose)
+        elif name in self.weights:
+            levels = round_int8(self.weights.read(name), self.dtype)
+            scales = self.weights.add(f"{name}_scales", levels.scales)
+            name = self.weights.add(f"{name}_levels", levels.levels.reshape(-1, width))
+        else:
+            return
+        nodes.append(
+            helper.make_node(
+                "GatherBlockQuantized",
+                [name, gather.input[1], scales],
+                list(gather.output),
+                name=gather.name,
+                domain=MICROSOFT,
+                bits=8,
+                block_size=BLOCK,
+                gather_axis=0,
+                quantize_axis=1,
+            )
+        )
+        self._replace(gather, nodes)
+
+    def _replace(self, node: onnx.NodeProto, nodes: list[onnx.NodeProto]) -> None:
+        position = list(self.graph.node).index(node)
+        del self.graph.node[position]
+        for offset, new in enumerate(nodes):
+            self.graph.node.insert(position + offset, new)
+
+
+def store_half(graph: onnx.GraphProto, weights: WeightFile) -> None:
+    """Stores the matrices of an fp32 graph as fp16; onnxruntime widens them when it loads."""
+    names = [node.input[1] for node in matrices(graph)]
+    gather = next((node for node in graph.node if node.name == EMBEDDING), None)
+    if gather is not None and gather.input[0] in weights:
+        names.append(gather.input[0])
+    casts = []
+    for name in dict.fromkeys(names):
+        half = weights.add(f"{name}_half", weights.read(name).astype(np.float16))
+        weights.drop(name)
+        casts.append(
+            helper.make_node("Cast", [half], [name], name=f"{name}_cast", to=TensorProto.FLOAT)
+        )
+    rest = list(graph.node)
+    del graph.node[:]
+    graph.node.extend([*casts, *rest])

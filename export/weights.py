@@ -1,0 +1,109 @@
+"""The weights of a graph while it is rewritten: read one matrix at a time, written one at a time,
+so that no export holds a dense model in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper
+from onnx.external_data_helper import ExternalDataInfo, set_external_data
+
+Array = npt.NDArray[Any]
+SMALL = 1024  # bytes; shapes must lie in the graph, where onnxruntime can see them
+PAGE = 4096  # onnxruntime maps weights into memory; pages start here on all systems
+
+
+class WeightFile:
+    """The initializers of `graph`: old ones lie in `source`, all that are left or added when the
+    context ends lie in `target`."""
+
+    def __init__(self, graph: onnx.GraphProto, source: Path, target: Path) -> None:
+        self._graph = graph
+        self._source = source
+        self._target = target
+        self._tensors = {tensor.name: tensor for tensor in graph.initializer}
+        self._written: set[str] = set()
+
+    def __enter__(self) -> WeightFile:
+        self._file = self._target.open("wb")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with self._file:
+            if kind is None:
+                self._copy_rest()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._tensors[name].dims)
+
+    def read(self, name: str) -> Array:
+        """A tensor of the source."""
+        tensor = self._tensors[name]
+        if not tensor.external_data:
+            return onnx.numpy_helper.to_array(tensor)
+        place = ExternalDataInfo(tensor)
+        flat = np.fromfile(
+            self._source.parent / place.location,
+            dtype=helper.tensor_dtype_to_np_dtype(tensor.data_type),
+            count=int(np.prod(tensor.dims)),
+            offset=place.offset or 0,
+        )
+        return flat.reshape(tuple(tensor.dims))
+
+    def add(self, name: str, array: Array) -> str:
+        """Writes a tensor under a new name, and returns the name."""
+        tensor = self._graph.initializer.add()
+        tensor.name = name
+        self._tensors[name] = tensor
+        self._write(tensor, array)
+        return name
+
+    def drop(self, name: str) -> None:
+        """Forgets a tensor of the source, so that a node may give its name to what it makes."""
+        del self._tensors[name]
+
+    def _copy_rest(self) -> None:
+        """Drops the tensors that no node reads any more, and copies the others."""
+        used = {name for node in self._graph.node for name in node.input}
+        used = {name for node in self._graph.node for name in node.input}
+        kept = [
+            tensor
+            for tensor in self._graph.initializer
+            if tensor.name in used and tensor.name in self._tensors
+        ]
+        for tensor in kept:
+            if tensor.name not in self._written and tensor.external_data:
+                self._write(tensor, self.read(tensor.name))
+        copies = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in kept]
+        del self._graph.initializer[:]
+        self._graph.initializer.extend(copies)
+
+    def _write(self, tensor: onnx.TensorProto, array: Array) -> None:
+        data = np.ascontiguousarray(array)
+        self._written.add(tensor.name)
+        if data.nbytes < SMALL:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+            return
+        self._file.write(b"\0" * (-self._file.tell() % PAGE))
+        offset = self._file.tell()
+        self._file.write(data.data)
+        tensor.data_type = helper.np_dtype_to_tensor_dtype(data.dtype)
+        del tensor.dims[:]
+        tensor.dims.extend(data.shape)
+        tensor.data_location = TensorProto.EXTERNAL
+        tensor.raw_data = b""
+        set_external_data(tensor, self._target.name, offset=offset, length=data.nbytes)
+        tensor.ClearField("raw_data")
