@@ -102,8 +102,6 @@ class Decoding:
             _check("seed", self.seed, at_least=0, whole=True)
         if self.logprobs is not None:
             _check("logprobs", self.logprobs, at_least=0, whole=True)
-        for token in self.stop_tokens:
-            _check("a stop token", token, at_least=0, whole=True)
         if not all(isinstance(stop, str) and stop for stop in self.stop):
             raise UsageError(f"stop is {self.stop!r}", "Give texts that are not empty")
         if self.kv not in get_args(KvPolicy):
@@ -133,6 +131,8 @@ def decoding_of(**options: Unpack[GenerateOptions]) -> Decoding:
     tokens = options.get("stop_tokens", ())
     if not isinstance(tokens, Collection) or isinstance(tokens, (str, bytes)):
         raise UsageError(f"stop_tokens is {tokens!r}", "Give a list of token ids")
+    for token in tokens:
+        _check("a stop token", token, at_least=0, whole=True)
     chosen["stop_tokens"] = frozenset(tokens)
     return Decoding(**chosen)  # type: ignore[arg-type]
 

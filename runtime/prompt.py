@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from dlp_edge.errors import UsageError
-from dlp_edge.runtime.steering import check_prompt
+from dlp_edge.runtime.steering import check_encoding, check_prompt
 from dlp_edge.types import Message
 
 
@@ -39,6 +39,7 @@ def check_messages(messages: Sequence[Message]) -> list[Message]:
             )
         if not isinstance(message["role"], str) or not isinstance(message["content"], str):
             raise UsageError(f"{message!r} has a role or content that is no text", "Give texts")
+        check_encoding(message["role"] + message["content"])
     return list(messages)
 
 

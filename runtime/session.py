@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import weakref
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from dlp_edge.errors import BusyError, ContextLengthError, UsageError
+from dlp_edge.errors import BusyError, ContextLengthError, ResourceError, UsageError
 from dlp_edge.runtime.answer import Answer
 from dlp_edge.runtime.options import Decoding, GenerateOptions
 from dlp_edge.runtime.prompt import check_messages
@@ -110,7 +111,11 @@ class Session:
 
     def save(self, path: str | Path) -> None:
         """Writes the conversation as JSON, whole or not at all. The cache is not saved: the
-        first turn after loading reads the conversation again."""
+        first turn after loading reads the conversation again.
+
+        Raises:
+            ResourceError: it cannot be written there.
+        """
         content = {
             "format": FORMAT,
             "version": VERSION,
@@ -123,8 +128,13 @@ class Session:
         try:
             new.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
             new.replace(path)
+        except OSError as error:
+            raise ResourceError(
+                f"{path} cannot be written ({error.strerror})", "Choose another place"
+            ) from error
         finally:
-            new.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                new.unlink()
 
     def _user_turns(self) -> list[int]:
         turns = [i for i, message in enumerate(self._messages) if message["role"] == "user"]

@@ -72,6 +72,11 @@ def check_prompt(text: object) -> None:
         raise UsageError(f"the prompt is {type(text).__name__}, not text", "Give it as text")
     if not text.strip():
         raise UsageError("the prompt is empty", "Give it some text")
+    check_encoding(text)
+
+
+def check_encoding(text: str) -> None:
+    """Raises UsageError for text that holds half a surrogate pair: no tokenizer takes it."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

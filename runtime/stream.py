@@ -116,7 +116,9 @@ class AsyncStream:
         return self._stream.reply
 
     def __del__(self) -> None:
-        self._stop()
+        # No more than this: the collector may call it while this very thread holds the locks of
+        # the executor. What nobody refers to any more closes itself.
+        self._stream.cancel()
 
     def _stop(self) -> None:
         self._stream.cancel()

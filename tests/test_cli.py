@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from dlp_edge.cli.main import main
+from dlp_edge.cli.completion import SHELLS
+from dlp_edge.cli.main import build_parser, main
 from dlp_edge.cli.options import parse_adapters
 from dlp_edge.errors import UsageError
 
@@ -77,7 +81,10 @@ def test_export(
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
+        ([], 2),
+        (["nothing"], 2),
         (["run"], 2),
+        (["run", "BUNDLE", "x", "--nothing"], 2),
         (["run", "BUNDLE", ""], 2),
         (["run", "BUNDLE", "x", "--adapters", "nothing"], 2),
         (["run", "BUNDLE", "x", "--adapters", "sums=much"], 2),
@@ -105,9 +112,8 @@ def test_exit_codes_one_line_and_no_traceback(
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
-    if arguments != ["run"]:  # argparse prints its usage there
-        assert done.stderr.startswith("error: ")
-        assert len(done.stderr.strip().splitlines()) == 1
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
 
 
@@ -135,6 +141,79 @@ def test_errors_as_json(tmp_path: Path) -> None:
     assert error["exit_code"] == done.returncode == 3
     assert error["cause"]
     assert error["remedy"]
+
+
+def test_a_wrong_command_line_as_json() -> None:
+    done = run("run", "--json")
+    error = json.loads(done.stdout)["error"]
+    assert (error["type"], error["exit_code"], done.returncode) == ("UsageError", 2, 2)
+    assert "bundle" in error["cause"]
+
+
+def verbs() -> dict[str, argparse.ArgumentParser]:
+    [choices] = [
+        action.choices
+        for action in build_parser()._actions
+        if isinstance(action, argparse._SubParsersAction)
+    ]
+    return dict(choices)
+
+
+@pytest.mark.parametrize("verb", verbs())
+def test_every_verb_has_the_same_manners(verb: str) -> None:
+    options = {word for action in verbs()[verb]._actions for word in action.option_strings}
+    assert {"--json", "--quiet", "--help"} <= options
+
+
+def test_quiet(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (
+        ["run", str(tiny_bundle), "Hello", "--max-new-tokens", "4"],
+        ["route", str(tiny_bundle), "Select it", "--min-confidence", "1"],
+    ):
+        assert main(words) == 0
+        loud = capsys.readouterr()
+        assert loud.err
+        assert main([*words, "--quiet"]) == 0
+        assert capsys.readouterr() == (loud.out, "")
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_completion_scripts(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    for verb, parser in verbs().items():
+        assert verb in script
+        assert parser.prog == f"dlp-edge {verb}"
+    assert "max-new-tokens" in script
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_bash_completes(tmp_path: Path) -> None:
+    def complete(*words: str) -> set[str]:
+        array = " ".join(map(shlex.quote, words))
+        code = (
+            f"source {shlex.quote(str(tmp_path / 'script'))}\n"
+            f"COMP_WORDS=({array}); COMP_CWORD={len(words) - 1}\n"
+            f"function=$(complete -p dlp-edge | sed 's/.*-F \\([^ ]*\\).*/\\1/')\n"
+            'COMP_LINE="${COMP_WORDS[*]}"; $function; printf "%s\\n" "${COMPREPLY[@]}"\n'
+        )
+        done = subprocess.run(["bash", "-c", code], capture_output=True, text=True)
+        return {word.strip() for word in done.stdout.splitlines()}
+
+    (tmp_path / "script").write_text(run("completion", "bash").stdout)
+    assert set(verbs()) <= complete("dlp-edge", "")
+    assert complete("dlp-edge", "ins") == {"inspect"}
+    assert {"--kv", "--json"} <= complete("dlp-edge", "run", "--")
+
+
+def test_input_that_is_no_utf8(tiny_bundle: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "dlp_edge.cli.main", "run", str(tiny_bundle), "-"],
+        input=b"\xff",
+        capture_output=True,
+    )
+    assert done.returncode == 2
+    assert b"not valid Unicode" in done.stderr
 
 
 def test_adapters_argument() -> None:

@@ -131,6 +131,7 @@ def test_json_that_follows_a_schema(runtime: Runtime, temperature: float) -> Non
         ({"logprobs": -1}, "logprobs"),
         ({"logprobs": True}, "logprobs"),
         ({"stop_tokens": ["x"]}, "stop token"),
+        ({"stop_tokens": [[1]]}, "stop token"),
         ({"stop_tokens": 5}, "stop_tokens"),
     ],
     ids=str,

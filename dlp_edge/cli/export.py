@@ -36,7 +36,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--chat-template", type=Path, metavar="FILE", help="Jinja file instead of the backbone's"
     )
-    options.add_json(parser)
+    options.add_output(parser)
     parser.set_defaults(run=run)
 
 
@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     template = _read_template(arguments.chat_template)
     with require_extra("export"):
         from dlp_edge.export.pipeline import export_bundle
-    with progress_bar() as tell:
+    with progress_bar(arguments.quiet) as tell:
         report = export_bundle(
             arguments.backbone,
             adapters,
@@ -56,8 +56,9 @@ def run(arguments: argparse.Namespace) -> int:
             chat_template=template,
             on_progress=tell,
         )
-    for remark in report["remarks"]:
-        output.note(f"note: {remark}")
+    if not arguments.quiet:
+        for remark in report["remarks"]:
+            output.note(f"note: {remark}")
     if arguments.json:
         output.print_json(report)
         return 0
@@ -119,12 +120,12 @@ def require_extra(extra: str) -> Iterator[None]:
 
 
 @contextmanager
-def progress_bar() -> Iterator[Callable[[str, float], None]]:
+def progress_bar(quiet: bool = False) -> Iterator[Callable[[str, float], None]]:
     """A bar on stderr, on a terminal only; yields what to call with (step, fraction)."""
     with require_extra("export"):
         from tqdm import tqdm
     form = "{l_bar}{bar}| {elapsed} {postfix}"
-    with tqdm(total=100, bar_format=form, disable=None, leave=False) as bar:
+    with tqdm(total=100, bar_format=form, disable=quiet or None, leave=False) as bar:
 
         def tell(step: str, fraction: float) -> None:
             bar.set_postfix_str(step, refresh=False)

@@ -10,20 +10,39 @@ import sys
 import threading
 import traceback
 from collections.abc import Sequence
+from typing import NoReturn
 
 from dlp_edge import __version__
-from dlp_edge.cli import demo, export, inspect, output, route, run, train_router
-from dlp_edge.errors import DlpEdgeError, ResourceError
+from dlp_edge.cli import (
+    chat,
+    completion,
+    demo,
+    export,
+    inspect,
+    output,
+    route,
+    run,
+    serve,
+    train_router,
+)
+from dlp_edge.errors import DlpEdgeError, ResourceError, UsageError
 
-VERBS = (demo, train_router, export, inspect, route, run)
+VERBS = (demo, train_router, export, inspect, route, run, chat, serve, completion)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are those of the rest: one line, or JSON."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, f"See {self.prog} --help")
+
+
+def build_parser() -> Parser:
+    parser = Parser(
         prog="dlp-edge",
         description="One local language model with many LoRA skills, fused sentence by sentence.",
         epilog="Exit codes: 0 ok, 1 internal, 2 usage, 3 bad bundle or adapter, 4 resources "
-        "(memory, disk, device), 130 interrupted.",
+        "(memory, disk, device, port), 130 interrupted.",
     )
     parser.add_argument("--version", action="version", version=f"dlp-edge {__version__}")
     subparsers = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
@@ -34,19 +53,23 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command line and returns its exit code."""
-    parsed = build_parser().parse_args(arguments)
-    for stream in (sys.stdout, sys.stderr):
+    words = sys.argv[1:] if arguments is None else arguments
+    as_json = "--json" in words  # also where the rest cannot be parsed
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and not stream.isatty():
-            stream.reconfigure(encoding="utf-8", errors="replace")  # a pipe on Windows is cp1252
+            # A pipe on Windows is cp1252. What is no UTF-8 in the input is refused as a prompt.
+            errors = "surrogateescape" if stream is sys.stdin else "replace"
+            stream.reconfigure(encoding="utf-8", errors=errors)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that clean-up runs
     try:
+        parsed = build_parser().parse_args(words)
         return int(parsed.run(parsed))
     except DlpEdgeError as error:
-        return _report(error, parsed)
+        return _report(error, as_json)
     except MemoryError:
         remedy = "Close other programs, or use a smaller backbone or context"
-        return _report(ResourceError("memory ran out", remedy), parsed)
+        return _report(ResourceError("memory ran out", remedy), as_json)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -57,11 +80,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get("DLP_EDGE_TRACEBACK"):
             traceback.print_exc()
         cause = f"internal error: {type(error).__name__}: {error}"
-        return _report(DlpEdgeError(cause, "Set DLP_EDGE_TRACEBACK=1 and report it"), parsed)
+        return _report(DlpEdgeError(cause, "Set DLP_EDGE_TRACEBACK=1 and report it"), as_json)
 
 
-def _report(error: DlpEdgeError, parsed: argparse.Namespace) -> int:
-    if parsed.json:
+def _report(error: DlpEdgeError, as_json: bool) -> int:
+    if as_json:
         output.print_json(
             {
                 "error": {
@@ -72,7 +95,7 @@ def _report(error: DlpEdgeError, parsed: argparse.Namespace) -> int:
                 }
             }
         )
-    print(f"{output.paint('error:', 'red', sys.stderr)} {error}", file=sys.stderr)
+    output.print_error(error)
     return error.exit_code
 
 

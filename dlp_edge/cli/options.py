@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,8 +11,12 @@ from dlp_edge.errors import UsageError
 from dlp_edge.types import KvPolicy, SelectRule, WeighRule
 
 
-def add_json(parser: argparse.ArgumentParser) -> None:
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """What every verb takes."""
     parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument(
+        "-q", "--quiet", action="store_true", help="no progress and no remarks on stderr"
+    )
 
 
 def add_bundle(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +50,18 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--top-k", type=int)
     group.add_argument("--seed", type=int)
     group.add_argument("--stop", action="append", metavar="TEXT", help="may be repeated")
+
+
+def whole_number(least: int) -> Callable[[str], int]:
+    """The `type` of an argument that is a whole number, `least` or more."""
+
+    def number(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{value} is less than {least}")
+        return value
+
+    return number
 
 
 def request_options(arguments: argparse.Namespace) -> dict[str, Any]:

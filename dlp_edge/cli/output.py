@@ -8,7 +8,9 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any, TextIO
+from unicodedata import category
 
+from dlp_edge.errors import DlpEdgeError
 from dlp_edge.types import Chunk, Reply
 
 COLOURS = {"red": 31, "green": 32, "yellow": 33, "blue": 34, "magenta": 35, "cyan": 36, "grey": 90}
@@ -26,11 +28,23 @@ def note(text: str) -> None:
     print(text, file=sys.stderr)
 
 
+def print_error(error: DlpEdgeError) -> None:
+    """One line on stderr."""
+    print(f"{paint('error:', 'red', sys.stderr)} {error}", file=sys.stderr)
+
+
 def paint(text: str, colour: str, stream: TextIO) -> str:
     """The text in a colour, if the stream is a terminal that wants colours."""
-    if not stream.isatty() or "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb":
+    if not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return text
     return f"\x1b[{COLOURS[colour]}m{text}\x1b[0m"
+
+
+def printable(text: str, stream: TextIO) -> str:
+    """The text without what would steer a terminal: a model can write escape sequences."""
+    if not stream.isatty():
+        return text
+    return "".join("\ufffd" if category(c) == "Cc" and c not in "\n\t" else c for c in text)
 
 
 def fusion_label(fusion: Mapping[str, float]) -> str:
@@ -41,10 +55,15 @@ def fusion_label(fusion: Mapping[str, float]) -> str:
     return " + ".join(f"{name} {weight:.2f}" for name, weight in ordered)
 
 
+def tints_of(names: Iterable[str]) -> dict[str, str]:
+    """Adapter name -> the colour of its sentences."""
+    return {name: _TINTS[i % len(_TINTS)] for i, name in enumerate(names)}
+
+
 def print_sentences(chunks: Iterable[Chunk], names: Iterable[str]) -> None:
     """Streams an answer, a line per sentence, each behind the fusion that writes it and in the
     colour of its strongest adapter."""
-    tints = {name: _TINTS[i % len(_TINTS)] for i, name in enumerate(names)}
+    tints = tints_of(names)
     sentence = -1
     indent = "\n" + " " * _LABEL_WIDTH + "│ "
     pending = ""  # white space at a sentence's end is not shown
@@ -59,12 +78,18 @@ def print_sentences(chunks: Iterable[Chunk], names: Iterable[str]) -> None:
         text = pending + chunk.text
         shown = text.rstrip()
         pending = text[len(shown) :]
-        print(paint(shown.replace("\n", indent), tint, sys.stdout), end="", flush=True)
+        shown = printable(shown, sys.stdout).replace("\n", indent)
+        print(paint(shown, tint, sys.stdout), end="", flush=True)
     print(flush=True)
 
 
 def print_speed(reply: Reply) -> None:
     """Token counts and rates of an answer, on stderr."""
+    note(paint(speed_of(reply), "grey", sys.stderr))
+
+
+def speed_of(reply: Reply) -> str:
+    """Token counts and rates of an answer, in one line."""
     times, usage = reply.timings, reply.usage
     parts = [
         f"prompt {usage.prompt_tokens} tokens, {reply.prefill_rate:.0f}/s",
@@ -76,7 +101,7 @@ def print_speed(reply: Reply) -> None:
         parts.append(f"routings {times.routings} ({each:.2f} ms each)")
     if times.switches:
         parts.append(f"switches {times.switches}")
-    note(paint(" · ".join([*parts, reply.finish_reason]), "grey", sys.stderr))
+    return " · ".join([*parts, reply.finish_reason])
 
 
 def reply_document(reply: Reply) -> dict[str, Any]:

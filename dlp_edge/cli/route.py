@@ -15,7 +15,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("text", help="the user's text")
     parser.add_argument("--generated", default="", help="the answer so far, at a sentence start")
     options.add_routing(parser)
-    options.add_json(parser)
+    options.add_output(parser)
     parser.set_defaults(run=run)
 
 
@@ -34,6 +34,6 @@ def run(arguments: argparse.Namespace) -> int:
         weight = decision.weights.get(name)
         chosen = "" if weight is None else f"  weight {weight:.3f}"
         print(f"{name:<{width}}  {probability:.4f}{chosen}")
-    if not decision.weights:
+    if not decision.weights and not arguments.quiet:
         output.note("the router abstains: the base model answers")
     return 0

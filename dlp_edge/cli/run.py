@@ -20,21 +20,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     options.add_generation(parser)
     options.add_routing(parser)
     options.add_engine(parser)
-    options.add_json(parser)
+    options.add_output(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from dlp_edge.runtime.runtime import Runtime
+    from dlp_edge.cli.loading import open_runtime
 
     prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
     request = options.request_options(arguments)
-    with Runtime(
-        arguments.bundle,
-        device=arguments.device,
-        max_context=arguments.max_context,
-        threads=arguments.threads,
-    ) as runtime:
+    with open_runtime(arguments) as runtime:
         stream = runtime.stream(prompt, **request)
         if arguments.json:
             for _ in stream:
@@ -42,5 +37,6 @@ def run(arguments: argparse.Namespace) -> int:
             output.print_json(output.reply_document(stream.reply))
         else:
             output.print_sentences(stream, [adapter.name for adapter in runtime.adapters])
-            output.print_speed(stream.reply)
+            if not arguments.quiet:
+                output.print_speed(stream.reply)
     return 0

@@ -23,14 +23,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="a tokenizer.json, a folder or a hub id; by default one is trained on the tasks",
     )
     parser.add_argument("--seed", type=int, default=0)
-    options.add_json(parser)
+    options.add_output(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     with require_extra("export"):
         from dlp_edge.models.training import train_router
-    with progress_bar() as tell:
+    with progress_bar(arguments.quiet) as tell:
         report = train_router(
             arguments.tasks, arguments.output, arguments.tokenizer, arguments.seed, tell
         )

@@ -1,0 +1,26 @@
+"""Loading a bundle for a verb, with its progress on the terminal."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from dlp_edge.runtime.runtime import Runtime
+
+
+def open_runtime(arguments: argparse.Namespace) -> Runtime:
+    """The Runtime that `options.add_bundle` and `options.add_engine` describe."""
+    shown = sys.stderr.isatty() and not arguments.quiet
+
+    def tell(stage: str, fraction: float) -> None:
+        """One line, written over by the next one, and wiped at the end."""
+        text = "" if fraction >= 1 else f"loading: {stage} {fraction:.0%}"
+        print(f"\r{text:<30}\r", end="", file=sys.stderr, flush=True)
+
+    return Runtime(
+        arguments.bundle,
+        device=arguments.device,
+        max_context=arguments.max_context,
+        threads=arguments.threads,
+        on_progress=tell if shown else None,
+    )

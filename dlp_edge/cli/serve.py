@@ -1,0 +1,87 @@
+"""`dlp-edge serve BUNDLE`: an OpenAI-compatible server for applications in other languages."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import traceback
+
+from dlp_edge.cli import options, output
+from dlp_edge.cli.export import require_extra
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser(
+        "serve",
+        help="answer OpenAI's chat requests over HTTP",
+        description="Serves /v1/chat/completions, /v1/models and /health. Model names: auto "
+        "(routed), base, and each adapter. Prints its address once it answers.",
+    )
+    options.add_bundle(parser)
+    group = parser.add_argument_group("server")
+    group.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
+    group.add_argument("--port", type=int, default=8080, help="0 takes a free one (8080)")
+    group.add_argument("--key", help="what clients must send; better given as DLP_EDGE_KEY")
+    group.add_argument(
+        "--allow-host", action="append", default=[], metavar="NAME", help="a name of this server"
+    )
+    group.add_argument(
+        "--allow-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="a web page that may use it, as https://example.org",
+    )
+    count = options.whole_number
+    group.add_argument("--max-body", type=count(1), default=1 << 20, metavar="BYTES")
+    group.add_argument("--max-messages", type=count(1), default=256, metavar="N")
+    group.add_argument(
+        "--max-waiting", type=count(0), default=16, metavar="N", help="in line; others get 429"
+    )
+    options.add_engine(parser)
+    options.add_output(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    with require_extra("serve"):
+        from dlp_edge.server.answering import Answering, Limits
+        from dlp_edge.server.app import build_app, models_of
+        from dlp_edge.server.guard import Access
+        from dlp_edge.server.listening import Server, listen, url_of
+    from dlp_edge.cli.loading import open_runtime
+
+    access = Access(
+        hosts=frozenset(name.lower() for name in arguments.allow_host),
+        origins=frozenset(arguments.allow_origin),
+        key=arguments.key or os.environ.get("DLP_EDGE_KEY") or None,
+    )
+    limits = Limits(
+        body=arguments.max_body,
+        messages=arguments.max_messages,
+        waiting=arguments.max_waiting,
+        new_tokens=arguments.max_context,
+    )
+    # The port first: whether it is free is known at once, loading takes a while.
+    with (
+        listen(arguments.host, arguments.port, access.key is not None) as sock,
+        open_runtime(arguments) as runtime,
+    ):
+        models = models_of(runtime)
+        answering = Answering(runtime, models, limits, _report)
+        app = build_app(runtime, answering, models, access)
+        url = url_of(sock)
+        if arguments.json:  # on one line: a program reads it while the server runs on
+            print(json.dumps({"url": url, "models": list(models)}), flush=True)
+        else:
+            print(url, flush=True)
+        Server(app, answering, limits.waiting).run(sockets=[sock])
+    return 0
+
+
+def _report(error: Exception) -> None:
+    """What nobody foresaw, for who runs the server; the client is told nothing of it."""
+    if os.environ.get("DLP_EDGE_TRACEBACK"):
+        traceback.print_exception(error)
+    output.note(f"error: internal error: {type(error).__name__}: {error}")

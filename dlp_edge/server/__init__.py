@@ -1,0 +1,1 @@
+"""An OpenAI-compatible HTTP server around a Runtime (`dlp-edge serve`)."""

@@ -1,0 +1,186 @@
+"""OpenAI's chat request, checked, as messages and options for `Runtime.stream`.
+
+What the Runtime checks itself (numbers, adapter names) is left to it. A parameter that would
+change the answer and is not supported is refused, never ignored; unknown ones are ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from dlp_edge.server.problems import Problem
+from dlp_edge.types import Message
+
+if TYPE_CHECKING:
+    from dlp_edge.runtime.options import GenerateOptions
+
+# Parameter -> option of the Runtime; those that OpenAI has not are named as in vLLM.
+_NAMES = {
+    name: name for name in "temperature top_p top_k min_p repetition_penalty seed stop".split()
+}
+_NAMES["stop_token_ids"] = "stop_tokens"
+_OWN = ("adapters", "forbid", "select", "p", "k", "weigh", "min_confidence", "kv")
+MOST_LOGPROBS = 20
+_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+# Unsupported parameters and the values with which they ask for nothing.
+_NEUTRAL: dict[str, tuple[object, ...]] = {
+    "n": (1,),
+    "tools": ([],),
+    "functions": ([],),
+    "logit_bias": ({},),
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "modalities": (["text"],),
+    "audio": (),
+}
+
+
+Models = Mapping[str, str | Mapping[str, float] | None]
+"""Model name -> the `adapters` option that it stands for."""
+
+
+@dataclass(frozen=True)
+class ChatRequest:
+    """A request for an answer.
+
+    Attributes:
+        model: as the client named it.
+        options: for `Runtime.stream`.
+        stream: whether the answer is wanted piece by piece.
+        include_usage: whether a stream ends with the token counts.
+    """
+
+    model: str
+    messages: list[Message]
+    options: GenerateOptions
+    stream: bool
+    include_usage: bool
+
+
+def parse_request(
+    body: Mapping[str, Any],
+    models: Models,
+    max_messages: int,
+    max_new_tokens: int,
+) -> ChatRequest:
+    """The request in a body.
+
+    Args:
+        models: what `model` may name.
+        max_new_tokens: where the request sets no limit.
+
+    Raises:
+        Problem: 400 something is wrong, 404 no such model.
+    """
+    body = {name: value for name, value in body.items() if value is not None}
+    for name, neutral in _NEUTRAL.items():
+        if name in body and body[name] not in neutral:
+            raise _wrong(name, "is not supported with this value. Leave it out")
+    model = body.get("model")
+    if not isinstance(model, str):
+        raise _wrong("model", "is missing or no text. GET /v1/models lists the names")
+    if model not in models:
+        names = ", ".join(models)
+        raise Problem(
+            404, f"The model {model!a} does not exist. Use: {names}.", "model", "model_not_found"
+        )
+    options: dict[str, Any] = {own: body[name] for name, own in _NAMES.items() if name in body}
+    options["logprobs"] = _logprobs(body)
+    options["json_schema"] = _json_schema(body.get("response_format", {"type": "text"}))
+    options["max_new_tokens"] = body.get(
+        "max_completion_tokens", body.get("max_tokens", max_new_tokens)
+    )
+    options["adapters"] = models[model]
+    options.update(_own_options(body.get("dlp_edge", {})))
+    stream_options = body.get("stream_options", {})
+    if not isinstance(stream_options, dict):
+        raise _wrong("stream_options", "is no object")
+    return ChatRequest(
+        model=model,
+        messages=_messages(body.get("messages"), max_messages),
+        options=cast("GenerateOptions", options),
+        stream=_flag("stream", body),
+        include_usage=_flag("include_usage", stream_options),
+    )
+
+
+def _logprobs(body: Mapping[str, Any]) -> int | None:
+    """How many alternatives are wanted beside each token's log probability; None for neither."""
+    count = body.get("top_logprobs", 0)
+    if type(count) is not int or not 0 <= count <= MOST_LOGPROBS:
+        raise _wrong("top_logprobs", f"is no whole number from 0 to {MOST_LOGPROBS}")
+    if _flag("logprobs", body):
+        return count
+    if count:
+        raise _wrong("top_logprobs", "needs logprobs to be true")
+    return None
+
+
+def _json_schema(given: object) -> dict[str, Any] | None:
+    """The schema that a `response_format` asks for; None for text."""
+    if not isinstance(given, dict):
+        raise _wrong("response_format", "is no object")
+    if given.get("type") == "text":
+        return None
+    if given.get("type") == "json_object":
+        return {"type": "object"}
+    named = given.get("json_schema")
+    schema = named.get("schema") if isinstance(named, dict) else None
+    if given.get("type") != "json_schema" or not isinstance(schema, dict):
+        raise _wrong(
+            "response_format", "is neither text nor json_object nor json_schema with a schema"
+        )
+    return schema
+
+
+def _own_options(given: object) -> dict[str, Any]:
+    """Options of the Runtime that OpenAI's interface has no name for."""
+    if not isinstance(given, dict):
+        raise _wrong("dlp_edge", "is no object")
+    for name in given:
+        if name not in _OWN:
+            raise _wrong("dlp_edge", f"has no option {name!a}. It has: {', '.join(_OWN)}")
+    return given
+
+
+def _messages(given: object, most: int) -> list[Message]:
+    if not isinstance(given, list) or not given:
+        raise _wrong("messages", "is no list of messages")
+    if len(given) > most:
+        raise _wrong("messages", f"has {len(given)} messages, {most} are allowed. Send fewer")
+    return [_message(message) for message in given]
+
+
+def _message(given: object) -> Message:
+    if not isinstance(given, dict):
+        raise _wrong("messages", "holds something that is no message")
+    role = given.get("role")
+    if not isinstance(role, str) or role not in _ROLES:
+        raise _wrong("messages", f"has the role {role!a}. Use: {', '.join(_ROLES)}")
+    content = given.get("content")
+    if isinstance(content, list):
+        content = "".join(_part(part) for part in content)
+    if not isinstance(content, str):
+        raise _wrong("messages", "has a content that is no text")
+    return {"role": _ROLES[role], "content": content}
+
+
+def _part(given: object) -> str:
+    """The text of one part of a content that is a list of parts."""
+    text = given.get("text") if isinstance(given, dict) and given.get("type") == "text" else None
+    if not isinstance(text, str):
+        raise _wrong("messages", "has a part that is no text. Send text only")
+    return text
+
+
+def _flag(name: str, body: Mapping[str, Any]) -> bool:
+    value = body.get(name) or False
+    if not isinstance(value, bool):
+        raise _wrong(name, "is neither true nor false")
+    return value
+
+
+def _wrong(param: str, what: str) -> Problem:
+    return Problem(400, f"{param} {what}.", param)
