@@ -4,6 +4,9 @@ columns that are still to come."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -23,6 +26,11 @@ def round_gptq(matrix: Array, products: Array, dtype: npt.DTypeLike) -> Levels:
         products: X^T X [K, K] over inputs X.
         dtype: of the scales.
     """
+    with one_thread():
+        return _round(matrix, products, dtype)
+
+
+def _round(matrix: Array, products: Array, dtype: npt.DTypeLike) -> Levels:
     rows, width = matrix.shape
     blocks = cut(matrix).shape[1]
     left = torch.zeros(rows, blocks * BLOCK)
@@ -51,6 +59,18 @@ def round_gptq(matrix: Array, products: Array, dtype: npt.DTypeLike) -> Levels:
         scales.numpy().astype(dtype),
         zeros.to(torch.uint8).numpy(),
     )
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Columns are short: beside a busy neighbour, threads that wait for each other at every one
+    of them are many times slower than one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _inverse_factor(hessian: torch.Tensor) -> torch.Tensor:
