@@ -16,7 +16,7 @@ from dlp_edge import bundle as files
 from dlp_edge.bundle import dump_manifest, sha256_of
 from dlp_edge.errors import BackboneError, DlpEdgeError, RouterError, UsageError
 from dlp_edge.export import report
-from dlp_edge.export.adapters import PeftAdapter, read_adapters
+from dlp_edge.peft_adapter import PeftAdapter, read_adapters
 from dlp_edge.export.backbone import FORMATS, export_backbone
 from dlp_edge.export.router import export_router, router_labels
 from dlp_edge.export.source import Source, load_source
