@@ -6,13 +6,15 @@ import contextlib
 import threading
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from dlp_edge import bundle as files
-from dlp_edge.bundle import open_bundle
+from dlp_edge.bundle import Bundle, open_bundle
 from dlp_edge.errors import BusyError, ContextLengthError, UsageError
+from dlp_edge.manifest import Manifest
 from dlp_edge.runtime.decoder import Decoder
 from dlp_edge.runtime.device import choose_device
 from dlp_edge.runtime.fusion import Fuser, parse_weights
@@ -23,6 +25,7 @@ from dlp_edge.runtime.options import (
     check_option_names,
     decoding_of,
 )
+from dlp_edge.runtime.skills import Examples, add_skill, remove_skill
 from dlp_edge.runtime.steering import (
     Pinned,
     Steering,
@@ -73,7 +76,7 @@ class Runtime:
         bundle = open_bundle(path)
         manifest = bundle.manifest
         backbone = manifest.backbone
-        self.manifest = manifest
+        self._bundle = bundle
         self.device = choose_device(device, manifest.target, threads)
         tell("adapters", 0.05)
         stack = bundle.adapters()
@@ -96,6 +99,11 @@ class Runtime:
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
         self._streams_lock = threading.Lock()
         tell("ready", 1.0)
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the bundle says of itself."""
+        return self._bundle.manifest
 
     @property
     def adapters(self) -> tuple[AdapterInfo, ...]:
@@ -164,6 +172,48 @@ class Runtime:
         check_prompt(prompt)
         self._loaded()
         return route_with(self._router, self.manifest, **options).decide(prompt, generated)
+
+    def add_adapter(self, name: str, peft_dir: str | Path, examples: Examples = ()) -> AdapterInfo:
+        """Adds a PEFT adapter to the bundle, here and on the disk; see `add_skill`.
+
+        Waits for the request under way. Requests that have begun keep the adapters they had.
+
+        Args:
+            examples: 10 to 100 prompts, or {"prompt", "response"?, "choices"?}, that teach the
+                router; without any the adapter can be pinned but is never routed to.
+
+        Raises:
+            AdapterError, UsageError, RouterError, BundleError, ResourceError: see `add_skill`;
+                nothing has changed.
+        """
+        self._change(lambda: add_skill(self._bundle, self._router, name, peft_dir, examples))
+        return self.adapters[-1]
+
+    def remove_adapter(self, name: str) -> None:
+        """Takes an adapter out of the bundle, here and on the disk; its text goes to the base
+        model from then on.
+
+        Raises:
+            UsageError: the bundle has no such adapter.
+            BundleError, ResourceError: the bundle cannot be written; nothing has changed.
+        """
+        self._change(lambda: remove_skill(self._bundle, self._router, name))
+
+    def _change(self, write: Callable[[], Bundle]) -> None:
+        """Writes a new edition of the bundle and takes over what is new in it."""
+        self._turn.acquire(lambda: False)
+        try:
+            engine = self._loaded()
+            bundle = write()
+            backbone = bundle.manifest.backbone
+            fuser = Fuser(bundle.adapters(), backbone.slots, backbone.dtype)
+            if self._router is not None and bundle.manifest.router is not None:
+                settings = bundle.manifest.router.settings
+                self._router = self._router.with_head(bundle.router_head(), settings)
+            self._engine = replace(engine, fuser=fuser)
+            self._bundle = bundle
+        finally:
+            self._turn.release()
 
     def close(self) -> None:
         """Ends all streams and gives the memory back; a request afterwards is a UsageError."""

@@ -12,10 +12,10 @@ import traceback
 from collections.abc import Sequence
 
 from dlp_edge import __version__
-from dlp_edge.cli import demo, export, inspect, output, route, run, train_router
+from dlp_edge.cli import add, demo, export, inspect, output, remove, route, run, train_router
 from dlp_edge.errors import DlpEdgeError, ResourceError
 
-VERBS = (demo, train_router, export, inspect, route, run)
+VERBS = (demo, train_router, export, add, remove, inspect, route, run)
 
 
 def build_parser() -> argparse.ArgumentParser:
