@@ -14,7 +14,7 @@ from dlp_edge.samples import Sample
 COMMON_SHARE = 0.05  # of a task's prompts: wording shared by as many is fixed wording
 COMMON_WORDS = 40  # the longest fixed beginning or end, in words
 CHOICE_MARK_WORDS = 2  # "choice:", "- (a)": what may stand before a choice on its line
-LEFT_WORDS = 3  # a prompt with fewer words left is no sample any more
+LEFT_WORDS = 2  # a prompt with fewer words left is no sample any more
 
 
 class CommonText:

@@ -46,10 +46,7 @@ def write_edition(bundle: Bundle, manifest: Manifest, parts: Mapping[str, bytes]
             changing the bundle; it is as it was before.
     """
     with locked(bundle.folder):
-        if open_bundle(bundle.folder).manifest != bundle.manifest:
-            raise BundleError(
-                f"{bundle.folder} was changed after it was loaded", "Load it again, then repeat"
-            )
+        check_current(bundle)
         edition = bundle.manifest.edition + 1
         new = {edition_name(name, edition): data for name, data in parts.items()}
         old = {file_name(bundle.manifest, name) for name in parts}
@@ -71,6 +68,14 @@ def write_edition(bundle: Bundle, manifest: Manifest, parts: Mapping[str, bytes]
             raise resource_error(bundle.folder, error) from error
         _remove_other_editions(bundle.folder, whole)
     return Bundle(bundle.folder, whole)
+
+
+def check_current(bundle: Bundle) -> None:
+    """Raises BundleError unless the bundle on the disk is still the one that was opened."""
+    if open_bundle(bundle.folder).manifest != bundle.manifest:
+        raise BundleError(
+            f"{bundle.folder} was changed after it was loaded", "Load it again, then repeat"
+        )
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -1,4 +1,4 @@
-"""How users type what the tasks' files say neatly: with typing errors, in part, after small talk."""
+"""How users type what task files say neatly: with typing errors, in part, after small talk."""
 
 from __future__ import annotations
 

@@ -26,10 +26,10 @@ from dlp_edge.runtime.sentences import SentenceSplitter
 from dlp_edge.samples import Sample
 
 # Of the samples, in an epoch's examples; what is left out once is not left out of composites.
-WHOLE_SHARE, BARE_SHARE, DISTURBED_SHARE = 0.5, 0.7, 0.8
-COMPOSITES = 1.2  # for each sample
+WHOLE_SHARE, BARE_SHARE, DISTURBED_SHARE = 0.5, 0.7, 0.6
+COMPOSITES = 1.0  # for each sample
 TRIPLE_SHARE = 0.35  # of the composites ask for three skills, the others for two
-BLEND_SHARE = 0.5  # of the composites are also read before anything is answered
+BLEND_SHARE = 0.8  # of the composites are also read before anything is answered
 SENTENCES_EACH = 2  # of a composite's sentences
 SINGLE_SHARE = 0.15  # of the composites' first samples are also answered alone
 OTHER_SHARE = 0.16  # of all examples, as many more are of none of the tasks

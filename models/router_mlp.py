@@ -23,7 +23,6 @@ from dlp_edge.runtime.router import ANSWER_SEGMENTS, PROMPT_SEGMENTS, SEGMENTS
 EMBEDDING = 128
 MEANS = 4
 HIDDEN = (512, 768, 512)
-DROPOUT = 0.15
 SPREAD = 0.1  # of new embeddings: small, so that a word never seen says little
 MASKED = -1e4  # added to what the maximum must not see
 
@@ -58,7 +57,7 @@ class RouterMLP(nn.Module):
         layers: list[nn.Module] = []
         width = (MEANS + 2) * EMBEDDING
         for hidden in HIDDEN:
-            layers += [nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(DROPOUT)]
+            layers += [nn.Linear(width, hidden), nn.ReLU()]
             width = hidden
         self.layers = nn.Sequential(*layers)
         self.head = nn.Linear(width, num_rows)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dlp_edge import stack
 from dlp_edge.bundle import ADAPTERS, ROUTER_HEAD, Bundle
-from dlp_edge.edition import write_edition
+from dlp_edge.edition import check_current, write_edition
 from dlp_edge.errors import AdapterError, UsageError
 from dlp_edge.manifest import Manifest, RouterEntry
 from dlp_edge.peft_adapter import read_adapter
@@ -40,6 +40,7 @@ def add_skill(
         UsageError, RouterError: the examples are wrong, or there is no router to teach.
         BundleError, ResourceError: the bundle cannot be written; it is as it was.
     """
+    check_current(bundle)
     manifest = bundle.manifest
     if name in (entry.name for entry in manifest.adapters):
         raise UsageError(
@@ -68,6 +69,7 @@ def remove_skill(bundle: Bundle, router: Router | None, name: str) -> Bundle:
         UsageError: the bundle has no such adapter.
         BundleError, ResourceError: the bundle cannot be written; it is as it was.
     """
+    check_current(bundle)
     manifest = bundle.manifest
     check_names([name], [entry.name for entry in manifest.adapters])
     pairs = _pairs(bundle.adapters())
