@@ -147,7 +147,7 @@ def composites(
 
 
 def calibration_error(pairs: Iterable[tuple[float, bool]], bins: int = 15) -> float:
-    """Expected calibration error of (confidence, right) pairs."""
+    """Expected calibration error of (probability, right) pairs."""
     buckets: list[list[tuple[float, bool]]] = [[] for _ in range(bins)]
     for confidence, right in pairs:
         buckets[min(bins - 1, int(confidence * bins))].append((confidence, right))
@@ -158,11 +158,12 @@ def calibration_error(pairs: Iterable[tuple[float, bool]], bins: int = 15) -> fl
     )
 
 
-def top(router: Router, prompt: str, generated: str = "") -> tuple[str, float]:
-    """The most probable adapter, and the confidence in it."""
+def top(router: Router, prompt: str, generated: str = "") -> tuple[str, float, float]:
+    """The most probable adapter, its probability, and the confidence in it."""
     found = router.judge(prompt, generated)
     name = max(found.probabilities, key=lambda label: found.probabilities[label])
-    return name, found.probabilities[name] * (1 - found.doubt)
+    y = found.probabilities[name]
+    return name, y, y * (1 - found.doubt)
 
 
 def measure_accuracy(tasks: Sequence[Task], folder: Path) -> None:
@@ -170,16 +171,17 @@ def measure_accuracy(tasks: Sequence[Task], folder: Path) -> None:
     rng = random.Random(7)
     print(f"{'prompts':<34}{'accuracy':>9}{'error':>8}{'kept':>8}   worst")
     for name in disturbances(tasks[0], rng):
-        pairs, worst = [], []
+        pairs, kept, worst = [], [], []
         for task in tasks:
             disturb = disturbances(task, rng)[name]
             found = [top(router, disturb(sample)) for sample in task.dev]
-            pairs += [(confidence, label == task.name) for label, confidence in found]
-            worst.append((sum(label == task.name for label, _ in found) / len(found), task.name))
+            pairs += [(y, label == task.name) for label, y, _ in found]
+            kept += [confidence >= least for _, _, confidence in found]
+            worst.append((statistics.mean(right for _, right in pairs[-len(found) :]), task.name))
         print(
             f"{name:<34}{sum(right for _, right in pairs) / len(pairs):>9.2%}"
             f"{calibration_error(pairs):>8.3f}"
-            f"{sum(c >= least for c, _ in pairs) / len(pairs):>8.2%}   "
+            f"{statistics.mean(kept):>8.2%}   "
             + ", ".join(f"{task} {share:.0%}" for share, task in sorted(worst)[:2])
         )
     print(f"\n{'sentences':<34}{'first':>9}{'later':>9}{'all':>9}{'count':>8}")
@@ -207,7 +209,7 @@ def measure_accuracy(tasks: Sequence[Task], folder: Path) -> None:
     shares = []
     for section in texts.split("\n== "):
         kind, _, body = section.removeprefix("== ").partition("\n")
-        found = [top(router, text)[1] < least for text in body.split("\n\n") if text.strip()]
+        found = [top(router, text)[2] < least for text in body.split("\n\n") if text.strip()]
         shares += found
         print(f"  {kind:<12}{sum(found):>3} of {len(found)}")
     print(f"  {'all':<12}{statistics.mean(shares):.1%} of {len(shares)}")
@@ -264,8 +266,8 @@ def _shares(router: Router, tasks: Sequence[Task], least: float) -> tuple[float,
     """Accuracy on the dev prompts, and the share that keeps an adapter."""
     found = [(top(router, sample.prompt), task.name) for task in tasks for sample in task.dev]
     return (
-        statistics.mean(label == right for (label, _), right in found),
-        statistics.mean(confidence >= least for (_, confidence), _ in found),
+        statistics.mean(label == right for (label, _, _), right in found),
+        statistics.mean(confidence >= least for (_, _, confidence), _ in found),
     )
 
 

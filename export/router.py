@@ -224,16 +224,15 @@ def _add_matching(graph: _Graph, network: RouterMLP) -> None:
 
 def _add_layers(graph: _Graph, network: RouterMLP) -> int:
     """features [B, F]; gives F."""
-    layers = [layer for layer in network.layers if isinstance(layer, torch.nn.Linear)]
-    value = "pooled"
-    for index, layer in enumerate(layers):
+    value, last, width = "pooled", len(network.layers) - 1, 0
+    for index, layer in enumerate(network.layers):
         graph.weight(f"weight_{index}", layer.weight)
         graph.weight(f"bias_{index}", layer.bias)
         linear = f"linear_{index}"
         graph.add("Gemm", [value, f"weight_{index}", f"bias_{index}"], linear, transB=1)
-        value = "features" if layer is layers[-1] else f"hidden_{index}"
+        value, width = "features" if index == last else f"hidden_{index}", len(layer.bias)
         graph.add("Relu", [linear], value)
-    return layers[-1].out_features
+    return width
 
 
 class _Graph:

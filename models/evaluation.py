@@ -19,8 +19,9 @@ class Measured:
     Attributes:
         examples: how many; the other values are None where there are none.
         accuracy: the share whose most probable adapter is the right one.
-        calibration_error: expected calibration error of the confidence (Guo et al. 2017): the
-            mean gap between confidence and accuracy over BINS equal intervals.
+        calibration_error: expected calibration error (Guo et al. 2017) of the probability of the
+            most probable adapter, which selection acts on: the mean gap between it and the
+            accuracy over BINS equal intervals.
         kept: the share whose confidence reaches `min_confidence`, so that an adapter answers.
     """
 
@@ -45,8 +46,14 @@ class Judged:
     labels: npt.NDArray[np.int64]
 
     @property
+    def largest(self) -> Array:
+        """The probability of the most probable adapter, given that one is meant."""
+        found: Array = self.probabilities.max(1)
+        return found
+
+    @property
     def confidence(self) -> Array:
-        found: Array = self.probabilities.max(1) * (1 - self.doubt)
+        found: Array = self.largest * (1 - self.doubt)
         return found
 
     @property
@@ -71,24 +78,24 @@ def measure(found: Judged, min_confidence: float) -> Measured:
     return Measured(
         examples=len(found.labels),
         accuracy=round(float(found.hits.mean()), 4),
-        calibration_error=round(calibration_error(found.confidence, found.hits), 4),
+        calibration_error=round(calibration_error(found.largest, found.hits), 4),
         kept=round(float((found.confidence >= min_confidence).mean()), 4),
     )
 
 
-def calibration_error(confidence: Array, hits: npt.NDArray[np.bool_]) -> float:
+def calibration_error(largest: Array, hits: npt.NDArray[np.bool_]) -> float:
     """Expected calibration error, in [0, 1]."""
-    return float(sum(share * abs(mean - hit) for share, mean, hit in reliability(confidence, hits)))
+    return float(sum(share * abs(mean - hit) for share, mean, hit in reliability(largest, hits)))
 
 
-def reliability(confidence: Array, hits: npt.NDArray[np.bool_]) -> list[tuple[float, float, float]]:
-    """(share of the examples, mean confidence, accuracy) of every interval that has examples."""
-    interval = np.minimum((confidence * BINS).astype(int), BINS - 1)
+def reliability(largest: Array, hits: npt.NDArray[np.bool_]) -> list[tuple[float, float, float]]:
+    """(share of the examples, mean probability, accuracy) of every interval that has examples."""
+    interval = np.minimum((largest * BINS).astype(int), BINS - 1)
     found = []
     for index in range(BINS):
         inside = interval == index
         if inside.any():
-            parts = (inside.mean(), confidence[inside].mean(), hits[inside].mean())
+            parts = (inside.mean(), largest[inside].mean(), hits[inside].mean())
             found.append((float(parts[0]), float(parts[1]), float(parts[2])))
     return found
 

@@ -75,6 +75,10 @@ class OtherTexts:
         start = rng.randint(0, max(0, len(words) - count))
         return " ".join(words[start : start + count])
 
+    def request(self, rng: random.Random) -> str:
+        """What people ask of an assistant."""
+        return rng.choice(self._kinds["requests"])
+
     def reply(self, rng: random.Random) -> str:
         """What a base model may answer: one or two texts."""
         return " ".join(rng.choices(self.texts, k=rng.randint(1, 2)))

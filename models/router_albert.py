@@ -51,13 +51,17 @@ class RouterAlbert(nn.Module):
         self.body = AlbertModel(config)
         self.head = nn.Linear(config.hidden_size, num_rows)
 
-    def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, mask: Tensor, noise: torch.Generator | None = None
+    ) -> Tensor:
         """input_ids [B, L] int64, mask [B, L] bool (False is padding) -> scores [B, R]."""
         scores: Tensor = self.head(self.features(input_ids, mask))
         return scores
 
-    def features(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        """[B, F]: ALBERT's pooled output. The separator stands in for its [CLS] and [SEP]; what
+    def features(
+        self, input_ids: Tensor, mask: Tensor, noise: torch.Generator | None = None
+    ) -> Tensor:
+        """[B, F]: ALBERT's pooled output (it has no dropout, so no use for `noise`). The separator stands in for its [CLS] and [SEP]; what
         comes after the prompt's segments is its second sentence."""
         first = torch.full_like(input_ids[:, :1], self.separator)
         ids = torch.cat([first, input_ids], 1)

@@ -26,7 +26,7 @@ from dlp_edge.runtime.sentences import SentenceSplitter
 from dlp_edge.samples import Sample
 
 # Of the samples, in an epoch's examples; what is left out once is not left out of composites.
-WHOLE_SHARE, BARE_SHARE, DISTURBED_SHARE = 0.5, 0.7, 0.6
+WHOLE_SHARE, BARE_SHARE, DISTURBED_SHARE = 0.5, 0.7, 0.8
 COMPOSITES = 1.0  # for each sample
 TRIPLE_SHARE = 0.35  # of the composites ask for three skills, the others for two
 BLEND_SHARE = 0.8  # of the composites are also read before anything is answered
@@ -212,7 +212,7 @@ class ExampleMaker:
         elif draw < 0.6:
             text = with_gaps(text, rng)
         if draw >= 0.6 or rng.random() < 0.3:
-            talk = self._others.snippet(rng)
+            talk = self._others.request(rng) if rng.random() < 0.4 else self._others.snippet(rng)
             before = rng.random() < 0.75
             text = talk + rng.choice(SMALL_TALK_ENDS) + text if before else f"{text} {talk}"
         return text

@@ -24,6 +24,7 @@ EMBEDDING = 128
 MEANS = 4
 HIDDEN = (512, 768, 512)
 SPREAD = 0.1  # of new embeddings: small, so that a word never seen says little
+DROPOUT = 0.15
 MASKED = -1e4  # added to what the maximum must not see
 
 # How the four means begin: the prompt from its beginning, from its end, what is done, what is
@@ -54,23 +55,30 @@ class RouterMLP(nn.Module):
         self.before_scale = nn.Parameter(torch.randn(EMBEDDING) * 0.3 / SPREAD)
         self.match_weight = nn.Parameter(torch.tensor(_MATCHING))
         self.match_scale = nn.Parameter(torch.full((EMBEDDING,), 1 / SPREAD))
-        layers: list[nn.Module] = []
-        width = (MEANS + 2) * EMBEDDING
-        for hidden in HIDDEN:
-            layers += [nn.Linear(width, hidden), nn.ReLU()]
-            width = hidden
-        self.layers = nn.Sequential(*layers)
-        self.head = nn.Linear(width, num_rows)
+        widths = ((MEANS + 2) * EMBEDDING, *HIDDEN)
+        self.layers = nn.ModuleList(
+            nn.Linear(*pair) for pair in zip(widths, widths[1:], strict=False)
+        )
+        self.head = nn.Linear(widths[-1], num_rows)
 
-    def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, mask: Tensor, noise: torch.Generator | None = None
+    ) -> Tensor:
         """input_ids [B, L] int64, mask [B, L] bool (False is padding) -> scores [B, R]."""
-        scores: Tensor = self.head(self.features(input_ids, mask))
+        scores: Tensor = self.head(self.features(input_ids, mask, noise))
         return scores
 
-    def features(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        """What the last layer reads, [B, F]."""
-        features: Tensor = self.layers(self.pool(input_ids, mask))
-        return features
+    def features(
+        self, input_ids: Tensor, mask: Tensor, noise: torch.Generator | None = None
+    ) -> Tensor:
+        """What the last layer reads, [B, F]; `noise` draws the dropout of training."""
+        value = self.pool(input_ids, mask)
+        for layer in self.layers:
+            value = torch.relu(layer(value))
+            if noise is not None:
+                kept = torch.empty_like(value).bernoulli_(1 - DROPOUT, generator=noise)
+                value = value * kept / (1 - DROPOUT)
+        return value
 
     def pool(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """[B, 768]: four means, the maximum, the mean of the matching parts of the prompt."""

@@ -35,8 +35,8 @@ def _plot(path: Path, kinds: Mapping[str, Judged]) -> None:
     axes = figure.add_subplot()
     axes.plot([0, 1], [0, 1], color="grey", linewidth=1, linestyle="--", label="calibrated")
     for kind, found in kinds.items():
-        points = reliability(found.confidence, found.hits)
-        error = calibration_error(found.confidence, found.hits)
+        points = reliability(found.largest, found.hits)
+        error = calibration_error(found.largest, found.hits)
         axes.plot(
             [confidence for _, confidence, _ in points],
             [accuracy for _, _, accuracy in points],
@@ -44,6 +44,11 @@ def _plot(path: Path, kinds: Mapping[str, Judged]) -> None:
             markersize=3,
             label=f"{kind}, error {error:.3f}",
         )
-    axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
+    axes.set(
+        xlabel="probability of the chosen adapter",
+        ylabel="accuracy",
+        xlim=(0, 1.02),
+        ylim=(0, 1.02),
+    )
     axes.legend(fontsize=7)
     figure.savefig(path, dpi=120, metadata={"Software": None})

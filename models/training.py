@@ -44,10 +44,11 @@ LOOSE_SHARE = 0.02  # of the training windows, as many more are random ids
 HELD_OUT_OTHERS = 600
 TEMPERATURES = tuple(round(0.5 * 1.05**step, 3) for step in range(40))  # 0.5 to 3.4
 MIN_CONFIDENCE = 0.25  # below what a blend of three asks for
-# Of the tasks' own held-out text, these shares at least keep their adapter; the rest of what
-# doubt could do is left to doubt.
+# Doubt is set so that this share of other texts gets no adapter, as long as these shares of the
+# tasks' own held-out text keep theirs.
+OTHERS_GOAL = 0.97
 KEPT = {"prompts": 0.995, "bare prompts": 0.99}
-BIASES = tuple(round(-2 + 0.1 * step, 1) for step in range(101))  # -2 to 8
+BIASES = tuple(round(-1 + 0.1 * step, 1) for step in range(71))  # -1 to 6
 
 
 @dataclass(frozen=True)
@@ -206,9 +207,10 @@ def _fit(
     order = random.Random(seed)
     parameters = list(model.parameters())
 
-    def gradients(rows: Sequence[int], share: float, gaps: int) -> tuple[Tensor, ...]:
-        batch = training.batch(rows, np.random.default_rng(gaps))
-        loss = functional.cross_entropy(model(*batch), training.targets[rows]) * share
+    def gradients(rows: Sequence[int], share: float, draw: int) -> tuple[Tensor, ...]:
+        batch = training.batch(rows, np.random.default_rng(draw))
+        noise = torch.Generator().manual_seed(draw)
+        loss = functional.cross_entropy(model(*batch, noise), training.targets[rows]) * share
         return torch.autograd.grad(loss, parameters, allow_unused=True)
 
     model.train()
@@ -218,8 +220,8 @@ def _fit(
             for rows in training.shuffled(recipe.batch, order):
                 parts = [part for at in range(WORKERS) if (part := rows[at::WORKERS])]
                 shares = [len(part) / len(rows) for part in parts]
-                seeds = [WORKERS * done + at for at in range(len(parts))]
-                found = list(workers.map(gradients, parts, shares, seeds))
+                draws = [seed * 1_000_003 + WORKERS * done + at for at in range(len(parts))]
+                found = list(workers.map(gradients, parts, shares, draws))
                 for parameter, *some in zip(parameters, *found, strict=True):
                     given = [gradient for gradient in some if gradient is not None]
                     parameter.grad = sum(given[1:], given[0]) if given else None
@@ -230,12 +232,16 @@ def _fit(
 
 
 def _best_temperature(scores: Mapping[str, Tensor], held_out: Mapping[str, Windows]) -> float:
-    """The one with the smallest loss, every kind of examples counting the same."""
+    """The one with the smallest loss among the adapters, every kind of examples counting the
+    same."""
 
     def loss(temperature: float) -> float:
         return sum(
-            functional.cross_entropy(scores[kind] / temperature, held_out[kind].targets).item()
+            functional.cross_entropy(
+                scores[kind][:, :-1] / temperature, held_out[kind].targets[:, :-1]
+            ).item()
             for kind in scores
+            if kind != "other texts"
         )
 
     return min(TEMPERATURES, key=loss)
@@ -247,18 +253,22 @@ def _doubt_bias(
     num_labels: int,
     temperature: float,
 ) -> float:
-    """The largest bias of nobody's row that keeps the shares of KEPT."""
+    """What nobody's row needs so that OTHERS_GOAL of the held-out other texts get no adapter, as
+    far as the shares of KEPT allow; no more than that, since it takes from every confidence."""
 
-    def keeps(bias: float) -> bool:
-        shifted = _shifted(scores, bias)
-        return all(
-            float((judgements.confidence >= MIN_CONFIDENCE).mean()) >= KEPT[name]
-            for name in KEPT
-            if name in scores
-            for judgements in [_judged(shifted[name], held_out[name], num_labels, temperature)]
-        )
+    def kept(bias: float, kind: str) -> float:
+        z = _shifted({kind: scores[kind]}, bias)[kind]
+        found = _judged(z, held_out[kind], num_labels, temperature)
+        return float((found.confidence >= MIN_CONFIDENCE).mean())
 
-    return max((bias for bias in BIASES if keeps(bias)), default=BIASES[0])
+    chosen = BIASES[0]
+    for bias in BIASES:
+        if any(kept(bias, kind) < least for kind, least in KEPT.items() if kind in scores):
+            break
+        chosen = bias
+        if 1 - kept(bias, "other texts") >= OTHERS_GOAL:
+            break
+    return chosen
 
 
 def _shifted(scores: Mapping[str, Tensor], bias: float) -> dict[str, Tensor]:
