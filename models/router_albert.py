@@ -61,8 +61,9 @@ class RouterAlbert(nn.Module):
     def features(
         self, input_ids: Tensor, mask: Tensor, noise: torch.Generator | None = None
     ) -> Tensor:
-        """[B, F]: ALBERT's pooled output (it has no dropout, so no use for `noise`). The separator stands in for its [CLS] and [SEP]; what
-        comes after the prompt's segments is its second sentence."""
+        """[B, F]: ALBERT's pooled output; it has no dropout, so no use for `noise`. The separator
+        stands in for its [CLS] and [SEP]; what comes after the prompt's segments is its second
+        sentence."""
         first = torch.full_like(input_ids[:, :1], self.separator)
         ids = torch.cat([first, input_ids], 1)
         attention = torch.cat([torch.ones_like(first), mask.long()], 1)

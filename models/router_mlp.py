@@ -15,6 +15,8 @@ The last layer is kept apart (`features` and `head`): see `dlp_edge.router_head`
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
@@ -56,9 +58,7 @@ class RouterMLP(nn.Module):
         self.match_weight = nn.Parameter(torch.tensor(_MATCHING))
         self.match_scale = nn.Parameter(torch.full((EMBEDDING,), 1 / SPREAD))
         widths = ((MEANS + 2) * EMBEDDING, *HIDDEN)
-        self.layers = nn.ModuleList(
-            nn.Linear(*pair) for pair in zip(widths, widths[1:], strict=False)
-        )
+        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in itertools.pairwise(widths))
         self.head = nn.Linear(widths[-1], num_rows)
 
     def forward(

@@ -211,7 +211,7 @@ class TestTraining:
     def test_learns_the_tasks(self, tiny_router: Path) -> None:
         card = json.loads((tiny_router / "router.json").read_text())
         assert card["settings"]["labels"] == ["email", "sql", "sums"]
-        for kind in ("prompts", "misspelt", "chat turns", "sentences of two"):
+        for kind in ("prompts", "misspelt", "sentences of two"):
             assert card["measured"][kind]["accuracy"] > 0.9, kind
         assert card["measured"]["prompts"]["kept"] > 0.95
         assert card["measured"]["prompts"]["calibration_error"] < 0.1
