@@ -127,7 +127,7 @@ def read_adapter(
 def _read_weights(name: str, path: Path) -> dict[str, Matrix]:
     """Every tensor of the file as float32; numpy has no bfloat16, which is a float32 cut short."""
     try:
-        tensors = deserialize(path.read_bytes())
+        tensors = deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
         return {
             key: _widen(tensor["dtype"], tensor["data"]).reshape(tensor["shape"])
             for key, tensor in tensors

@@ -10,7 +10,7 @@ which the backbone's export cannot use.
 
 from __future__ import annotations
 
-import io
+import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,9 +25,9 @@ from torch import Tensor
 from dlp_edge.bundle import ROUTER, ROUTER_HEAD, ROUTER_TOKENIZER
 from dlp_edge.errors import RouterError
 from dlp_edge.manifest import RouterEntry
+from dlp_edge.models.network import RouterNetwork
 from dlp_edge.models.router_folder import RouterFolder, read_card, read_router
 from dlp_edge.models.router_mlp import RouterMLP
-from dlp_edge.models.training import Network
 from dlp_edge.router_head import head_to_bytes
 from dlp_edge.runtime.router import PROMPT_SEGMENTS, SEGMENTS, WindowReader
 from dlp_edge.runtime.selection import SelectionRule
@@ -74,9 +74,9 @@ def export_router(router: Path, out: Path) -> RouterEntry:
     return RouterEntry(card.architecture, card.settings, rule)
 
 
-def _load_network(folder: RouterFolder, source: Path) -> Network:
+def _load_network(folder: RouterFolder, source: Path) -> RouterNetwork:
     rows, width = folder.head.weight.shape
-    network: Network
+    network: RouterNetwork
     if folder.card.architecture == "mlp":
         network = RouterMLP(folder.card.vocab_size, rows)
     else:
@@ -100,31 +100,31 @@ def _load_network(folder: RouterFolder, source: Path) -> Network:
     return network.eval()
 
 
-def trace_graph(network: Network) -> bytes:
+def trace_graph(network: RouterNetwork) -> bytes:
     """input_ids [1, L] int64 -> features [1, F] float32, by torch's exporter."""
     ids = torch.zeros((1, 24), dtype=torch.int64)
     ids[:, ::2] = network.separator
     wrapped = _OneWindow(network).eval()
-    file = io.BytesIO()
-    with warnings.catch_warnings():
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        path = Path(folder) / ROUTER
         torch.onnx.export(
             wrapped,
             (ids,),
-            file,
+            str(path),
             input_names=["input_ids"],
             output_names=["features"],
             dynamic_axes={"input_ids": {1: "L"}},
             opset_version=OPSET,
             dynamo=False,
         )
-    return file.getvalue()
+        return path.read_bytes()
 
 
 class _OneWindow(torch.nn.Module):
     """A network for one window, which needs no mask."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: RouterNetwork) -> None:
         super().__init__()
         self.network = network
 
@@ -224,8 +224,8 @@ def _add_matching(graph: _Graph, network: RouterMLP) -> None:
 
 def _add_layers(graph: _Graph, network: RouterMLP) -> int:
     """features [B, F]; gives F."""
-    value, last, width = "pooled", len(network.layers) - 1, 0
-    for index, layer in enumerate(network.layers):
+    value, last, width = "pooled", len(network.linear_layers) - 1, 0
+    for index, layer in enumerate(network.linear_layers):
         graph.weight(f"weight_{index}", layer.weight)
         graph.weight(f"bias_{index}", layer.bias)
         linear = f"linear_{index}"
@@ -269,7 +269,7 @@ class _Graph:
         return model
 
 
-def _compare(network: Network, model: bytes, folder: RouterFolder) -> None:
+def _compare(network: RouterNetwork, model: bytes, folder: RouterFolder) -> None:
     """Raises RouterError unless onnxruntime gives torch's features on the probes."""
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     reader = WindowReader(folder.tokenizer, folder.card.settings)

@@ -23,7 +23,7 @@ _SIGNS = string.ascii_letters + string.digits + "!?.,;:-_#%&/()=+*<>[]{}$@'~^|\\
 def kinds() -> dict[str, tuple[str, ...]]:
     """The texts of the package's file, by kind."""
     found: dict[str, tuple[str, ...]] = {}
-    content = resources.files("dlp_edge.models").joinpath("data/other_texts.txt").read_text("utf-8")
+    content = resources.files("dlp_edge.models").joinpath("other_texts.txt").read_text("utf-8")
     for section in content.split("\n== "):
         kind, _, body = section.removeprefix("== ").partition("\n")
         found[kind] = tuple(text.strip("\n") for text in body.split("\n\n") if text.strip())

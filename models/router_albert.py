@@ -14,6 +14,7 @@ from transformers import AlbertConfig, AlbertModel
 from transformers.utils import logging
 
 from dlp_edge.errors import RouterError
+from dlp_edge.models.network import RouterNetwork
 from dlp_edge.runtime.router import PROMPT_SEGMENTS
 
 # albert-base-v2: twelve passes through one layer.
@@ -27,7 +28,7 @@ BASE = {
 LONGEST = 512  # positions that ALBERT knows
 
 
-class RouterAlbert(nn.Module):
+class RouterAlbert(RouterNetwork):
     """Features of windows of token ids (`dlp_edge.runtime.router.WindowReader`).
 
     Args:
@@ -50,13 +51,6 @@ class RouterAlbert(nn.Module):
         )
         self.body = AlbertModel(config)
         self.head = nn.Linear(config.hidden_size, num_rows)
-
-    def forward(
-        self, input_ids: Tensor, mask: Tensor, noise: torch.Generator | None = None
-    ) -> Tensor:
-        """input_ids [B, L] int64, mask [B, L] bool (False is padding) -> scores [B, R]."""
-        scores: Tensor = self.head(self.features(input_ids, mask))
-        return scores
 
     def features(
         self, input_ids: Tensor, mask: Tensor, noise: torch.Generator | None = None

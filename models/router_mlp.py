@@ -20,6 +20,7 @@ import itertools
 import torch
 from torch import Tensor, nn
 
+from dlp_edge.models.network import RouterNetwork
 from dlp_edge.runtime.router import ANSWER_SEGMENTS, PROMPT_SEGMENTS, SEGMENTS
 
 EMBEDDING = 128
@@ -36,7 +37,7 @@ _ANSWER_BEGUN = (0.0, 0.5, 0.0, 0.5, 1.0)
 _MATCHING = (0.0, 0.1, 0.3, 0.6, 1.0)
 
 
-class RouterMLP(nn.Module):
+class RouterMLP(RouterNetwork):
     """Scores R rows for windows of token ids (`dlp_edge.runtime.router.WindowReader`).
 
     Args:
@@ -47,6 +48,7 @@ class RouterMLP(nn.Module):
     def __init__(self, vocab_size: int, num_rows: int) -> None:
         super().__init__()
         self.separator = vocab_size - 1
+        self.settings = {}
         self.embedding = nn.Embedding(vocab_size, EMBEDDING)
         nn.init.normal_(self.embedding.weight, std=SPREAD)
         self.rarity = nn.Parameter(torch.ones(vocab_size))
@@ -61,12 +63,10 @@ class RouterMLP(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(*pair) for pair in itertools.pairwise(widths))
         self.head = nn.Linear(widths[-1], num_rows)
 
-    def forward(
-        self, input_ids: Tensor, mask: Tensor, noise: torch.Generator | None = None
-    ) -> Tensor:
-        """input_ids [B, L] int64, mask [B, L] bool (False is padding) -> scores [B, R]."""
-        scores: Tensor = self.head(self.features(input_ids, mask, noise))
-        return scores
+    @property
+    def linear_layers(self) -> list[nn.Linear]:
+        """The layers before the last one, each followed by ReLU."""
+        return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
 
     def features(
         self, input_ids: Tensor, mask: Tensor, noise: torch.Generator | None = None

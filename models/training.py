@@ -10,15 +10,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from dlp_edge.manifest import RouterSettings
 from dlp_edge.models.evaluation import Judged, judged, measure
+from dlp_edge.models.network import RouterNetwork
 from dlp_edge.models.other_texts import random_pieces
 from dlp_edge.models.router_examples import HELD_OUT_COMPOSITES, Example, ExampleMaker
 from dlp_edge.models.router_folder import RouterReport, is_router_folder, write_router
@@ -34,7 +35,6 @@ from dlp_edge.writer import check_target, staged
 
 Progress = Callable[[str, float], None]
 Architecture = Literal["mlp", "albert"]
-Network = nn.Module
 
 PROMPT_TOKENS = 96
 GENERATED_TOKENS = 48
@@ -143,7 +143,7 @@ def train_router(
         min_confidence=MIN_CONFIDENCE,
         vocab_size=separator + 1,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        network=getattr(model, "settings", {}),
+        network=model.settings,
         measured={kind: measure(found, MIN_CONFIDENCE) for kind, found in kinds.items()},
         others_to_base=round(float((others.confidence < MIN_CONFIDENCE).mean()), 4),
         examples=len(training),
@@ -177,7 +177,9 @@ def _held_out(maker: ExampleMaker) -> dict[str, list[Example]]:
     }
 
 
-def _network(arch: Architecture, vocab_size: int, num_rows: int, pretrained: str | None) -> Network:
+def _network(
+    arch: Architecture, vocab_size: int, num_rows: int, pretrained: str | None
+) -> RouterNetwork:
     if arch == "mlp":
         return RouterMLP(vocab_size, num_rows)
     from dlp_edge.models.router_albert import RouterAlbert
@@ -189,7 +191,11 @@ def _network(arch: Architecture, vocab_size: int, num_rows: int, pretrained: str
 
 
 def _fit(
-    model: Network, training: Windows, recipe: Recipe, seed: int, tell: Callable[[float], None]
+    model: RouterNetwork,
+    training: Windows,
+    recipe: Recipe,
+    seed: int,
+    tell: Callable[[float], None],
 ) -> None:
     """Each of WORKERS threads takes a part of every batch; the parts are fixed and their
     gradients are added in a fixed order, so the router does not depend on how busy the cores are.
@@ -200,7 +206,7 @@ def _fit(
     steps = epochs * steps_per_epoch
     rarity = [p for name, p in model.named_parameters() if name == "rarity"]
     others = [p for name, p in model.named_parameters() if name != "rarity"]
-    groups = [{"params": others}, {"params": rarity, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [{"params": others}, {"params": rarity, "weight_decay": 0.0}]
     rate, decay = recipe.learning_rate, recipe.weight_decay
     optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=decay, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
@@ -283,7 +289,7 @@ def _judged(scores: Tensor, kept: Windows, num_labels: int, temperature: float) 
     return judged(scores.numpy(), labels, num_labels, temperature)
 
 
-def _head(model: Network, training: Windows, bias: float) -> RouterHead:
+def _head(model: RouterNetwork, training: Windows, bias: float) -> RouterHead:
     """The last layer, with features of the training windows of every row."""
     owners = training.targets.argmax(1)
     certain = training.targets.max(1).values == 1
