@@ -6,6 +6,8 @@ import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from dlp_edge.models.evaluation import Judged, calibration_error, confusions, reliability
 
 CONFUSION = "confusion.csv"
@@ -18,7 +20,9 @@ def write_report(folder: Path, labels: Sequence[str], kinds: Mapping[str, Judged
     Kinds without examples are left out.
     """
     kinds = {kind: found for kind, found in kinds.items() if len(found.labels)}
-    table = sum(confusions(found, len(labels)) for found in kinds.values())
+    table = np.zeros((len(labels), len(labels)), np.int64)
+    for found in kinds.values():
+        table += confusions(found, len(labels))
     with (folder / CONFUSION).open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["right \\ chosen", *labels])
