@@ -12,19 +12,23 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from dlp_edge import stack
-from dlp_edge.errors import BundleError, DlpEdgeError
-from dlp_edge.manifest import FORMAT, VERSION, Manifest
+from dlp_edge.errors import BundleError, DlpEdgeError, RouterError
+from dlp_edge.manifest import FORMAT, VERSION, Manifest, edition_name
+from dlp_edge.router_head import RouterHead, head_from_bytes
 
 MANIFEST = "manifest.json"
 BACKBONE = "backbone.onnx"
 BACKBONE_DATA = "backbone.onnx.data"
 ADAPTERS = "adapters.safetensors"
 ROUTER = "router.onnx"
+ROUTER_HEAD = "router_head.safetensors"
 ROUTER_TOKENIZER = "router_tokenizer.json"
 TOKENIZER = "tokenizer.json"
 REPORT = "report.json"
 
+EDITED = (ADAPTERS, ROUTER_HEAD)  # what adding or removing an adapter writes anew
 REQUIRED = (BACKBONE, BACKBONE_DATA, ADAPTERS, TOKENIZER, REPORT)
+ROUTER_FILES = (ROUTER, ROUTER_HEAD, ROUTER_TOKENIZER)
 MAX_MANIFEST_BYTES = 16 << 20
 _REEXPORT = "Copy the bundle again or export it again"
 
@@ -74,9 +78,24 @@ class Bundle:
 
     def adapters(self) -> stack.AdapterStack:
         """The stacked adapters, checked against the manifest's slots."""
-        loaded = stack.from_bytes(self.read(ADAPTERS))
+        loaded = stack.from_bytes(self.read(file_name(self.manifest, ADAPTERS)))
         _check_stack(loaded, self.manifest)
         return loaded
+
+    def router_head(self) -> RouterHead:
+        """The router's last layer. Only for a bundle with a router.
+
+        Raises:
+            BundleError: the file is damaged, or has fewer rows than the router has labels.
+        """
+        try:
+            head = head_from_bytes(self.read(file_name(self.manifest, ROUTER_HEAD)))
+        except RouterError as error:
+            raise BundleError(error.cause, _REEXPORT) from error
+        entry = self.manifest.router
+        if entry is not None and len(head.bias) < len(entry.settings.labels):
+            raise _damaged(ROUTER_HEAD, "has fewer rows than the router has labels")
+        return head
 
     def _compare(self, name: str, digest: str) -> None:
         if digest != self.manifest.files[name].sha256:
@@ -133,18 +152,23 @@ def parse_manifest(document: Any) -> Manifest:
     if content.pop("checksum", None) != _checksum(content):
         raise BundleError(f"{MANIFEST} has been changed since the export", _REEXPORT)
     manifest = _parse(Manifest, content, "manifest")
-    for name in REQUIRED:
-        if name not in manifest.files:
+    if manifest.edition < 0:
+        raise BundleError(f"the edition in {MANIFEST} is {manifest.edition}", _REEXPORT)
+    for name in REQUIRED + (ROUTER_FILES if manifest.router else ()):
+        if file_name(manifest, name) not in manifest.files:
             raise BundleError(f"{MANIFEST} lists no {name}", _REEXPORT)
     if manifest.router is not None:
-        if not {ROUTER, ROUTER_TOKENIZER} <= manifest.files.keys():
-            raise BundleError(f"{MANIFEST} lists no {ROUTER} and its tokenizer", _REEXPORT)
         unknown = set(manifest.router.settings.labels) - {
             adapter.name for adapter in manifest.adapters
         }
         if unknown:
             raise BundleError(f"the router knows {min(unknown)}, which is no adapter", _REEXPORT)
     return manifest
+
+
+def file_name(manifest: Manifest, name: str) -> str:
+    """The name under which a bundle of this manifest holds a file, such as ADAPTERS."""
+    return edition_name(name, manifest.edition) if name in EDITED else name
 
 
 def dump_manifest(manifest: Manifest) -> str:

@@ -9,7 +9,7 @@ from typing import Literal
 from dlp_edge.runtime.selection import SelectionRule
 
 FORMAT = "dlp-edge-bundle"
-VERSION = 1
+VERSION = 2
 
 ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 NAME_RULE = "up to 64 letters, digits, '.', '_' and '-', starting with a letter or digit"
@@ -84,9 +84,9 @@ class RouterSettings:
     """What the router reads and answers.
 
     Attributes:
-        labels: adapter names, in the order of its outputs.
+        labels: adapter names, in the order of the rows of its last layer.
         prompt_tokens, generated_tokens: the most that it reads of the prompt and of the answer.
-        temperature: its logits are divided by it before the softmax (fitted on held-out text).
+        temperature: its scores are divided by it before the softmax (fitted on held-out text).
     """
 
     labels: tuple[str, ...]
@@ -114,7 +114,12 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything that a runtime must know before it opens another file of the bundle."""
+    """Everything that a runtime must know before it opens another file of the bundle.
+
+    Attributes:
+        edition: 0 as exported, one more each time that an adapter is added or removed. It is part
+            of the names of the files that such a change replaces (`edition_name`).
+    """
 
     created_with: str
     target: str
@@ -123,3 +128,10 @@ class Manifest:
     adapters: tuple[AdapterEntry, ...]
     router: RouterEntry | None
     files: dict[str, FileEntry]
+    edition: int = 0
+
+
+def edition_name(name: str, edition: int) -> str:
+    """A file's name in an edition: `adapters.safetensors`, then `adapters.1.safetensors`, ..."""
+    stem, _, suffix = name.rpartition(".")
+    return f"{stem}.{edition}.{suffix}" if edition else name

@@ -20,17 +20,20 @@ class RouteDecision:
     """What the router decided for one sentence.
 
     Attributes:
-        probabilities: y = softmax(z), adapter name -> probability; sums to 1.
+        probabilities: y = softmax(z), adapter name -> probability, given that one of them is
+            meant; sums to 1.
         selected: the names kept by the selection rule, most probable first.
         weights: the fusion weights of the selected adapters (eq. 5), summing to 1; empty when
             the router abstained and the base model answers.
-        confidence: the largest probability.
+        confidence: the largest probability, times 1 - doubt.
+        doubt: the probability that the text is for no adapter at all.
     """
 
     probabilities: dict[str, float]
     selected: tuple[str, ...]
     weights: dict[str, float]
     confidence: float
+    doubt: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Sentence:
     Attributes:
         text: the sentence, with the white space that follows it.
         fusion: adapter name -> weight; empty for the base model.
-        confidence: the router's largest probability; None when the adapters were pinned.
+        confidence: that of the router's decision; None when the adapters were pinned.
     """
 
     text: str

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from dlp_edge.errors import DlpEdgeError, ResourceError, UsageError
+from dlp_edge.lock import locked
 
 
 @contextmanager
@@ -31,7 +30,7 @@ def staged(target: Path, is_ours: Callable[[Path], bool]) -> Iterator[Path]:
             writing to it.
     """
     target = target.resolve()
-    with _locked(target):
+    with locked(target):
         staging, old = _beside(target, "staging"), _beside(target, "old")
         if old.exists() and not target.exists():
             old.rename(target)
@@ -41,33 +40,14 @@ def staged(target: Path, is_ours: Callable[[Path], bool]) -> Iterator[Path]:
             staging.mkdir()
             yield staging
             for path in staging.iterdir():
-                _sync(path)
+                sync(path)
             _replace(staging, target, old)
         except OSError as error:
-            raise _resource_error(target, error) from error
+            raise resource_error(target, error) from error
         finally:
             _remove(staging)
             if target.exists():
                 _remove(old)
-
-
-@contextmanager
-def _locked(target: Path) -> Iterator[None]:
-    """The operating system frees the lock of a process that dies."""
-    from filelock import FileLock, Timeout
-
-    name = hashlib.sha256(str(target).encode()).hexdigest()[:16]
-    lock = FileLock(Path(tempfile.gettempdir()) / f"dlp-edge-{name}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise ResourceError(
-            f"another process is writing to {target}", "Wait for it, or choose another place"
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _beside(target: Path, role: str) -> Path:
@@ -101,7 +81,8 @@ def check_space(target: Path, needed: int) -> None:
         )
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Waits until a file is on the disk."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 
@@ -118,7 +99,8 @@ def _replace(staging: Path, target: Path, old: Path) -> None:
         raise
 
 
-def _resource_error(target: Path, error: OSError) -> DlpEdgeError:
+def resource_error(target: Path, error: OSError) -> DlpEdgeError:
+    """What to tell a user whose target could not be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ResourceError(
             f"the disk of {target} is full; nothing was written", "Make room and try again"

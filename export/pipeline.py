@@ -17,15 +17,14 @@ from dlp_edge import bundle as files
 from dlp_edge.bundle import dump_manifest, sha256_of
 from dlp_edge.errors import BackboneError, DlpEdgeError, RouterError
 from dlp_edge.export import greedy, report
-from dlp_edge.export.adapters import PeftAdapter, read_adapters
 from dlp_edge.export.backbone import DenseBackbone, check_format
 from dlp_edge.export.router import export_router, router_labels
 from dlp_edge.export.source import Source, load_source
-from dlp_edge.manifest import BackboneEntry, FileEntry, Manifest, RouterEntry
+from dlp_edge.manifest import BackboneEntry, FileEntry, Manifest
+from dlp_edge.peft_adapter import PeftAdapter, read_adapters
 from dlp_edge.runtime.backbone import open_backbone
 from dlp_edge.runtime.device import choose_device
 from dlp_edge.runtime.generation import make_engine
-from dlp_edge.runtime.selection import SelectionRule
 from dlp_edge.runtime.text import ChatTemplate
 from dlp_edge.writer import check_space, check_target, staged
 
@@ -87,8 +86,7 @@ def export_bundle(
         tell("exporting the router", 0.65)
         router_entry = None
         if router is not None:
-            architecture, settings = export_router(router, staging)
-            router_entry = RouterEntry(architecture, settings, SelectionRule())
+            router_entry = export_router(router, staging)
         shutil.copyfile(source.folder / "tokenizer.json", staging / files.TOKENIZER)
 
         tell("comparing with transformers and PEFT", 0.75)

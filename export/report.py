@@ -14,9 +14,9 @@ import torch
 from tokenizers import Tokenizer
 
 from dlp_edge.errors import AdapterError, BackboneError
-from dlp_edge.export.adapters import PeftAdapter
 from dlp_edge.export.quiet import quiet
 from dlp_edge.export.source import Source
+from dlp_edge.peft_adapter import PeftAdapter
 from dlp_edge.runtime.decoder import Decoder
 from dlp_edge.runtime.generation import Engine
 

@@ -1,12 +1,17 @@
-"""The router's graph: a router folder becomes router.onnx and router_tokenizer.json.
+"""The router's graph: a router folder becomes router.onnx and the files beside it.
 
-The graph is written node by node rather than by `torch.onnx.export`: some forty nodes, weights that
-stay fp16 in the file (half the size) and are widened to float32 when the session loads, and no
-trace of padding. It reads one window at a time, so there is no mask.
+The mini-MLP's graph is written node by node rather than by `torch.onnx.export`: some sixty nodes,
+weights that stay fp16 in the file (half the size) and are widened to float32 when the session
+loads, and no trace of padding. It reads one window at a time, so there is no mask.
+
+ALBERT's graph is written by `torch.onnx.export`: optimum-onnx would pin transformers below 4.58,
+which the backbone's export cannot use.
 """
 
 from __future__ import annotations
 
+import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,12 +22,15 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
-from dlp_edge.bundle import ROUTER, ROUTER_TOKENIZER
+from dlp_edge.bundle import ROUTER, ROUTER_HEAD, ROUTER_TOKENIZER
 from dlp_edge.errors import RouterError
-from dlp_edge.manifest import RouterSettings
-from dlp_edge.models.router_folder import RouterFolder, read_router, read_settings
+from dlp_edge.manifest import RouterEntry
+from dlp_edge.models.network import RouterNetwork
+from dlp_edge.models.router_folder import RouterFolder, read_card, read_router
 from dlp_edge.models.router_mlp import RouterMLP
-from dlp_edge.runtime.router import SEGMENTS, WindowReader
+from dlp_edge.router_head import head_to_bytes
+from dlp_edge.runtime.router import PROMPT_SEGMENTS, SEGMENTS, WindowReader
+from dlp_edge.runtime.selection import SelectionRule
 
 OPSET = 17
 TOLERANCE = 1e-4
@@ -41,11 +49,11 @@ def router_labels(router: Path) -> tuple[str, ...]:
     Raises:
         RouterError: the folder is not a router that this release reads.
     """
-    return read_settings(router)[2].labels
+    return read_card(router).settings.labels
 
 
-def export_router(router: Path, out: Path) -> tuple[str, RouterSettings]:
-    """Writes the router's graph and tokenizer into `out`; gives architecture and settings.
+def export_router(router: Path, out: Path) -> RouterEntry:
+    """Writes the router's graph, last layer and tokenizer into `out`; gives its manifest entry.
 
     Raises:
         RouterError: the folder is missing, damaged or of another version or architecture, or
@@ -53,77 +61,178 @@ def export_router(router: Path, out: Path) -> tuple[str, RouterSettings]:
     """
     folder = read_router(router)
     network = _load_network(folder, router)
-    model = build_graph(network)
+    if isinstance(network, RouterMLP):
+        model = build_graph(network).SerializeToString()
+    else:
+        model = trace_graph(network)
     _compare(network, model, folder)
-    (out / ROUTER).write_bytes(model.SerializeToString())
+    (out / ROUTER).write_bytes(model)
+    (out / ROUTER_HEAD).write_bytes(head_to_bytes(folder.head))
     folder.tokenizer.save(str(out / ROUTER_TOKENIZER), pretty=False)
-    return folder.architecture, folder.settings
+    card = folder.card
+    rule = SelectionRule(min_confidence=card.min_confidence)
+    return RouterEntry(card.architecture, card.settings, rule)
 
 
-def _load_network(folder: RouterFolder, source: Path) -> RouterMLP:
-    network = RouterMLP(folder.vocab_size, len(folder.settings.labels))
+def _load_network(folder: RouterFolder, source: Path) -> RouterNetwork:
+    rows, width = folder.head.weight.shape
+    network: RouterNetwork
+    if folder.card.architecture == "mlp":
+        network = RouterMLP(folder.card.vocab_size, rows)
+    else:
+        from dlp_edge.models.router_albert import RouterAlbert
+
+        network = RouterAlbert(folder.card.vocab_size, rows, folder.card.network)
+    own = {f"head.{name}": value for name, value in network.head.state_dict().items()}
     try:
-        network.load_state_dict(folder.weights)
+        network.load_state_dict({**folder.weights, **own})
     except RuntimeError as error:
         raise RouterError(
             f"the weights in {source} do not fit its settings ({error})",
             "Train it again with `dlp-edge train-router`",
         ) from error
+    if network.head.in_features != width:
+        raise RouterError(
+            f"the last layer in {source} reads {width} features, its network gives "
+            f"{network.head.in_features}",
+            "Train it again with `dlp-edge train-router`",
+        )
     return network.eval()
 
 
+def trace_graph(network: RouterNetwork) -> bytes:
+    """input_ids [1, L] int64 -> features [1, F] float32, by torch's exporter."""
+    ids = torch.zeros((1, 24), dtype=torch.int64)
+    ids[:, ::2] = network.separator
+    wrapped = _OneWindow(network).eval()
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = Path(folder) / ROUTER
+        torch.onnx.export(
+            wrapped,
+            (ids,),
+            str(path),
+            input_names=["input_ids"],
+            output_names=["features"],
+            dynamic_axes={"input_ids": {1: "L"}},
+            opset_version=OPSET,
+            dynamo=False,
+        )
+        return path.read_bytes()
+
+
+class _OneWindow(torch.nn.Module):
+    """A network for one window, which needs no mask."""
+
+    def __init__(self, network: RouterNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.network.features(input_ids, torch.ones_like(input_ids, dtype=torch.bool))
+
+
 def build_graph(network: RouterMLP) -> onnx.ModelProto:
-    """input_ids [B, L] int64 (each row a whole window) -> logits [B, N] float32."""
+    """input_ids [B, L] int64 (each row a whole window) -> features [B, F] float32."""
     graph = _Graph()
     graph.constant("separator", np.array(network.separator, np.int64))
     graph.constant("axis", np.array(1, np.int64))
     graph.constant("segments", np.arange(SEGMENTS, dtype=np.int64))
+    graph.constant("first", np.array([0], np.int64))
     graph.constant("last", np.array([-1], np.int64))
     graph.constant("positions", np.array([1], np.int64))
+    graph.constant("two", np.array([2], np.int64))
+    graph.constant("asked", np.array([PROMPT_SEGMENTS], np.int64))
+    graph.constant("all", np.array([SEGMENTS], np.int64))
     graph.constant("one", np.array(1, np.float32))
+    _add_members(graph)
+    _add_means(graph, network)
+    _add_maximum(graph, network)
+    _add_matching(graph, network)
+    graph.add("Concat", ["weighed", "maximum", "matching"], "pooled", axis=1)  # [B, 768]
+    width = _add_layers(graph, network)
+    return graph.model(width)
 
-    # Which segment each position belongs to, as `RouterMLP.pool` finds it.
+
+def _add_members(graph: _Graph) -> None:
+    """members [B, L, S]: which segment each position belongs to, as `RouterMLP.pool` finds it."""
     graph.add("Equal", ["input_ids", "separator"], "is_separator")
     graph.add("Cast", ["is_separator"], "separators", to=TensorProto.INT64)
     graph.add("CumSum", ["separators", "axis"], "segment")
     graph.add("Unsqueeze", ["segment", "last"], "segment_column")
     graph.add("Equal", ["segment_column", "segments"], "is_member")
-    graph.add("Cast", ["is_member"], "members", to=TensorProto.FLOAT)  # [B, L, S]
+    graph.add("Cast", ["is_member"], "members", to=TensorProto.FLOAT)
 
+
+def _add_means(graph: _Graph, network: RouterMLP) -> None:
+    """tokens [B, L, 128], means [B, S, 128] and weighed [B, M x 128]."""
     graph.weight("embedding", network.embedding.weight, widen=False)
     graph.add("Gather", ["embedding", "input_ids"], "half_tokens", axis=0)
-    graph.add("Cast", ["half_tokens"], "tokens", to=TensorProto.FLOAT)  # [B, L, 128]
-
+    graph.add("Cast", ["half_tokens"], "tokens", to=TensorProto.FLOAT)
     graph.add("ReduceSum", ["members", "positions"], "counts", keepdims=1)
     graph.add("Max", ["counts", "one"], "divisors")
     graph.add("Div", ["members", "divisors"], "shares")
     graph.add("Transpose", ["shares"], "shares_by_segment", perm=[0, 2, 1])
-    graph.add("MatMul", ["shares_by_segment", "tokens"], "means")  # [B, S, 128]
+    graph.add("MatMul", ["shares_by_segment", "tokens"], "means")
     graph.weight("mean_scale", network.mean_scale)
-    graph.add("Mul", ["means", "mean_scale"], "scaled_means")
-    graph.add("ReduceSum", ["scaled_means", "positions"], "mean", keepdims=0)
+    graph.add("Unsqueeze", ["means", "positions"], "means_once")  # [B, 1, S, 128]
+    graph.add("Mul", ["means_once", "mean_scale"], "scaled_means")  # [B, M, S, 128]
+    graph.add("ReduceSum", ["scaled_means", "two"], "weighed_means", keepdims=0)
+    graph.add("Flatten", ["weighed_means"], "weighed", axis=1)
 
+
+def _add_maximum(graph: _Graph, network: RouterMLP) -> None:
+    """maximum [B, 128]"""
     graph.weight("max_scale", network.max_scale)
     graph.weight("max_shift", network.max_shift)
+    graph.weight("before_scale", network.before_scale)
+    graph.constant("one_before", np.array([0, 1, 0, 0, -1, 0], np.int64))
+    graph.add("Pad", ["tokens", "one_before"], "before")
+    graph.add("Mul", ["before", "before_scale"], "scaled_before")
     graph.add("MatMul", ["members", "max_scale"], "scales")
     graph.add("MatMul", ["members", "max_shift"], "shifts")
     graph.add("Mul", ["tokens", "scales"], "scaled")
     graph.add("Add", ["scaled", "shifts"], "shifted")
-    graph.add("ReduceMax", ["shifted"], "maximum", axes=[1], keepdims=0)
-    graph.add("Concat", ["mean", "maximum"], "pooled", axis=1)  # [B, 256]
+    graph.add("Add", ["shifted", "scaled_before"], "paired")
+    graph.add("ReduceMax", ["paired"], "maximum", axes=[1], keepdims=0)
 
-    layers = [layer for layer in network.layers if isinstance(layer, torch.nn.Linear)]
-    value = "pooled"
-    for index, layer in enumerate(layers):
-        final = layer is layers[-1]
+
+def _add_matching(graph: _Graph, network: RouterMLP) -> None:
+    """matching [B, 128]"""
+    graph.weight("rarity", network.rarity)
+    graph.weight("match_scale", network.match_scale)
+    graph.weight("match_weight", network.match_weight.unsqueeze(1))
+    graph.add("Unsqueeze", ["input_ids", "two"], "column")
+    graph.add("Unsqueeze", ["input_ids", "positions"], "line")
+    graph.add("Equal", ["column", "line"], "is_same")
+    graph.add("Cast", ["is_same"], "same", to=TensorProto.FLOAT)  # [B, L, L]
+    graph.add("Slice", ["members", "asked", "all", "two"], "answered")
+    graph.add("MatMul", ["answered", "match_weight"], "answer_weights")  # [B, L, 1]
+    graph.add("MatMul", ["same", "answer_weights"], "shared_column")
+    graph.add("Gather", ["rarity", "input_ids"], "rarities", axis=0)
+    graph.add("Squeeze", ["shared_column", "two"], "shared")
+    graph.add("Mul", ["shared", "rarities"], "matches")
+    graph.add("Unsqueeze", ["matches", "positions"], "matches_line")
+    graph.add("Slice", ["members", "first", "asked", "two"], "asked_members")
+    graph.add("MatMul", ["matches_line", "asked_members"], "found")  # [B, 1, P]
+    graph.add("Softmax", ["found"], "part_weights", axis=2)
+    graph.add("Slice", ["means", "first", "asked", "positions"], "part_means")
+    graph.add("Mul", ["part_means", "match_scale"], "parts")
+    graph.add("MatMul", ["part_weights", "parts"], "matching_line")
+    graph.add("Squeeze", ["matching_line", "positions"], "matching")
+
+
+def _add_layers(graph: _Graph, network: RouterMLP) -> int:
+    """features [B, F]; gives F."""
+    value, last, width = "pooled", len(network.linear_layers) - 1, 0
+    for index, layer in enumerate(network.linear_layers):
         graph.weight(f"weight_{index}", layer.weight)
         graph.weight(f"bias_{index}", layer.bias)
-        name = "logits" if final else f"linear_{index}"
-        graph.add("Gemm", [value, f"weight_{index}", f"bias_{index}"], name, transB=1)
-        if not final:
-            graph.add("Relu", [name], f"hidden_{index}")
-            value = f"hidden_{index}"
-    return graph.model(layers[-1].out_features)
+        linear = f"linear_{index}"
+        graph.add("Gemm", [value, f"weight_{index}", f"bias_{index}"], linear, transB=1)
+        value, width = "features" if index == last else f"hidden_{index}", len(layer.bias)
+        graph.add("Relu", [linear], value)
+    return width
 
 
 class _Graph:
@@ -146,12 +255,12 @@ class _Graph:
     def add(self, operator: str, inputs: Sequence[str], output: str, **attributes: object) -> None:
         self._nodes.append(helper.make_node(operator, inputs, [output], name=output, **attributes))
 
-    def model(self, num_labels: int) -> onnx.ModelProto:
+    def model(self, width: int) -> onnx.ModelProto:
         graph = helper.make_graph(
             self._nodes,
             "router",
             [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["B", "L"])],
-            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["B", num_labels])],
+            [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["B", width])],
             self._initializers,
         )
         opsets = [helper.make_opsetid("", OPSET)]
@@ -160,20 +269,19 @@ class _Graph:
         return model
 
 
-def _compare(network: RouterMLP, model: onnx.ModelProto, folder: RouterFolder) -> None:
-    """Raises RouterError unless onnxruntime gives torch's logits on the probes."""
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
-    reader = WindowReader(folder.tokenizer, folder.settings)
+def _compare(network: RouterNetwork, model: bytes, folder: RouterFolder) -> None:
+    """Raises RouterError unless onnxruntime gives torch's features on the probes."""
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    reader = WindowReader(folder.tokenizer, folder.card.settings)
     for prompt, generated in PROBES:
         ids = np.array([reader.window(prompt, generated)], np.int64)
-        (found,) = session.run(["logits"], {"input_ids": ids})
+        (found,) = session.run(["features"], {"input_ids": ids})
         with torch.no_grad():
-            expected = network(torch.from_numpy(ids), torch.ones(ids.shape, dtype=torch.bool))
-        difference = float(np.abs(found - expected.numpy()).max())
-        if not difference <= TOLERANCE:
+            whole = torch.ones(ids.shape, dtype=torch.bool)
+            expected = network.features(torch.from_numpy(ids), whole).numpy()
+        difference = float(np.abs(found - expected).max())
+        if not difference <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
             raise RouterError(
-                f"the router's graph differs from torch by {difference:.1e} in its logits",
+                f"the router's graph differs from torch by {difference:.1e} in its features",
                 "Report it, with the router folder",
             )

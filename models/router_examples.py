@@ -5,102 +5,75 @@ answer so far, up to and including the first token of the new sentence. Where a 
 two or three skills, the sentences of the answer belong to different adapters.
 
 A task's fixed wording (its instruction, its list of choices) is a shortcut that users will not
-type, so samples are also shown without it.
+type, so samples are also shown without it, and disturbed.
 """
 
 from __future__ import annotations
 
+import math
 import random
 import re
 from bisect import bisect_right
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from dlp_edge.models.tasks import Sample, Task
+from dlp_edge.common_text import CommonText
+from dlp_edge.models.disturbances import cut, with_gaps, with_typos
+from dlp_edge.models.other_texts import OtherTexts
+from dlp_edge.models.tasks import Task
 from dlp_edge.runtime.sentences import SentenceSplitter
+from dlp_edge.samples import Sample
 
-JOINS = (" ", "\n", "\nThen: ", " And then: ", " Also, ", "\n\n")
-ANSWER_JOINS = ("\n",) * 6 + ("\n\n", " ")  # adapters end their part with a new line, mostly
-
-COMMON_SHARE = 0.05  # of a task's prompts: wording shared by as many is fixed wording
-COMMON_WORDS = 40  # the longest fixed beginning or end, in words
-CHOICE_MARK_WORDS = 2  # "choice:", "- (a)": what may stand before a choice on its line
-LEFT_WORDS = 3  # a prompt with fewer words left is no sample any more
-
-TRIPLE_SHARE = 0.2  # of the composite prompts ask for three skills, the others for two
-BARE_SHARE = 0.3  # of the parts of composite prompts come without their fixed wording
+# Of the samples, in an epoch's examples; what is left out once is not left out of composites.
+WHOLE_SHARE, BARE_SHARE, DISTURBED_SHARE = 0.5, 0.7, 0.8
+COMPOSITES = 1.0  # for each sample
+TRIPLE_SHARE = 0.35  # of the composites ask for three skills, the others for two
+BLEND_SHARE = 0.8  # of the composites are also read before anything is answered
+SENTENCES_EACH = 2  # of a composite's sentences
+SINGLE_SHARE = 0.15  # of the composites' first samples are also answered alone
+OTHER_SHARE = 0.16  # of all examples, as many more are of none of the tasks
+OTHER_PART = 0.06  # of the composites ask for something that none of the tasks is about
+BARE_PARTS = 0.35  # of the parts of a composite come without their fixed wording
 PIECE_SHARE = 0.4  # of the sentences are cut within their first word, as language models do
-MAX_EXAMPLES = 60_000
-COMPOSITES_PER_SAMPLE = 2
-HELD_OUT_COMPOSITES = 1_000
+MAX_SAMPLES = 20_000  # more are thinned out, so that training takes no longer
+COUNTED_ANSWERS = 60  # of a task, to see how many sentences they have
+HELD_OUT_COMPOSITES = 600
 
+# What will be answered first is mostly what was asked first; under nucleus selection (p = 0.6) the
+# first sentence is a blend all the same.
+BLENDS = {2: (0.58, 0.42), 3: (0.42, 0.31, 0.27)}
+JOINS = (
+    *(" ", "\n", "\n\n", "\nThen: ", " And then: ", " Also, ", "\n2. ", " Next: ", "\nSecond: "),
+    "\n---\n",
+)
+ANSWER_JOINS = ("\n",) * 5 + ("\n\n", " ", " ")  # adapters end their part with a new line, mostly
+SMALL_TALK_ENDS = (" ", ". ", ": ", "\n", ", ", "! ")
 _WORD = re.compile(r"\w+|[^\w\s]+")
+
+# Held out: none of these is in the training examples.
+ASK_ANOTHER_WAY = (
+    "Please have a look at this one and give me the answer.",
+    "I need your help here, what would you say?",
+    "Work this out for me:",
+    "Could you solve the following?",
+)
+CHAT_TURNS = ("thanks! and now: ", "great, that helped. next one - ", "ok cool. ", "One more: ")
 
 
 @dataclass(frozen=True)
 class Example:
-    """A routing question and its answer: each of `labels` is right, in equal parts."""
+    """A routing question and its answer: label -> weight; the weights sum to 1. The label after
+    the last task's is nobody's."""
 
     prompt: str
     generated: str
-    labels: tuple[int, ...]
+    weights: dict[int, float]
 
-
-class CommonText:
-    """The wording that a task's prompts have in common: lines, beginnings and ends."""
-
-    def __init__(self, prompts: Sequence[str]) -> None:
-        self._least = max(2.0, COMMON_SHARE * len(prompts))
-        self._lines = self._frequent(line for prompt in prompts for line in set(_lines(prompt)))
-        words = [self._without_lines(prompt).split() for prompt in prompts]
-        self._heads = self._frequent(head for each in words for head in _heads(each))
-        self._tails = self._frequent(tail for each in words for tail in _heads(each[::-1]))
-
-    def strip(self, sample: Sample) -> str | None:
-        """The prompt without what is common and without its list of choices.
-
-        None where nothing was removed or too little is left.
-        """
-        prompt = self._without_lines(sample.prompt, sample.choices)
-        words = prompt.split()
-        begin = max((len(head) for head in _heads(words) if head in self._heads), default=0)
-        cut = max((len(tail) for tail in _heads(words[::-1]) if tail in self._tails), default=0)
-        if len(words) - begin - cut < LEFT_WORDS:
-            return None
-        spans = [match.span() for match in re.finditer(r"\S+", prompt)]
-        bare = prompt[spans[begin][0] : spans[len(words) - cut - 1][1]]
-        return None if bare == sample.prompt.strip() else bare
-
-    def _frequent(self, items: Iterable[object]) -> set[object]:
-        return {item for item, count in Counter(items).items() if count >= self._least}
-
-    def _without_lines(self, prompt: str, choices: Sequence[str] = ()) -> str:
-        offered = {choice.strip().casefold() for choice in choices}
-        return "\n".join(
-            line
-            for line in prompt.split("\n")
-            if line.strip() not in self._lines and not _lists_choice(line, offered)
-        )
-
-
-def _lines(prompt: str) -> list[str]:
-    """The lines of a prompt of several; a one-line prompt has no line to spare."""
-    lines = [line.strip() for line in prompt.split("\n") if line.strip()]
-    return lines if len(lines) > 1 else []
-
-
-def _heads(words: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """The beginnings of a text, from one word on."""
-    return (tuple(words[:count]) for count in range(1, min(len(words), COMMON_WORDS) + 1))
-
-
-def _lists_choice(line: str, choices: set[str]) -> bool:
-    words = line.casefold().split()
-    return any(
-        " ".join(words[skip:]) in choices for skip in range(min(CHOICE_MARK_WORDS, len(words)) + 1)
-    )
+    @property
+    def label(self) -> int:
+        """The label with the most weight."""
+        return max(self.weights, key=lambda label: self.weights[label])
 
 
 @dataclass(frozen=True)
@@ -112,103 +85,178 @@ class Part:
     bare: str | None
 
 
-@dataclass(frozen=True)
-class HeldOut:
-    """Examples that are measured on, by kind."""
+class ExampleMaker:
+    """Makes examples of one split of the tasks; what is common is that of the training split."""
 
-    prompts: list[Example]
-    bare_prompts: list[Example]
-    blends: list[Example]
-    sentences: list[Example]
+    def __init__(
+        self, tasks: Sequence[Task], split: Literal["train", "dev"], rng: random.Random
+    ) -> None:
+        self._rng = rng
+        self._others = OtherTexts(held_out=split == "dev")
+        self.nobody = len(tasks)
+        self._by_task: list[list[Part]] = []
+        for label, task in enumerate(tasks):
+            common = CommonText([sample.prompt for sample in task.train])
+            samples = task.train if split == "train" else task.dev
+            self._by_task.append([Part(label, each, common.strip(each)) for each in samples])
+        self._pool = [part for parts in self._by_task for part in parts]
+        # Where answers have more sentences there is more to route.
+        self._sentence_weights = [math.sqrt(_mean_sentences(parts)) for parts in self._by_task]
+
+    def training(self) -> list[Example]:
+        """What a router is taught: prompts in three forms, composites, other texts."""
+        rng = self._rng
+        pool = rng.sample(self._pool, min(len(self._pool), MAX_SAMPLES))
+        examples: list[Example] = []
+        for part in pool:
+            if rng.random() < WHOLE_SHARE or (part.bare is None and rng.random() < BARE_SHARE):
+                examples.append(_alone(part, part.sample.prompt))
+            if part.bare is not None and rng.random() < BARE_SHARE:
+                examples.append(_alone(part, part.bare))
+            if rng.random() < DISTURBED_SHARE:
+                examples.append(_alone(part, self._disturbed(part)))
+        for _ in range(int(COMPOSITES * len(pool))):
+            examples += self._composite()
+        others = int(OTHER_SHARE * len(examples))
+        examples += self.others(others)
+        for _ in range(others // 5):
+            part = self._other_part()
+            examples += _sentences([part], part.sample.prompt, rng, most=2)
+        return examples
+
+    def prompts(self) -> list[Example]:
+        return [_alone(part, part.sample.prompt) for part in self._pool]
+
+    def bare_prompts(self) -> list[Example]:
+        return [_alone(part, part.bare) for part in self._pool if part.bare is not None]
+
+    def reworded(self) -> list[Example]:
+        """With a request of other words in the place of the fixed wording."""
+        return [
+            _alone(part, f"{self._rng.choice(ASK_ANOTHER_WAY)}\n{part.bare}")
+            for part in self._pool
+            if part.bare is not None
+        ]
+
+    def misspelt(self) -> list[Example]:
+        return [_alone(part, with_typos(part.sample.prompt, self._rng)) for part in self._pool]
+
+    def chat_turns(self) -> list[Example]:
+        """In the middle of a conversation."""
+        return [
+            _alone(part, self._rng.choice(CHAT_TURNS) + part.sample.prompt) for part in self._pool
+        ]
+
+    def composites(self, count: int, tasks_each: int) -> tuple[list[Example], list[Example]]:
+        """Prompts that ask for several skills: before anything is answered, and at the sentences
+        after the first."""
+        blends, sentences = [], []
+        for _ in range(count):
+            parts = self._mixed(self._drawn(), tasks_each, with_others=False)
+            prompt = self._joined(parts, bare=0.0)
+            blends.append(_blend(parts, prompt))
+            sentences += _sentences(parts, prompt, self._rng)
+        return blends, sentences
+
+    def others(self, count: int) -> list[Example]:
+        """Text of none of the tasks."""
+        return [Example(self._others.make(self._rng), "", {self.nobody: 1.0}) for _ in range(count)]
+
+    def _composite(self) -> list[Example]:
+        rng = self._rng
+        first = self._drawn()
+        parts = self._mixed(first, 3 if rng.random() < TRIPLE_SHARE else 2, with_others=True)
+        prompt = self._joined(parts, BARE_PARTS)
+        examples = [_blend(parts, prompt)] if rng.random() < BLEND_SHARE else []
+        examples += _sentences(parts, prompt, rng, SENTENCES_EACH)
+        if rng.random() < SINGLE_SHARE:
+            alone = first.bare if first.bare and rng.random() < 0.5 else first.sample.prompt
+            examples += _sentences([first], alone, rng, SENTENCES_EACH)
+        return examples
+
+    def _drawn(self) -> Part:
+        (parts,) = self._rng.choices(self._by_task, self._sentence_weights)
+        return self._rng.choice(parts)
+
+    def _mixed(self, first: Part, count: int, with_others: bool) -> list[Part]:
+        """`first` and, in any order, samples of other tasks."""
+        parts = [first]
+        while len(parts) < min(count, len(self._by_task)):
+            part = self._drawn()
+            if part.label not in [each.label for each in parts]:
+                parts.append(part)
+        if with_others and self._rng.random() < OTHER_PART:
+            parts[-1] = self._other_part()
+        self._rng.shuffle(parts)
+        return parts
+
+    def _other_part(self) -> Part:
+        sample = Sample(self._others.make(self._rng), self._others.reply(self._rng))
+        return Part(self.nobody, sample, None)
+
+    def _joined(self, parts: Sequence[Part], bare: float) -> str:
+        rng = self._rng
+        prompts = [
+            part.bare if part.bare and rng.random() < bare else part.sample.prompt for part in parts
+        ]
+        return prompts[0] + "".join(rng.choice(JOINS) + prompt for prompt in prompts[1:])
+
+    def _disturbed(self, part: Part) -> str:
+        rng = self._rng
+        text = part.bare if part.bare and rng.random() < 0.6 else part.sample.prompt
+        draw = rng.random()
+        if draw < 0.3:
+            text = with_typos(text, rng)
+        elif draw < 0.5:
+            text = cut(text, rng)
+        elif draw < 0.6:
+            text = with_gaps(text, rng)
+        if draw >= 0.6 or rng.random() < 0.3:
+            talk = self._others.request(rng) if rng.random() < 0.4 else self._others.snippet(rng)
+            before = rng.random() < 0.75
+            text = talk + rng.choice(SMALL_TALK_ENDS) + text if before else f"{text} {talk}"
+        return text
 
 
-def training_examples(tasks: Sequence[Task], rng: random.Random) -> list[Example]:
-    """Every training sample alone, with and without its fixed wording, then at its sentence
-    starts and in composites, until there are about MAX_EXAMPLES."""
-    by_task = _parts(tasks, "train")
-    pool = [part for parts in by_task for part in parts]
-    examples = [*_prompts(pool), *_bare_prompts(pool)]
-    for _ in range(COMPOSITES_PER_SAMPLE):
-        for part in rng.sample(pool, len(pool)):
-            if len(examples) >= MAX_EXAMPLES:
-                return examples
-            mixed = _mixed_parts(part, by_task, rng)
-            examples += [*_sentences([part], rng), _blend(mixed, rng), *_sentences(mixed, rng)]
-    return examples
+def _alone(part: Part, prompt: str) -> Example:
+    return Example(prompt, "", {part.label: 1.0})
 
 
-def held_out_examples(tasks: Sequence[Task], rng: random.Random) -> HeldOut:
-    """The dev samples alone, with and without their fixed wording, and in composites."""
-    by_task = _parts(tasks, "dev")
-    pool = [part for parts in by_task for part in parts]
-    chosen = rng.sample(pool, min(len(pool), HELD_OUT_COMPOSITES))
-    mixes = [_mixed_parts(part, by_task, rng) for part in chosen]
-    return HeldOut(
-        prompts=_prompts(pool),
-        bare_prompts=_bare_prompts(pool),
-        blends=[_blend(mixed, rng) for mixed in mixes],
-        sentences=[example for mixed in mixes for example in _sentences(mixed, rng)],
+def _blend(parts: Sequence[Part], prompt: str) -> Example:
+    """A prompt that asks for all of the parts, before anything is answered."""
+    weights = BLENDS[len(parts)] if len(parts) > 1 else (1.0,)
+    return Example(
+        prompt, "", {part.label: weight for part, weight in zip(parts, weights, strict=True)}
     )
 
 
-def _parts(tasks: Sequence[Task], split: Literal["train", "dev"]) -> list[list[Part]]:
-    """The samples of one split, by label; what is common is that of the training split."""
-    by_task: list[list[Part]] = []
-    for label, task in enumerate(tasks):
-        common = CommonText([sample.prompt for sample in task.train])
-        samples = task.train if split == "train" else task.dev
-        by_task.append([Part(label, sample, common.strip(sample)) for sample in samples])
-    return by_task
+def _sentences(
+    parts: Sequence[Part], prompt: str, rng: random.Random, most: int | None = None
+) -> list[Example]:
+    """The parts' answers, one after another, up to the first token of each sentence after the
+    first; the label is that of the part which the sentence belongs to.
 
-
-def _prompts(parts: Sequence[Part]) -> list[Example]:
-    return [Example(part.sample.prompt, "", (part.label,)) for part in parts]
-
-
-def _bare_prompts(parts: Sequence[Part]) -> list[Example]:
-    return [Example(part.bare, "", (part.label,)) for part in parts if part.bare is not None]
-
-
-def _mixed_parts(first: Part, by_task: Sequence[Sequence[Part]], rng: random.Random) -> list[Part]:
-    """`first` and, in any order, samples of one or two other tasks."""
-    others = [label for label in range(len(by_task)) if label != first.label]
-    count = 2 if rng.random() < TRIPLE_SHARE else 1
-    labels = rng.sample(others, min(count, len(others)))
-    parts = [first, *(rng.choice(by_task[label]) for label in labels)]
-    rng.shuffle(parts)
-    return parts
-
-
-def _blend(parts: Sequence[Part], rng: random.Random) -> Example:
-    """A prompt that asks for all of the parts, before anything is answered."""
-    return Example(_joined_prompt(parts, rng), "", tuple(part.label for part in parts))
-
-
-def _sentences(parts: Sequence[Part], rng: random.Random) -> list[Example]:
-    """The parts' prompt and their answers, one after another, up to the first token of each
-    sentence after the first; the label is that of the part which the sentence belongs to."""
-    prompt = _joined_prompt(parts, rng)
+    Args:
+        most: of them, drawn at random; the first sentence of one of the later parts is added.
+    """
     answer = ""
     ends: list[int] = []
     for part in parts:
         answer += (rng.choice(ANSWER_JOINS) if answer else "") + part.sample.response
         ends.append(len(answer))
+    starts = SentenceSplitter().feed(answer)
+    if most is not None and len(starts) > most:
+        firsts = [at for at in starts if any(0 <= at - end <= 2 for end in ends)]
+        chosen = set(rng.sample(starts, most)) | set(rng.sample(firsts, min(1, len(firsts))))
+        starts = sorted(chosen)
     return [
         Example(
             prompt,
             answer[: _first_token_end(answer, start, rng)],
-            (parts[bisect_right(ends, start)].label,),
+            {parts[bisect_right(ends, start)].label: 1.0},
         )
-        for start in SentenceSplitter().feed(answer)
+        for start in starts
     ]
-
-
-def _joined_prompt(parts: Sequence[Part], rng: random.Random) -> str:
-    prompts = [
-        part.bare if part.bare and rng.random() < BARE_SHARE else part.sample.prompt
-        for part in parts
-    ]
-    return prompts[0] + "".join(rng.choice(JOINS) + prompt for prompt in prompts[1:])
 
 
 def _first_token_end(text: str, start: int, rng: random.Random) -> int:
@@ -216,3 +264,8 @@ def _first_token_end(text: str, start: int, rng: random.Random) -> int:
     match = _WORD.match(text, start)
     end = match.end() if match else start + 1
     return rng.randint(start + 1, end) if rng.random() < PIECE_SHARE else end
+
+
+def _mean_sentences(parts: Sequence[Part]) -> float:
+    answers = [part.sample.response for part in parts[:COUNTED_ANSWERS]]
+    return sum(1 + len(SentenceSplitter().feed(answer)) for answer in answers) / len(answers)

@@ -1,4 +1,5 @@
-"""A trained router on disk: router.json, router.safetensors and tokenizer.json."""
+"""A trained router on disk: router.json, router.safetensors, head.safetensors, tokenizer.json,
+and the report of its training."""
 
 from __future__ import annotations
 
@@ -15,54 +16,63 @@ from torch import Tensor
 
 from dlp_edge.errors import RouterError
 from dlp_edge.manifest import RouterSettings
+from dlp_edge.models.evaluation import Measured
+from dlp_edge.router_head import RouterHead, head_from_bytes, head_to_bytes
 from dlp_edge.runtime.router import check_settings
 
 FORMAT = "dlp-edge-router"
-VERSION = 1
+VERSION = 2
 CARD = "router.json"
 WEIGHTS = "router.safetensors"
+HEAD = "head.safetensors"
 TOKENIZER = "tokenizer.json"
-ARCHITECTURES = ("mlp",)
+ARCHITECTURES = ("mlp", "albert")
 _RETRAIN = "Train it again with `dlp-edge train-router`"
 
 
 @dataclass(frozen=True)
-class RouterAccuracy:
-    """Shares of held-out examples whose most probable label is right; None where there are none.
+class RouterReport:
+    """What training made and measured (`router.json`).
 
     Attributes:
-        prompts: dev prompts as they are.
-        bare_prompts: without the wording that the task's prompts have in common.
-        sentences: the sentences after the first, in answers to two or three dev prompts at once.
+        min_confidence: below it the base model answers, unless a request says otherwise.
+        network: settings of the architecture, where it has any.
+        measured: by kind of held-out examples.
+        others_to_base: the share of held-out text of none of the tasks that gets no adapter.
     """
-
-    prompts: float | None
-    bare_prompts: float | None
-    sentences: float | None
-
-
-@dataclass(frozen=True)
-class RouterReport:
-    """What training made and measured (`router.json`)."""
 
     architecture: str
     settings: RouterSettings
+    min_confidence: float
     vocab_size: int
     parameters: int
-    accuracy: RouterAccuracy
+    network: dict[str, int]
+    measured: dict[str, Measured]
+    others_to_base: float
     examples: int
     seconds: float
     seed: int
 
 
 @dataclass(frozen=True)
-class RouterFolder:
-    """Everything that a router folder holds; weights are fp16 on disk, float32 here."""
+class RouterCard:
+    """What router.json says of how the router works."""
 
     architecture: str
     settings: RouterSettings
+    min_confidence: float
     vocab_size: int
+    network: dict[str, int]
+
+
+@dataclass(frozen=True)
+class RouterFolder:
+    """Everything that a router folder holds; weights are fp16 on disk, float32 here. The last
+    layer is in `head` alone."""
+
+    card: RouterCard
     weights: dict[str, Tensor]
+    head: RouterHead
     tokenizer: Tokenizer
 
 
@@ -72,19 +82,28 @@ def is_router_folder(folder: Path) -> bool:
 
 
 def write_router(
-    folder: Path, report: RouterReport, weights: dict[str, Tensor], tokenizer: Tokenizer
+    folder: Path,
+    report: RouterReport,
+    weights: dict[str, Tensor],
+    head: RouterHead,
+    tokenizer: Tokenizer,
 ) -> None:
-    """Writes the three files into an existing folder."""
-    halves = {name: value.to(torch.float16).contiguous() for name, value in weights.items()}
+    """Writes the four files into an existing folder."""
+    halves = {
+        name: value.to(torch.float16).contiguous()
+        for name, value in weights.items()
+        if not name.startswith("head.")
+    }
     save_file(halves, folder / WEIGHTS)
+    (folder / HEAD).write_bytes(head_to_bytes(head))
     tokenizer.save(str(folder / TOKENIZER), pretty=False)
     card = {"format": FORMAT, "version": VERSION, **asdict(report)}
     text = json.dumps(card, indent=1, ensure_ascii=False) + "\n"
     (folder / CARD).write_text(text, encoding="utf-8")
 
 
-def read_settings(folder: Path) -> tuple[str, int, RouterSettings]:
-    """Architecture, vocabulary size (with the separator) and settings, from router.json.
+def read_card(folder: Path) -> RouterCard:
+    """What router.json says.
 
     Raises:
         RouterError: it is missing or damaged, or of another version or architecture.
@@ -104,19 +123,24 @@ def read_settings(folder: Path) -> tuple[str, int, RouterSettings]:
         )
     try:
         record = card["settings"]
-        settings = RouterSettings(
-            labels=tuple(str(label) for label in record["labels"]),
-            prompt_tokens=int(record["prompt_tokens"]),
-            generated_tokens=int(record["generated_tokens"]),
-            temperature=float(record["temperature"]),
+        found = RouterCard(
+            architecture=card["architecture"],
+            settings=RouterSettings(
+                labels=tuple(str(label) for label in record["labels"]),
+                prompt_tokens=int(record["prompt_tokens"]),
+                generated_tokens=int(record["generated_tokens"]),
+                temperature=float(record["temperature"]),
+            ),
+            min_confidence=float(card["min_confidence"]),
+            vocab_size=int(card["vocab_size"]),
+            network={str(key): int(value) for key, value in card["network"].items()},
         )
-        vocab_size = int(card["vocab_size"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RouterError(
             f"{folder / CARD} is damaged ({type(error).__name__}: {error})", _RETRAIN
         ) from error
-    check_settings(settings)
-    return card["architecture"], vocab_size, settings
+    check_settings(found.settings)
+    return found
 
 
 def read_router(folder: Path) -> RouterFolder:
@@ -125,23 +149,26 @@ def read_router(folder: Path) -> RouterFolder:
     Raises:
         RouterError: a file is missing or damaged, or the files do not belong together.
     """
-    architecture, vocab_size, settings = read_settings(folder)
+    card = read_card(folder)
     try:
         halves = load_file(folder / WEIGHTS)
+        head = head_from_bytes((folder / HEAD).read_bytes())
     except (OSError, SafetensorError) as error:
-        raise RouterError(f"{folder / WEIGHTS} cannot be read ({error})", _RETRAIN) from error
+        raise RouterError(f"the weights in {folder} cannot be read ({error})", _RETRAIN) from error
     try:
         tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
     except Exception as error:  # tokenizers raises plain Exception
         raise RouterError(f"{folder / TOKENIZER} cannot be read ({error})", _RETRAIN) from error
-    if tokenizer.get_vocab_size() + 1 != vocab_size:
+    if tokenizer.get_vocab_size() + 1 != card.vocab_size:
         raise RouterError(
             f"{folder / TOKENIZER} has {tokenizer.get_vocab_size()} pieces, "
-            f"the router was trained with {vocab_size - 1}",
+            f"the router was trained with {card.vocab_size - 1}",
             _RETRAIN,
         )
+    if len(head.bias) < len(card.settings.labels):
+        raise RouterError(f"the weights in {folder} do not fit its settings", _RETRAIN)
     weights = {name: value.to(torch.float32) for name, value in halves.items()}
-    return RouterFolder(architecture, settings, vocab_size, weights, tokenizer)
+    return RouterFolder(card, weights, head, tokenizer)
 
 
 def _read_card(path: Path) -> dict[str, Any]:

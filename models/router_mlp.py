@@ -1,60 +1,116 @@
 """The mini-MLP router: pooled embeddings and four linear layers (DLP-LoRA, arXiv 2410.01497).
 
-The paper pools the whole context as one bag of tokens. At a sentence start that cannot tell what
-has been asked from what is being written, so the pooling scales each segment of the window on
-its own, dimension by dimension: 1,536 parameters more, the same 256 values for the layers.
+The paper pools the whole context as one bag of tokens, its mean and its maximum. At a sentence
+start that cannot tell what has been asked from what is being written, so here the window comes in
+segments (`dlp_edge.runtime.router`), and the pooling knows them:
+
+- four means over the whole window, each with its own scale for every segment and dimension;
+- one maximum over all tokens, scaled and shifted by segment, each with a part of the token before
+  it, so that word pairs count;
+- the mean of the prompt's parts that the answer is about: a part weighs by the tokens, rare ones
+  above all, that it shares with the answer.
+
+The last layer is kept apart (`features` and `head`): see `dlp_edge.router_head`.
 """
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
-from dlp_edge.runtime.router import SEGMENTS
+from dlp_edge.models.network import RouterNetwork
+from dlp_edge.runtime.router import ANSWER_SEGMENTS, PROMPT_SEGMENTS, SEGMENTS
 
 EMBEDDING = 128
-HIDDEN = (512, 1024, 512)
-DROPOUT = 0.1
+MEANS = 4
+HIDDEN = (512, 768, 512)
+SPREAD = 0.1  # of new embeddings: small, so that a word never seen says little
+DROPOUT = 0.15
 MASKED = -1e4  # added to what the maximum must not see
 
+# How the four means begin: the prompt from its beginning, from its end, what is done, what is
+# being begun.
+_ANSWER_DONE = (1.0, 0.5, 0.7, 0.2, 0.0)
+_ANSWER_BEGUN = (0.0, 0.5, 0.0, 0.5, 1.0)
+_MATCHING = (0.0, 0.1, 0.3, 0.6, 1.0)
 
-class RouterMLP(nn.Module):
-    """Scores N labels for windows of token ids (`dlp_edge.runtime.router.WindowReader`).
+
+class RouterMLP(RouterNetwork):
+    """Scores R rows for windows of token ids (`dlp_edge.runtime.router.WindowReader`).
 
     Args:
         vocab_size: the tokenizer's ids and, last, the separator between segments.
-        num_labels: N.
+        num_rows: R, the labels and nobody's row.
     """
 
-    def __init__(self, vocab_size: int, num_labels: int) -> None:
+    def __init__(self, vocab_size: int, num_rows: int) -> None:
         super().__init__()
         self.separator = vocab_size - 1
+        self.settings = {}
         self.embedding = nn.Embedding(vocab_size, EMBEDDING)
-        self.mean_scale = nn.Parameter(torch.rand(SEGMENTS, EMBEDDING))
-        self.max_scale = nn.Parameter(torch.rand(SEGMENTS, EMBEDDING))
-        self.max_shift = nn.Parameter(torch.randn(SEGMENTS, EMBEDDING) * 0.5)
-        layers: list[nn.Module] = []
-        width = 2 * EMBEDDING
-        for hidden in HIDDEN:
-            layers += [nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(DROPOUT)]
-            width = hidden
-        self.layers = nn.Sequential(*layers, nn.Linear(width, num_labels))
+        nn.init.normal_(self.embedding.weight, std=SPREAD)
+        self.rarity = nn.Parameter(torch.ones(vocab_size))
+        noise = torch.randn(MEANS, SEGMENTS, EMBEDDING) / 10
+        self.mean_scale = nn.Parameter((_first_scales().unsqueeze(2) + noise) / SPREAD)
+        self.max_scale = nn.Parameter(torch.rand(SEGMENTS, EMBEDDING) / SPREAD)
+        self.max_shift = nn.Parameter(torch.randn(SEGMENTS, EMBEDDING) / 2)
+        self.before_scale = nn.Parameter(torch.randn(EMBEDDING) * 0.3 / SPREAD)
+        self.match_weight = nn.Parameter(torch.tensor(_MATCHING))
+        self.match_scale = nn.Parameter(torch.full((EMBEDDING,), 1 / SPREAD))
+        widths = ((MEANS + 2) * EMBEDDING, *HIDDEN)
+        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in itertools.pairwise(widths))
+        self.head = nn.Linear(widths[-1], num_rows)
 
-    def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        """input_ids [B, L] int64, mask [B, L] bool (False is padding) -> logits [B, N]."""
-        logits: Tensor = self.layers(self.pool(input_ids, mask))
-        return logits
+    @property
+    def linear_layers(self) -> list[nn.Linear]:
+        """The layers before the last one, each followed by ReLU."""
+        return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+
+    def features(
+        self, input_ids: Tensor, mask: Tensor, noise: torch.Generator | None = None
+    ) -> Tensor:
+        """What the last layer reads, [B, F]; `noise` draws the dropout of training."""
+        value = self.pool(input_ids, mask)
+        for layer in self.layers:
+            value = torch.relu(layer(value))
+            if noise is not None:
+                kept = torch.empty_like(value).bernoulli_(1 - DROPOUT, generator=noise)
+                value = value * kept / (1 - DROPOUT)
+        return value
 
     def pool(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        """[B, 256]: the scaled means of the segments, added up, and one maximum over all of
-        the scaled and shifted tokens."""
+        """[B, 768]: four means, the maximum, the mean of the matching parts of the prompt."""
         segment = ((input_ids == self.separator) & mask).long().cumsum(1)
         member = nn.functional.one_hot(segment, SEGMENTS) * mask.unsqueeze(-1)
         members = member.to(self.mean_scale.dtype)  # [B, L, S]
         tokens = self.embedding(input_ids)  # [B, L, 128]
         share = members / members.sum(1, keepdim=True).clamp(min=1)
         means = torch.bmm(share.transpose(1, 2), tokens)  # [B, S, 128]
+        weighed = torch.einsum("bse,mse->bme", means, self.mean_scale).flatten(1)
+
+        before = nn.functional.pad(tokens[:, :-1], (0, 0, 1, 0))
         hidden = (~mask).unsqueeze(-1) * MASKED
         scaled = tokens * (members @ self.max_scale) + members @ self.max_shift + hidden
         # `max` over `amax`: its gradient goes to one token and takes a third of the time.
-        return torch.cat([(means * self.mean_scale).sum(1), scaled.max(1).values], 1)
+        highest = (scaled + before * self.before_scale).max(1).values
+
+        asked, answered = members.split([PROMPT_SEGMENTS, ANSWER_SEGMENTS], 2)
+        same = (input_ids.unsqueeze(2) == input_ids.unsqueeze(1)).to(tokens.dtype)  # [B, L, L]
+        shared = torch.bmm(same, (answered @ self.match_weight).unsqueeze(2)).squeeze(2)
+        found = torch.bmm((shared * self.rarity[input_ids]).unsqueeze(1), asked)  # [B, 1, P]
+        parts = means[:, :PROMPT_SEGMENTS] * self.match_scale
+        matching = torch.bmm(found.softmax(2), parts).squeeze(1)
+        return torch.cat([weighed, highest, matching], 1)
+
+
+def _first_scales() -> Tensor:
+    """[M, S]"""
+    falling = torch.linspace(1, 0, PROMPT_SEGMENTS)
+    scales = torch.zeros(MEANS, SEGMENTS)
+    scales[0, :PROMPT_SEGMENTS] = falling**2
+    scales[1, :PROMPT_SEGMENTS] = (1 - falling) ** 2
+    scales[2, PROMPT_SEGMENTS:] = torch.tensor(_ANSWER_DONE)
+    scales[3, PROMPT_SEGMENTS:] = torch.tensor(_ANSWER_BEGUN)
+    return scales

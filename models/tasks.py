@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from dlp_edge.errors import RouterError
 from dlp_edge.manifest import ADAPTER_NAME, NAME_RULE
+from dlp_edge.samples import Sample, read_samples
 
 SPLITS = ("train", "dev")
-_LINE_FORMAT = 'Each line holds {"prompt": text, "response": text, "choices": [text, ...]?}'
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One request and its answer; `choices` are the answers offered, where the task has them."""
-
-    prompt: str
-    response: str
-    choices: tuple[str, ...] = ()
+LEAST_SAMPLES = 2  # of a split; what samples have in common cannot be told from one
+SAME_SHARE = 0.5  # of a task's prompts: as many found in another task make them one task
 
 
 @dataclass(frozen=True)
@@ -33,7 +25,12 @@ class Task:
 
 
 def read_tasks(folder: Path) -> list[Task]:
-    """Every task of a folder, by name: FOLDER/NAME/train.jsonl and FOLDER/NAME/dev.jsonl."""
+    """Every task of a folder, by name: FOLDER/NAME/train.jsonl and FOLDER/NAME/dev.jsonl.
+
+    Raises:
+        RouterError: fewer than two tasks, a folder whose name no adapter can have, a file that is
+            missing or wrong, too few samples, or two tasks with the same prompts.
+    """
     if not folder.is_dir():
         raise RouterError(
             f"{folder} is not a folder", "Name a folder with one folder of samples for each task"
@@ -49,47 +46,36 @@ def read_tasks(folder: Path) -> list[Task]:
             raise RouterError(
                 f"{home.name!r} is no name for an adapter", f"Rename the folder: {NAME_RULE}"
             )
-    return [
-        Task(home.name, *(_read_samples(home / f"{split}.jsonl") for split in SPLITS))
-        for home in homes
-    ]
+    tasks = [Task(home.name, *(_read_split(home, split) for split in SPLITS)) for home in homes]
+    _check_distinct(tasks)
+    return tasks
 
 
-def _read_samples(path: Path) -> tuple[Sample, ...]:
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except OSError as error:
+def _read_split(home: Path, split: str) -> tuple[Sample, ...]:
+    path = home / f"{split}.jsonl"
+    if not path.is_file():
         raise RouterError(
-            f"{path} cannot be read ({error.strerror})",
-            "Give each task folder a train.jsonl and a dev.jsonl",
-        ) from error
-    except UnicodeDecodeError as error:
-        raise RouterError(f"{path} is not UTF-8 text ({error.reason})", _LINE_FORMAT) from error
-    samples = tuple(
-        _parse_sample(line, f"{path}, line {number}")
-        for number, line in enumerate(lines, 1)
-        if line.strip()
-    )
-    if not samples:
-        raise RouterError(f"{path} holds no samples", _LINE_FORMAT)
+            f"there is no {path}", "Give each task folder a train.jsonl and a dev.jsonl"
+        )
+    samples = read_samples(path)
+    if len(samples) < LEAST_SAMPLES:
+        raise RouterError(
+            f"{path} holds {len(samples)} sample",
+            f"Give {LEAST_SAMPLES} or more, better some hundreds; or add the skill to a finished "
+            "bundle with `dlp-edge add`, which takes few examples",
+        )
     return samples
 
 
-def _parse_sample(line: str, where: str) -> Sample:
-    try:
-        record: Any = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise RouterError(f"{where} is not JSON ({error})", _LINE_FORMAT) from error
-    if not isinstance(record, dict):
-        raise RouterError(f"{where} is not a JSON object", _LINE_FORMAT)
-    for key in ("prompt", "response"):
-        if not isinstance(record.get(key), str) or not record[key].strip():
-            raise RouterError(f"{where} has no text for {key!r}", _LINE_FORMAT)
-        try:
-            record[key].encode()
-        except UnicodeEncodeError as error:
-            raise RouterError(f"{where} has invalid Unicode in {key!r}", "Mend it") from error
-    choices = record.get("choices", [])
-    if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
-        raise RouterError(f"{where} has 'choices' that are no list of texts", _LINE_FORMAT)
-    return Sample(record["prompt"], record["response"], tuple(choices))
+def _check_distinct(tasks: Sequence[Task]) -> None:
+    """Raises RouterError where two tasks have mostly the same prompts: nothing tells them apart."""
+    prompts = {task.name: {sample.prompt for sample in task.train} for task in tasks}
+    for index, task in enumerate(tasks):
+        for other in tasks[:index]:
+            shared = len(prompts[task.name] & prompts[other.name])
+            if shared > SAME_SHARE * min(len(prompts[task.name]), len(prompts[other.name])):
+                raise RouterError(
+                    f"the tasks {other.name} and {task.name} have {shared} prompts in common, "
+                    "so no router can tell them apart",
+                    "Make one task of them, or give each its own prompts",
+                )

@@ -2,72 +2,95 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from dlp_edge.manifest import RouterSettings
-from dlp_edge.models.router_examples import (
-    Example,
-    HeldOut,
-    held_out_examples,
-    training_examples,
-)
-from dlp_edge.models.router_folder import (
-    RouterAccuracy,
-    RouterReport,
-    is_router_folder,
-    write_router,
-)
+from dlp_edge.models.evaluation import Judged, judged, measure
+from dlp_edge.models.network import RouterNetwork
+from dlp_edge.models.other_texts import random_pieces
+from dlp_edge.models.router_examples import HELD_OUT_COMPOSITES, Example, ExampleMaker
+from dlp_edge.models.router_folder import RouterReport, is_router_folder, write_router
 from dlp_edge.models.router_mlp import RouterMLP
+from dlp_edge.models.router_report import write_report
 from dlp_edge.models.router_tokenizer import open_tokenizer, train_tokenizer
 from dlp_edge.models.tasks import read_tasks
-from dlp_edge.runtime.router import WindowReader
+from dlp_edge.models.windows import Windows
+from dlp_edge.router_head import RouterHead
+from dlp_edge.runtime.router import ANSWER_SEGMENTS, WindowReader, split_prompt
+from dlp_edge.runtime.teaching import KEPT_FEATURES
 from dlp_edge.writer import check_target, staged
 
 Progress = Callable[[str, float], None]
+Architecture = Literal["mlp", "albert"]
 
-PROMPT_TOKENS = 128
-GENERATED_TOKENS = 32
-BATCH = 128
-EPOCHS = 3
-LEAST_STEPS = 120  # small task sets go round more often
-PATIENCE = 2  # epochs without a better loss on the held-out examples
-LEARNING_RATE = 2e-3
-BUCKET = 16 * BATCH  # examples that are sorted by length together, for less padding
-# The held-out loss chooses among these. Below 1 would make a router that is sure of what it has
-# seen even surer of what it has not.
-TEMPERATURES = tuple(round(1.05**step, 3) for step in range(34))  # 1 to 5
+PROMPT_TOKENS = 96
+GENERATED_TOKENS = 48
+WORKERS = 2
+LEAST_STEPS = 240  # small task sets go round more often
+LOOSE_SHARE = 0.02  # of the training windows, as many more are random ids
+HELD_OUT_OTHERS = 600
+TEMPERATURES = tuple(round(0.5 * 1.05**step, 3) for step in range(40))  # 0.5 to 3.4
+MIN_CONFIDENCE = 0.25  # below what a blend of three asks for
+# Doubt is set so that this share of other texts gets no adapter, as long as these shares of the
+# tasks' own held-out text keep theirs.
+OTHERS_GOAL = 0.97
+KEPT = {"prompts": 0.995, "bare prompts": 0.99}
+BIASES = tuple(round(-1 + 0.1 * step, 1) for step in range(71))  # -1 to 6
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How an architecture is trained: AdamW under a one-cycle rate."""
+
+    batch: int
+    epochs: int
+    learning_rate: float
+    weight_decay: float
+
+
+RECIPES: dict[str, Recipe] = {
+    "mlp": Recipe(batch=128, epochs=3, learning_rate=2e-3, weight_decay=0.05),
+    "albert": Recipe(batch=16, epochs=1, learning_rate=1e-4, weight_decay=0.01),
+}
 
 
 def train_router(
     tasks: Path,
     out: Path,
-    tokenizer: str | Path | None = None,
+    tokenizer: str | Path = "train",
     seed: int = 0,
     on_progress: Progress | None = None,
+    arch: Architecture = "mlp",
+    pretrained: str | None = None,
+    max_examples: int | None = None,
 ) -> RouterReport:
-    """Trains a mini-MLP router and writes its folder.
+    """Trains a router and writes its folder.
 
     Args:
         tasks: TASKS/NAME/train.jsonl and dev.jsonl, NAME being the adapter's name.
         out: the folder to write; an existing router is replaced when the new one is whole.
-        tokenizer: None trains one on the tasks' texts; or a tokenizer.json, a folder that holds
-            one, or what transformers can read (a folder, a hub id).
+        tokenizer: "train" makes one from the tasks' texts; or what `open_tokenizer` reads.
         seed: the same seed gives the same router on the same machine.
         on_progress: called with (step, fraction).
+        arch: "mlp" (5 million parameters at most) or "albert" (11 million).
+        pretrained: an ALBERT's folder or hub id to begin from.
+        max_examples: trains on so many examples at most, drawn at random.
 
     Raises:
-        RouterError: the tasks or the tokenizer cannot be used.
+        RouterError: the tasks, the tokenizer or the pretrained weights cannot be used.
         UsageError: `out` exists and is no router.
     """
     begun = time.perf_counter()
@@ -76,158 +99,218 @@ def train_router(
     tell("reading the tasks", 0.0)
     found = read_tasks(tasks)
     tell("preparing the tokenizer", 0.02)
-    pieces = train_tokenizer(found) if tokenizer is None else open_tokenizer(tokenizer)
+    pieces = train_tokenizer(found) if str(tokenizer) == "train" else open_tokenizer(tokenizer)
     labels = tuple(task.name for task in found)
     settings = RouterSettings(labels, PROMPT_TOKENS, GENERATED_TOKENS, temperature=1.0)
     reader = WindowReader(pieces, settings)
+    separator = pieces.get_vocab_size()
 
-    tell("making examples", 0.05)
+    tell("making examples", 0.08)
     rng = random.Random(seed)
-    training = _Windows(training_examples(found, rng), reader, len(labels))
-    held_out = _HeldOutWindows(held_out_examples(found, rng), reader, len(labels))
-    with _one_thread(), torch.random.fork_rng(devices=[]):
+    examples = ExampleMaker(found, "train", rng).training()
+    examples = rng.sample(examples, min(len(examples), max_examples or len(examples)))
+    loose = [
+        [*split_prompt(ids, separator), *[separator] * ANSWER_SEGMENTS]
+        for ids in random_pieces(int(LOOSE_SHARE * len(examples)), separator, rng)
+    ]
+    training = Windows(examples, reader, len(labels) + 1, separator, loose)
+    held_out = {
+        kind: Windows(kept, reader, len(labels) + 1, separator)
+        for kind, kept in _held_out(ExampleMaker(found, "dev", rng)).items()
+        if kept
+    }
+    with _reproducible(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = RouterMLP(pieces.get_vocab_size() + 1, len(labels))
-        _fit(model, training, held_out, rng, lambda done: tell("training", 0.15 + 0.8 * done))
-        tell("measuring", 0.95)
+        model = _network(arch, separator + 1, len(labels) + 1, pretrained)
+        if isinstance(model, RouterMLP):
+            model.rarity.data = training.rarity(separator + 1)
+        _fit(model, training, RECIPES[arch], seed, lambda done: tell("training", 0.2 + 0.7 * done))
+        tell("measuring", 0.9)
         model.half().float()  # measured as it is stored
-        report = RouterReport(
-            architecture="mlp",
-            settings=replace(settings, temperature=_best_temperature(model, held_out)),
-            vocab_size=pieces.get_vocab_size() + 1,
-            parameters=sum(parameter.numel() for parameter in model.parameters()),
-            accuracy=held_out.accuracy(model),
-            examples=len(training),
-            seconds=round(time.perf_counter() - begun, 1),
-            seed=seed,
-        )
+        model.eval()
+        scores = {kind: kept.through(model) for kind, kept in held_out.items()}
+        temperature = _best_temperature(scores, held_out)
+        bias = _doubt_bias(scores, held_out, len(labels), temperature)
+        head = _head(model, training, bias)
+    kinds = {
+        kind: _judged(shifted, held_out[kind], len(labels), temperature)
+        for kind, shifted in _shifted(scores, bias).items()
+    }
+    others = kinds.pop("other texts")
+    report = RouterReport(
+        architecture=arch,
+        settings=replace(settings, temperature=temperature),
+        min_confidence=MIN_CONFIDENCE,
+        vocab_size=separator + 1,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        network=model.settings,
+        measured={kind: measure(found, MIN_CONFIDENCE) for kind, found in kinds.items()},
+        others_to_base=round(float((others.confidence < MIN_CONFIDENCE).mean()), 4),
+        examples=len(training),
+        seconds=round(time.perf_counter() - begun, 1),
+        seed=seed,
+    )
     with staged(out, is_router_folder) as staging:
-        write_router(staging, report, model.state_dict(), pieces)
+        write_router(staging, report, model.state_dict(), head, pieces)
+        write_report(staging, labels, {k: v for k, v in kinds.items() if k not in BLEND_KINDS})
     tell("done", 1.0)
     return report
 
 
-class _Windows:
-    """Examples as the network reads them: windows of ids, and targets [n, N] that sum to 1."""
-
-    def __init__(self, examples: Sequence[Example], reader: WindowReader, num_labels: int) -> None:
-        self.ids = [
-            torch.tensor(reader.window(example.prompt, example.generated)) for example in examples
-        ]
-        self.targets = torch.zeros(len(examples), num_labels)
-        for row, example in enumerate(examples):
-            self.targets[row, list(example.labels)] = 1 / len(example.labels)
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def batch(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """input_ids [B, L] int64 and mask [B, L] bool of some examples."""
-        ids = torch.nn.utils.rnn.pad_sequence(
-            [self.ids[row] for row in rows], batch_first=True, padding_value=-1
-        )
-        return ids.clamp(min=0), ids >= 0
-
-    def shuffled(self, rng: random.Random) -> Iterator[list[int]]:
-        """Batches of rows of about equal lengths, in random order."""
-        order = rng.sample(range(len(self)), len(self))
-        batches: list[list[int]] = []
-        for start in range(0, len(order), BUCKET):
-            bucket = sorted(order[start : start + BUCKET], key=lambda row: len(self.ids[row]))
-            batches += [bucket[i : i + BATCH] for i in range(0, len(bucket), BATCH)]
-        rng.shuffle(batches)
-        return iter(batches)
-
-    def logits(self, model: RouterMLP) -> Tensor:
-        """[n, N], without dropout."""
-        model.eval()
-        order = sorted(range(len(self)), key=lambda row: len(self.ids[row]))
-        logits = torch.empty_like(self.targets)
-        with torch.no_grad():
-            for start in range(0, len(order), BATCH):
-                rows = order[start : start + BATCH]
-                logits[rows] = model(*self.batch(rows))
-        return logits
-
-    def accuracy(self, model: RouterMLP) -> float | None:
-        if not len(self):
-            return None
-        hits = self.logits(model).argmax(1) == self.targets.argmax(1)
-        return round(hits.float().mean().item(), 4)
+BLEND_KINDS = ("two at once", "three at once")  # they have several right answers
 
 
-class _HeldOutWindows:
-    """The held-out examples by kind, and all of them."""
+def _held_out(maker: ExampleMaker) -> dict[str, list[Example]]:
+    two, after_two = maker.composites(HELD_OUT_COMPOSITES, 2)
+    three, after_three = maker.composites(HELD_OUT_COMPOSITES, 3)
+    return {
+        "prompts": maker.prompts(),
+        "bare prompts": maker.bare_prompts(),
+        "reworded": maker.reworded(),
+        "misspelt": maker.misspelt(),
+        "chat turns": maker.chat_turns(),
+        "two at once": two,
+        "three at once": three,
+        "sentences of two": after_two,
+        "sentences of three": after_three,
+        "other texts": maker.others(HELD_OUT_OTHERS),
+    }
 
-    def __init__(self, held_out: HeldOut, reader: WindowReader, num_labels: int) -> None:
-        self.prompts = _Windows(held_out.prompts, reader, num_labels)
-        self.bare_prompts = _Windows(held_out.bare_prompts, reader, num_labels)
-        self.blends = _Windows(held_out.blends, reader, num_labels)
-        self.sentences = _Windows(held_out.sentences, reader, num_labels)
 
-    def logits(self, model: RouterMLP) -> tuple[Tensor, Tensor]:
-        """Logits and targets, [n, N] each, of all kinds."""
-        kinds = (self.prompts, self.bare_prompts, self.blends, self.sentences)
-        return (
-            torch.cat([kind.logits(model) for kind in kinds]),
-            torch.cat([kind.targets for kind in kinds]),
-        )
+def _network(
+    arch: Architecture, vocab_size: int, num_rows: int, pretrained: str | None
+) -> RouterNetwork:
+    if arch == "mlp":
+        return RouterMLP(vocab_size, num_rows)
+    from dlp_edge.models.router_albert import RouterAlbert
 
-    def accuracy(self, model: RouterMLP) -> RouterAccuracy:
-        return RouterAccuracy(
-            prompts=self.prompts.accuracy(model),
-            bare_prompts=self.bare_prompts.accuracy(model),
-            sentences=self.sentences.accuracy(model),
-        )
+    network = RouterAlbert(vocab_size, num_rows)
+    if pretrained is not None:
+        network.take_weights(pretrained)
+    return network
 
 
 def _fit(
-    model: RouterMLP,
-    training: _Windows,
-    held_out: _HeldOutWindows,
-    rng: random.Random,
+    model: RouterNetwork,
+    training: Windows,
+    recipe: Recipe,
+    seed: int,
     tell: Callable[[float], None],
 ) -> None:
-    """AdamW under a one-cycle rate; leaves the state of the best epoch in the model."""
-    steps_per_epoch = math.ceil(len(training) / BATCH)
-    epochs = max(EPOCHS, math.ceil(LEAST_STEPS / steps_per_epoch))
+    """Each of WORKERS threads takes a part of every batch; the parts are fixed and their
+    gradients are added in a fixed order, so the router does not depend on how busy the cores are.
+    (torch's own threads do: they split sums by their number, and wait for each other by spinning.)
+    """
+    steps_per_epoch = math.ceil(len(training) / recipe.batch)
+    epochs = max(recipe.epochs, math.ceil(LEAST_STEPS / steps_per_epoch))
     steps = epochs * steps_per_epoch
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
-    best_loss, best_epoch, best_state = math.inf, 0, model.state_dict()
+    rarity = [p for name, p in model.named_parameters() if name == "rarity"]
+    others = [p for name, p in model.named_parameters() if name != "rarity"]
+    groups: list[dict[str, Any]] = [{"params": others}, {"params": rarity, "weight_decay": 0.0}]
+    rate, decay = recipe.learning_rate, recipe.weight_decay
+    optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=decay, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
+    order = random.Random(seed)
+    parameters = list(model.parameters())
+
+    def gradients(rows: Sequence[int], share: float, draw: int) -> tuple[Tensor, ...]:
+        batch = training.batch(rows, np.random.default_rng(draw))
+        noise = torch.Generator().manual_seed(draw)
+        loss = functional.cross_entropy(model(*batch, noise), training.targets[rows]) * share
+        return torch.autograd.grad(loss, parameters, allow_unused=True)
+
+    model.train()
     done = 0
-    for epoch in range(epochs):
-        model.train()
-        for rows in training.shuffled(rng):
-            loss = functional.cross_entropy(model(*training.batch(rows)), training.targets[rows])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            done += 1
-            tell(done / steps)
-        held_out_loss = functional.cross_entropy(*held_out.logits(model)).item()
-        if held_out_loss < best_loss:
-            best_loss, best_epoch = held_out_loss, epoch
-            best_state = copy.deepcopy(model.state_dict())
-        elif epoch - best_epoch >= PATIENCE:
-            break
-    model.load_state_dict(best_state)
+    with ThreadPoolExecutor(WORKERS) as workers:
+        for _ in range(epochs):
+            for rows in training.shuffled(recipe.batch, order):
+                parts = [part for at in range(WORKERS) if (part := rows[at::WORKERS])]
+                shares = [len(part) / len(rows) for part in parts]
+                draws = [seed * 1_000_003 + WORKERS * done + at for at in range(len(parts))]
+                found = list(workers.map(gradients, parts, shares, draws))
+                for parameter, *some in zip(parameters, *found, strict=True):
+                    given = [gradient for gradient in some if gradient is not None]
+                    parameter.grad = sum(given[1:], given[0]) if given else None
+                optimizer.step()
+                schedule.step()
+                done += 1
+                tell(done / steps)
 
 
-def _best_temperature(model: RouterMLP, held_out: _HeldOutWindows) -> float:
-    logits, targets = held_out.logits(model)
+def _best_temperature(scores: Mapping[str, Tensor], held_out: Mapping[str, Windows]) -> float:
+    """The one with the smallest loss among the adapters, every kind of examples counting the
+    same."""
 
     def loss(temperature: float) -> float:
-        return functional.cross_entropy(logits / temperature, targets).item()
+        return sum(
+            functional.cross_entropy(
+                scores[kind][:, :-1] / temperature, held_out[kind].targets[:, :-1]
+            ).item()
+            for kind in scores
+            if kind != "other texts"
+        )
 
     return min(TEMPERATURES, key=loss)
 
 
+def _doubt_bias(
+    scores: Mapping[str, Tensor],
+    held_out: Mapping[str, Windows],
+    num_labels: int,
+    temperature: float,
+) -> float:
+    """What nobody's row needs so that OTHERS_GOAL of the held-out other texts get no adapter, as
+    far as the shares of KEPT allow; no more than that, since it takes from every confidence."""
+
+    def kept(bias: float, kind: str) -> float:
+        z = _shifted({kind: scores[kind]}, bias)[kind]
+        found = _judged(z, held_out[kind], num_labels, temperature)
+        return float((found.confidence >= MIN_CONFIDENCE).mean())
+
+    chosen = BIASES[0]
+    for bias in BIASES:
+        if any(kept(bias, kind) < least for kind, least in KEPT.items() if kind in scores):
+            break
+        chosen = bias
+        if 1 - kept(bias, "other texts") >= OTHERS_GOAL:
+            break
+    return chosen
+
+
+def _shifted(scores: Mapping[str, Tensor], bias: float) -> dict[str, Tensor]:
+    """Scores with a bias more on the last row, nobody's."""
+    return {
+        kind: torch.cat([z[:, :-1], z[:, -1:] + bias], 1).double() for kind, z in scores.items()
+    }
+
+
+def _judged(scores: Tensor, kept: Windows, num_labels: int, temperature: float) -> Judged:
+    labels = kept.targets.argmax(1).tolist()
+    return judged(scores.numpy(), labels, num_labels, temperature)
+
+
+def _head(model: RouterNetwork, training: Windows, bias: float) -> RouterHead:
+    """The last layer, with features of the training windows of every row."""
+    owners = training.targets.argmax(1)
+    certain = training.targets.max(1).values == 1
+    rows: list[int] = []
+    for row in range(training.targets.shape[1]):
+        own = torch.nonzero((owners == row) & certain).squeeze(1)
+        rows += own[torch.randperm(len(own))[:KEPT_FEATURES]].tolist()
+    features = training.through(model.features, rows)
+    biases = model.head.bias.detach().clone()
+    biases[-1] += bias
+    return RouterHead(
+        model.head.weight.detach().numpy().copy(),
+        biases.numpy(),
+        features.numpy().astype(np.float16),
+        owners[rows].numpy(),
+    )
+
+
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """The matrices are small: a second thread gains little, costs much where the cores are busy,
-    and changes the rounding."""
+def _reproducible() -> Iterator[None]:
+    """One thread in each of torch's operations: the matrices are small (see `_fit`)."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -22,14 +22,14 @@ class SessionCaches:
 
     def __init__(self, make: Callable[[], Engine], budget: int | None) -> None:
         self._make = make
-        self._budget = budget
+        self.budget = budget
         self._engines: weakref.WeakKeyDictionary[Session, Engine] = weakref.WeakKeyDictionary()
 
     def engine_of(self, session: Session) -> Engine:
         """The session's engine, from now on the one used last."""
         engine = self._engines.pop(session, None) or self._make()
-        if self._budget is not None:
-            room = self._budget - engine.decoder.cache_bytes
+        if self.budget is not None:
+            room = self.budget - engine.decoder.cache_bytes
             while self._engines and self._size() > room:
                 del self._engines[next(iter(self._engines))]
         self._engines[session] = engine

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -11,24 +13,34 @@ from tokenizers import Tokenizer
 
 from dlp_edge.errors import RouterError
 from dlp_edge.manifest import RouterSettings
+from dlp_edge.router_head import RouterHead
 
 MAX_WINDOW = 256  # ids that the router reads at most
-SEGMENTS = 4  # of the window: prompt, earlier lines, this line, its last tokens
-OPENING_TOKENS = 2  # the last tokens of the answer: where the new sentence begins
+# Of the window. The prompt is cut into equal parts, so that what was asked first can be told from
+# what was asked last. Of the answer: the earlier lines, the beginning of the running line, the
+# rest of it, the tokens just before the new sentence, and its first tokens.
+PROMPT_SEGMENTS = 8
+ANSWER_SEGMENTS = 5
+SEGMENTS = PROMPT_SEGMENTS + ANSWER_SEGMENTS
+LEAST_PART = 8  # tokens of a part of the prompt; short prompts have fewer parts
+LINE_START_TOKENS = 6
+RECENT_TOKENS = 8
+OPENING_TOKENS = 2
+_FIXED_TOKENS = LINE_START_TOKENS + RECENT_TOKENS + OPENING_TOKENS
 # Text beyond this many characters a token is not even tokenized; English has 4 to 5.
-CHARACTERS_PER_TOKEN = 8
+CHARACTERS_PER_TOKEN = 5
 
 
 def check_settings(settings: RouterSettings) -> None:
     """Raises RouterError unless a router can work by these settings."""
-    if not settings.labels or len(set(settings.labels)) != len(settings.labels):
+    if len(set(settings.labels)) != len(settings.labels):
         raise RouterError(f"the router's labels are {settings.labels!r}", "Name every adapter once")
-    least = min(settings.prompt_tokens, settings.generated_tokens - OPENING_TOKENS)
+    least = min(settings.prompt_tokens, settings.generated_tokens - _FIXED_TOKENS)
     window = settings.prompt_tokens + settings.generated_tokens + SEGMENTS - 1
     if least < 1 or window > MAX_WINDOW:
         raise RouterError(
             f"the router reads {settings.prompt_tokens} + {settings.generated_tokens} tokens",
-            f"Let it read 1 and {OPENING_TOKENS + 1} or more, with {SEGMENTS - 1} separators "
+            f"Let it read 1 and {_FIXED_TOKENS + 1} or more, with {SEGMENTS - 1} separators "
             f"{MAX_WINDOW} at most",
         )
     if not 0 < settings.temperature < float("inf"):
@@ -42,66 +54,115 @@ class WindowReader:
 
     def __init__(self, tokenizer: Tokenizer, settings: RouterSettings) -> None:
         self._tokenizer = tokenizer
+        self._separator = tokenizer.get_vocab_size()
         self._generated_tokens = settings.generated_tokens
         self._prompt_tokens = settings.prompt_tokens
         # All sentences of an answer share the prompt, which is most of the text to tokenize.
-        self._prompt_ids = lru_cache(maxsize=1)(self._head_and_tail)
+        self._prompt_ids = lru_cache(maxsize=1)(lambda prompt: self._prompts([prompt])[0])
 
     def window(self, prompt: str, generated: str) -> list[int]:
-        """Four segments of ids with the separator between them.
+        """Thirteen segments of ids with the separator between them (see SEGMENTS).
 
-        prompt | earlier lines of the answer | its running line | its last tokens. The network
-        pools each apart, so it can tell what was asked, what is done and what is being begun.
-        The separator is the first id beyond the tokenizer's; every window holds three.
+        The network pools each apart, so it can tell what was asked first and last, what is done
+        and what is being begun. The separator is the first id beyond the tokenizer's.
         """
-        separator = self._tokenizer.get_vocab_size()
-        line_start = generated.rstrip().rfind("\n") + 1
-        line = self._tail(generated[line_start:], self._generated_tokens)
-        earlier = self._tail(generated[:line_start], self._generated_tokens - len(line))
+        return [*self._prompt_ids(prompt), *self._answers([generated])[0]]
+
+    def windows(self, prompts: Sequence[str], generated: Sequence[str]) -> list[list[int]]:
+        """The windows of many pairs at once, as `window` gives them."""
+        distinct = list(dict.fromkeys(prompts))
+        asked = dict(zip(distinct, self._prompts(distinct), strict=True))
+        answered = self._answers(generated)
+        return [[*asked[prompt], *rest] for prompt, rest in zip(prompts, answered, strict=True)]
+
+    def _prompts(self, texts: Sequence[str]) -> list[list[int]]:
+        """The prompt's segments; of a long text, the ids of its beginning and of its end."""
+        limit = self._prompt_tokens
+        reach = limit * CHARACTERS_PER_TOKEN
         return [
-            *self._prompt_ids(prompt),
-            separator,
-            *earlier,
-            separator,
-            *line[:-OPENING_TOKENS],
-            separator,
-            *line[-OPENING_TOKENS:],
+            split_prompt(
+                ids
+                if len(ids) <= limit
+                else ids[: limit - limit // 2] + ids[len(ids) - limit // 2 :],
+                self._separator,
+            )
+            for ids in self._encode([_ends(text, reach // 2, reach // 2) for text in texts])
         ]
 
-    def _head_and_tail(self, text: str) -> list[int]:
-        """The text's ids; of a long text, those of its beginning and of its end."""
-        limit = self._prompt_tokens
-        reach = limit * CHARACTERS_PER_TOKEN // 2
-        if len(text) > 2 * reach:
-            text = text[:reach] + text[-reach:]
-        ids = self._encode(text)
-        if len(ids) <= limit:
-            return ids
-        tail = limit // 2
-        return ids[: limit - tail] + ids[len(ids) - tail :]
+    def _answers(self, texts: Sequence[str]) -> list[list[int]]:
+        """The answer's segments, with the separator before each."""
+        reach = self._generated_tokens * CHARACTERS_PER_TOKEN
+        starts = [text.rstrip().rfind("\n") + 1 for text in texts]
+        cut = list(zip(texts, starts, strict=True))
+        lines = self._encode([_ends(text[at:], reach // 3, reach - reach // 3) for text, at in cut])
+        before = self._encode([text[max(0, at - reach) : at] for text, at in cut])
+        return [
+            self._split_answer(line, earlier) for line, earlier in zip(lines, before, strict=True)
+        ]
 
-    def _tail(self, text: str, limit: int) -> list[int]:
-        """The last `limit` ids of the text."""
-        if limit == 0 or not text:
-            return []
-        return self._encode(text[-limit * CHARACTERS_PER_TOKEN :])[-limit:]
-
-    def _encode(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+    def _split_answer(self, line: list[int], earlier: list[int]) -> list[int]:
+        room = self._generated_tokens - _FIXED_TOKENS
+        opening, body = line[-OPENING_TOKENS:], line[:-OPENING_TOKENS]
+        start, body = body[:LINE_START_TOKENS], body[LINE_START_TOKENS:]
+        recent, running = body[-RECENT_TOKENS:], body[:-RECENT_TOKENS][-room:]
+        kept = earlier[max(0, len(earlier) - (room - len(running))) :]
+        ids: list[int] = []
+        for segment in (kept, start, running, recent, opening):
+            ids += [self._separator, *segment]
         return ids
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text. The batch call leaves out offsets, which cost as much again."""
+        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+
+def _ends(text: str, head: int, tail: int) -> str:
+    """The text; of a long one, its first `head` and its last `tail` characters."""
+    return text if len(text) <= head + tail else text[:head] + text[-tail:]
+
+
+def split_prompt(ids: list[int], separator: int) -> list[int]:
+    """The prompt's ids in PROMPT_SEGMENTS parts, with the separator between them."""
+    size = max(LEAST_PART, -(-len(ids) // PROMPT_SEGMENTS))
+    parts = list(ids[:size])
+    for index in range(1, PROMPT_SEGMENTS):
+        parts += [separator, *ids[index * size : (index + 1) * size]]
+    return parts
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the router thinks of a text.
+
+    Attributes:
+        probabilities: y = softmax(z / temperature) over the adapters; they sum to 1.
+        doubt: the probability that the text is for none of them.
+    """
+
+    probabilities: dict[str, float]
+    doubt: float
 
 
 class Router:
     """A trained router, ready to be asked.
 
     Args:
-        model: the bytes of router.onnx: input_ids [1, L] int64 -> logits [1, N] float32.
+        model: the bytes of router.onnx: input_ids [1, L] int64 -> features [1, F] float32.
+        head: the last layer, one row for each label and then those of nobody.
         tokenizer: the router's own, of router_tokenizer.json.
-        settings: what it reads and what its logits mean.
+        settings: what it reads and what its scores mean.
     """
 
-    def __init__(self, model: bytes, tokenizer: Tokenizer, settings: RouterSettings) -> None:
+    def __init__(
+        self, model: bytes, head: RouterHead, tokenizer: Tokenizer, settings: RouterSettings
+    ) -> None:
         check_settings(settings)
+        if len(settings.labels) > len(head.bias):
+            raise RouterError(
+                f"the router has {len(head.bias)} outputs for {len(settings.labels)} labels",
+                "Export the bundle again",
+            )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1  # a call takes a fraction of a millisecond
         options.inter_op_num_threads = 1
@@ -115,42 +176,64 @@ class Router:
             ) from error
         self._reader = WindowReader(tokenizer, settings)
         self._settings = settings
-        self.probabilities("")  # a router that does not fit its tokenizer or labels fails here
+        self._head = head
+        self.judge("")  # a router that does not fit its tokenizer or last layer fails here
 
     @property
     def labels(self) -> tuple[str, ...]:
         return self._settings.labels
 
-    def probabilities(self, prompt: str, generated: str = "") -> dict[str, float]:
-        """y = softmax(z / temperature), adapter name -> probability; they sum to 1.
+    @property
+    def head(self) -> RouterHead:
+        return self._head
+
+    @property
+    def settings(self) -> RouterSettings:
+        return self._settings
+
+    def with_head(self, head: RouterHead, settings: RouterSettings) -> Router:
+        """A router of the same graph with another last layer; shares the graph's session."""
+        other = object.__new__(Router)
+        other._session, other._reader = self._session, self._reader
+        other._head, other._settings = head, settings
+        return other
+
+    def judge(self, prompt: str, generated: str = "") -> Judgement:
+        """What the text is for.
 
         Args:
             prompt: the user's text.
             generated: the answer so far, up to and including the first token of the sentence
                 that is about to be written; empty at its beginning.
         """
-        ids = self._reader.window(prompt, generated)
-        y = _softmax(self._logits(ids) / self._settings.temperature)
-        return dict(zip(self.labels, y.tolist(), strict=True))
+        z = self._head.scores(self.features(prompt, generated)[None])[0]
+        y = _softmax(z / self._settings.temperature)
+        own = y[: len(self.labels)]
+        doubt = float(y[len(self.labels) :].sum())
+        shares = own / own.sum() if own.sum() > 0 else np.full(len(own), 1 / max(1, len(own)))
+        return Judgement(dict(zip(self.labels, shares.tolist(), strict=True)), doubt)
 
-    def _logits(self, ids: list[int]) -> npt.NDArray[np.float64]:
-        """Logits [N] of one window."""
+    def features(self, prompt: str, generated: str = "") -> npt.NDArray[np.float32]:
+        """What the last layer reads of a text, [F]."""
+        ids = self._reader.window(prompt, generated)
         try:
-            (output,) = self._session.run(["logits"], {"input_ids": np.array([ids], np.int64)})
+            (output,) = self._session.run(["features"], {"input_ids": np.array([ids], np.int64)})
         except Exception as error:  # onnxruntime's errors share no base but Exception
             raise RouterError(
                 f"the router's model does not run ({error})",
                 "Its tokenizer is another router's, or it is damaged: export the bundle again",
             ) from error
-        logits = np.asarray(output, np.float64)
-        if logits.shape != (1, len(self.labels)):
+        features = np.asarray(output, np.float32)
+        width = self._head.weight.shape[1]
+        if features.shape != (1, width):
             raise RouterError(
-                f"the router has {logits.shape[-1]} outputs for {len(self.labels)} labels",
+                f"the router's graph has {features.shape[-1]} features, its last layer reads "
+                f"{width}",
                 "Export the bundle again",
             )
-        if not np.isfinite(logits).all():
+        if not np.isfinite(features).all():
             raise RouterError("the router's output is not finite", "Train the router again")
-        row: npt.NDArray[np.float64] = logits[0]
+        row: npt.NDArray[np.float32] = features[0]
         return row
 
 

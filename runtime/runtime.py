@@ -12,8 +12,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn
 
 from dlp_edge import bundle as files
-from dlp_edge.bundle import open_bundle
+from dlp_edge.bundle import Bundle, open_bundle
 from dlp_edge.errors import ContextLengthError, UsageError
+from dlp_edge.manifest import Manifest
 from dlp_edge.runtime.answer import Answer, Vocabulary
 from dlp_edge.runtime.backbone import Backbone, open_backbone
 from dlp_edge.runtime.caches import SessionCaches
@@ -31,6 +32,7 @@ from dlp_edge.runtime.options import (
 from dlp_edge.runtime.prompt import check_messages, last_user_text, messages_of
 from dlp_edge.runtime.selection import check_number
 from dlp_edge.runtime.session import Host, Session, load_session
+from dlp_edge.runtime.skills import Examples, add_skill, remove_skill
 from dlp_edge.runtime.steering import (
     Pinned,
     Steering,
@@ -87,7 +89,7 @@ class Runtime:
         bundle = open_bundle(path)
         manifest = bundle.manifest
         backbone = manifest.backbone
-        self.manifest = manifest
+        self._bundle = bundle
         self.device = choose_device(device, manifest.target, threads)
         tell("adapters", 0.05)
         stack = bundle.adapters()
@@ -101,13 +103,8 @@ class Runtime:
         tell("backbone", 0.5)
         graph = open_backbone(bundle.path(files.BACKBONE), backbone, self.device)
         room = min(max_context, backbone.context_length)
-        self._loaded: _Loaded | None = _Loaded(
-            graph,
-            stack,
-            Vocabulary(tokenizer, backbone.vocab_size, frozenset(backbone.eos_token_ids)),
-            make_engine(graph, stack, room),
-            SessionCaches(lambda: make_engine(graph, stack, room, reuse=True), cache_budget),
-        )
+        vocabulary = Vocabulary(tokenizer, backbone.vocab_size, frozenset(backbone.eos_token_ids))
+        self._loaded: _Loaded | None = _load(graph, stack, vocabulary, room, cache_budget)
         self._host = Host(self._prepare, self._start_turn, self._copy_cache)
         self._process = os.getpid()
         self._closing = Interrupt()
@@ -124,6 +121,11 @@ class Runtime:
             BundleError: it is no bundle.
         """
         return estimate(path, max_context)
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the bundle says of itself."""
+        return self._bundle.manifest
 
     @property
     def adapters(self) -> tuple[AdapterInfo, ...]:
@@ -241,6 +243,53 @@ class Runtime:
         self._open()
         return route_with(self._router, self.manifest, **options).decide(prompt, generated)
 
+    def add_adapter(self, name: str, peft_dir: str | Path, examples: Examples = ()) -> AdapterInfo:
+        """Adds a PEFT adapter to the bundle, here and on the disk; see `add_skill`.
+
+        Waits for the request under way. Requests that have begun keep the adapters they had.
+
+        Args:
+            examples: 10 to 100 prompts, or {"prompt", "response"?, "choices"?}, that teach the
+                router; without any the adapter can be pinned but is never routed to.
+
+        Raises:
+            AdapterError, UsageError, RouterError, BundleError, ResourceError: see `add_skill`;
+                nothing has changed.
+        """
+        self._change(lambda: add_skill(self._bundle, self._router, name, peft_dir, examples))
+        return self.adapters[-1]
+
+    def remove_adapter(self, name: str) -> None:
+        """Takes an adapter out of the bundle, here and on the disk; its text goes to the base
+        model from then on.
+
+        Raises:
+            UsageError: the bundle has no such adapter.
+            BundleError, ResourceError: the bundle cannot be written; nothing has changed.
+        """
+        self._change(lambda: remove_skill(self._bundle, self._router, name))
+
+    def _change(self, write: Callable[[], Bundle]) -> None:
+        """Writes a new edition of the bundle and takes over what is new in it."""
+        self._turn.acquire(lambda: False)
+        try:
+            loaded = self._open()
+            bundle = write()
+            stack = bundle.adapters()
+            if self._router is not None and bundle.manifest.router is not None:
+                settings = bundle.manifest.router.settings
+                self._router = self._router.with_head(bundle.router_head(), settings)
+            self._loaded = _load(
+                loaded.backbone,
+                stack,
+                loaded.vocabulary,
+                loaded.engine.decoder.max_context,
+                loaded.caches.budget,
+            )
+            self._bundle = bundle
+        finally:
+            self._turn.release()
+
     def close(self) -> None:
         """Ends all streams and gives the memory back; a request afterwards is a UsageError."""
         self._closing.set()
@@ -350,6 +399,21 @@ class _Loaded:
     vocabulary: Vocabulary
     engine: Engine
     caches: SessionCaches
+
+
+def _load(
+    backbone: Backbone,
+    stack: AdapterStack,
+    vocabulary: Vocabulary,
+    max_context: int,
+    cache_budget: int | None,
+) -> _Loaded:
+    """Engines over a set of adapters; when it changes, all are made anew."""
+    engine = make_engine(backbone, stack, max_context)
+    caches = SessionCaches(
+        lambda: make_engine(backbone, stack, max_context, reuse=True), cache_budget
+    )
+    return _Loaded(backbone, stack, vocabulary, engine, caches)
 
 
 def _waits(options: GenerateOptions) -> bool:

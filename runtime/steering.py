@@ -43,19 +43,19 @@ class Routed:
 
     def decide(self, prompt: str, generated: str = "") -> RouteDecision:
         """Reads the user's text and the text generated so far, and picks adapters."""
-        found = self.router.probabilities(prompt, generated)
-        allowed = {name: y for name, y in found.items() if name not in self.forbidden}
+        found = self.router.judge(prompt, generated)
+        allowed = {n: y for n, y in found.probabilities.items() if n not in self.forbidden}
         total = sum(allowed.values())
-        if allowed and total > 0:
-            probabilities = {name: y / total for name, y in allowed.items()}
-        else:
-            probabilities = {}
-        selected = select(probabilities, self.rule)
+        probabilities = {name: y / total for name, y in allowed.items()} if total > 0 else {}
+        confidence = (1 - found.doubt) * max(probabilities.values(), default=0.0)
+        sure = confidence >= self.rule.min_confidence
+        selected = select(probabilities, self.rule) if sure else ()
         decision = RouteDecision(
             probabilities=probabilities,
             selected=selected,
             weights=weigh(probabilities, selected, self.rule.weigh),
-            confidence=max(probabilities.values(), default=0.0),
+            confidence=confidence,
+            doubt=found.doubt,
         )
         adapters = self.overrule(decision, generated) if self.overrule else None
         if adapters is None:
@@ -89,7 +89,7 @@ def load_router(bundle: Bundle) -> Router | None:
     if entry is None:
         return None
     tokenizer = parse_tokenizer(bundle.read(ROUTER_TOKENIZER), ROUTER_TOKENIZER)
-    return Router(bundle.read(ROUTER), tokenizer, entry.settings)
+    return Router(bundle.read(ROUTER), bundle.router_head(), tokenizer, entry.settings)
 
 
 def route_with(

@@ -27,9 +27,9 @@ from dlp_edge.errors import (
     RouterError,
     UsageError,
 )
-from dlp_edge.export.adapters import read_adapter, read_adapters
 from dlp_edge.export.pipeline import export_bundle
 from dlp_edge.export.source import load_source
+from dlp_edge.peft_adapter import read_adapter, read_adapters
 from dlp_edge.writer import check_space, staged
 
 

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,15 @@ from dlp_edge.errors import RouterError
 from dlp_edge.export.router import build_graph, export_router
 from dlp_edge.manifest import RouterSettings
 from dlp_edge.models.router_mlp import RouterMLP
-from dlp_edge.runtime.router import MAX_WINDOW, Router, WindowReader
+from dlp_edge.router_head import RouterHead, head_from_bytes
+from dlp_edge.runtime.router import (
+    ANSWER_SEGMENTS,
+    MAX_WINDOW,
+    PROMPT_SEGMENTS,
+    SEGMENTS,
+    Router,
+    WindowReader,
+)
 
 WORDS = [f"w{i}" for i in range(50)]
 SEPARATOR = len(WORDS) + 1
@@ -46,7 +55,7 @@ def settings(**changes: Any) -> RouterSettings:
         **{
             "labels": LABELS,
             "prompt_tokens": 10,
-            "generated_tokens": 6,
+            "generated_tokens": 20,
             "temperature": 1.0,
             **changes,
         }
@@ -66,16 +75,19 @@ def segments(window: list[int]) -> list[list[int]]:
 texts = st.lists(st.sampled_from([*WORDS, "\n", "?"]), max_size=300).map(" ".join)
 
 
+def asked(window: list[int]) -> list[int]:
+    return [token for part in segments(window)[:PROMPT_SEGMENTS] for token in part]
+
+
 class TestWindow:
     @given(prompt=texts, generated=texts)
     def test_never_exceeds_its_limits(
         self, word_tokenizer: Tokenizer, prompt: str, generated: str
     ) -> None:
         window = WindowReader(word_tokenizer, settings()).window(prompt, generated)
-        asked, *answered = segments(window)
-        assert len(answered) == 3
-        assert len(asked) <= 10
-        assert sum(map(len, answered)) <= 6
+        assert len(segments(window)) == SEGMENTS
+        assert len(asked(window)) <= 10
+        assert sum(map(len, segments(window)[PROMPT_SEGMENTS:])) <= 20
 
     @given(prompt=texts, generated=texts)
     def test_ends_with_the_last_generated_token(
@@ -85,23 +97,50 @@ class TestWindow:
         ids = word_tokenizer.encode(generated.rstrip()).ids
         assert segments(window)[-1][-1:] == ids[-1:]
 
-    def test_keeps_head_and_tail_of_a_long_prompt(self, word_tokenizer: Tokenizer) -> None:
-        asked = segments(WindowReader(word_tokenizer, settings()).window(" ".join(WORDS), ""))[0]
-        assert asked == [1, 2, 3, 4, 5, 46, 47, 48, 49, 50]
-
-    def test_keeps_apart_earlier_lines_the_running_line_and_its_last_tokens(
-        self, word_tokenizer: Tokenizer
+    @given(pairs=st.lists(st.tuples(texts, texts), max_size=5))
+    def test_many_at_once_are_the_same(
+        self, word_tokenizer: Tokenizer, pairs: list[tuple[str, str]]
     ) -> None:
         reader = WindowReader(word_tokenizer, settings())
-        assert segments(reader.window("w0", "w1 w2\nw3 w4 w5")) == [[1], [2, 3], [4], [5, 6]]
-        assert segments(reader.window("w0", "w1 w2\nw3\n")) == [[1], [2, 3], [], [4]]
-        assert segments(reader.window("", "")) == [[], [], [], []]
+        one_by_one = [reader.window(*pair) for pair in pairs]
+        assert reader.windows([p for p, _ in pairs], [g for _, g in pairs]) == one_by_one
+
+    def test_keeps_head_and_tail_of_a_long_prompt(self, word_tokenizer: Tokenizer) -> None:
+        window = WindowReader(word_tokenizer, settings()).window(" ".join(WORDS), "")
+        assert asked(window) == [1, 2, 3, 4, 5, 46, 47, 48, 49, 50]
+
+    def test_parts_of_a_prompt_are_equal_and_not_tiny(self, word_tokenizer: Tokenizer) -> None:
+        reader = WindowReader(word_tokenizer, settings(prompt_tokens=128))
+        short = segments(reader.window(" ".join(WORDS[:10]), ""))
+        assert [len(part) for part in short[:PROMPT_SEGMENTS]] == [8, 2, 0, 0, 0, 0, 0, 0]
+        long = segments(reader.window(" ".join(WORDS * 2), ""))
+        assert [len(part) for part in long[:PROMPT_SEGMENTS]] == [13] * 7 + [9]
+
+    def test_keeps_apart_what_is_done_and_what_begins(self, word_tokenizer: Tokenizer) -> None:
+        reader = WindowReader(word_tokenizer, settings(generated_tokens=24))
+        line = " ".join(WORDS[10:30])
+        window = reader.window("w0", f"w1 w2\n{line}")
+        assert segments(window)[PROMPT_SEGMENTS:] == [
+            [2, 3],
+            [11, 12, 13, 14, 15, 16],
+            [17, 18, 19, 20],
+            [21, 22, 23, 24, 25, 26, 27, 28],
+            [29, 30],
+        ]
+        begun = segments(reader.window("w0", "w1 w2\nw3\n"))[PROMPT_SEGMENTS:]
+        assert begun == [[2, 3], [], [], [], [4]]
+        assert segments(reader.window("", "")) == [[]] * SEGMENTS
+
+    def test_keeps_the_beginning_of_a_long_line(self, word_tokenizer: Tokenizer) -> None:
+        window = WindowReader(word_tokenizer, settings()).window("", " ".join(WORDS[:40]))
+        assert segments(window)[PROMPT_SEGMENTS + 1] == [1, 2, 3, 4, 5, 6]
+        assert len(segments(window)) - PROMPT_SEGMENTS == ANSWER_SEGMENTS
 
     def test_reads_a_huge_text_by_its_ends_only(self, word_tokenizer: Tokenizer) -> None:
         reader = WindowReader(word_tokenizer, settings())
         huge = "w1 " + "? " * 1_000_000 + "w2"
-        asked = segments(reader.window(huge, huge))
-        assert (asked[0][0], asked[0][-1], asked[3][-1]) == (2, 3, 3)
+        window = reader.window(huge, huge)
+        assert (asked(window)[0], asked(window)[-1], segments(window)[-1][-1]) == (2, 3, 3)
 
 
 @pytest.fixture
@@ -115,14 +154,30 @@ def exported(
     tiny_router: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, RouterSettings]:
     out = tmp_path_factory.mktemp("exported")
-    return out, export_router(tiny_router, out)[1]
+    return out, export_router(tiny_router, out).settings
 
 
 @pytest.fixture(scope="module")
 def router(exported: tuple[Path, RouterSettings]) -> Router:
-    folder, found = exported
-    tokenizer = Tokenizer.from_file(str(folder / "router_tokenizer.json"))
-    return Router((folder / "router.onnx").read_bytes(), tokenizer, found)
+    return load(*exported)
+
+
+def load(folder: Path, found: RouterSettings) -> Router:
+    return Router(
+        (folder / "router.onnx").read_bytes(),
+        head_from_bytes((folder / "router_head.safetensors").read_bytes()),
+        Tokenizer.from_file(str(folder / "router_tokenizer.json")),
+        found,
+    )
+
+
+def some_head(rows: int) -> RouterHead:
+    return RouterHead(
+        np.zeros((rows, 512), np.float32),
+        np.zeros(rows, np.float32),
+        np.zeros((0, 512), np.float16),
+        np.zeros(0, np.int64),
+    )
 
 
 class TestExport:
@@ -134,10 +189,11 @@ class TestExport:
         ids = rng.integers(0, 39, (6, 30))
         ids[:, [8, 9, 20]] = 39
         session = onnx_session(build_graph(network))
-        (found,) = session.run(["logits"], {"input_ids": ids})
+        (found,) = session.run(["features"], {"input_ids": ids})
         with torch.no_grad():
-            expected = network(torch.from_numpy(ids), torch.ones(ids.shape, dtype=torch.bool))
-        np.testing.assert_allclose(found, expected.numpy(), atol=1e-4)
+            whole = torch.ones(ids.shape, dtype=torch.bool)
+            expected = network.features(torch.from_numpy(ids), whole).numpy()
+        np.testing.assert_allclose(found, expected, atol=1e-4 * expected.max())
 
     def test_padding_changes_nothing(self) -> None:
         torch.manual_seed(0)
@@ -159,7 +215,13 @@ class TestExport:
             (lambda folder: edit(folder, architecture="oracle"), "unknown architecture 'oracle'"),
             (lambda folder: edit(folder, settings={}), "is damaged"),
             (lambda folder: edit(folder, vocab_size=3), "was trained with 2"),
-            (lambda folder: edit_settings(folder, labels=["a"]), "do not fit its settings"),
+            (
+                lambda folder: edit_settings(folder, labels=list("abcdef")),
+                "do not fit its settings",
+            ),
+            (lambda folder: edit(folder, min_confidence="high"), "is damaged"),
+            (lambda folder: (folder / "head.safetensors").unlink(), "cannot be read"),
+            (lambda folder: (folder / "head.safetensors").write_bytes(b"x" * 9), "cannot be read"),
             (lambda folder: edit_settings(folder, labels=["a", "a"]), "labels"),
             (lambda folder: (folder / "router.safetensors").unlink(), "cannot be read"),
             (lambda folder: (folder / "router.safetensors").write_bytes(b"x" * 9), "cannot be"),
@@ -177,7 +239,7 @@ class TestExport:
         self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def other_graph(network: RouterMLP) -> onnx.ModelProto:
-            changed = RouterMLP(network.separator + 1, network.layers[-1].out_features)
+            changed = RouterMLP(network.separator + 1, network.head.out_features)
             return build_graph(changed)
 
         monkeypatch.setattr("dlp_edge.export.router.build_graph", other_graph)
@@ -203,7 +265,7 @@ def edit_settings(folder: Path, **changes: Any) -> None:
 
 class TestRouter:
     def test_picks_the_task(self, router: Router) -> None:
-        y = router.probabilities("Tom has 12 apples and buys 7. How many?")
+        y = router.judge("Tom has 12 apples and buys 7. How many?").probabilities
         assert max(y, key=lambda name: y[name]) == "sums"
         assert router.labels == tuple(y) == ("email", "sql", "sums")
 
@@ -213,39 +275,44 @@ class TestRouter:
             ("Dear friend, it is late. Kind", "email"),
             ("Dear friend, it is late. Kind regards.\nHe", "sums"),
         ):
-            y = router.probabilities(prompt, generated)
+            y = router.judge(prompt, generated).probabilities
             assert max(y, key=lambda name: y[name]) == expected
 
     @given(prompt=st.text(max_size=400), generated=st.text(max_size=400))
     def test_probabilities_sum_to_one(self, router: Router, prompt: str, generated: str) -> None:
-        y = router.probabilities(prompt, generated)
-        assert math.isclose(sum(y.values()), 1, abs_tol=1e-12)
+        found = router.judge(prompt, generated)
+        assert math.isclose(sum(found.probabilities.values()), 1, abs_tol=1e-12)
+        assert 0 <= found.doubt <= 1
 
     def test_temperature_softens(
         self, exported: tuple[Path, RouterSettings], router: Router
     ) -> None:
         folder, found = exported
-        soft = Router(
-            (folder / "router.onnx").read_bytes(),
-            Tokenizer.from_file(str(folder / "router_tokenizer.json")),
-            settings(
-                labels=found.labels,
-                prompt_tokens=found.prompt_tokens,
-                generated_tokens=found.generated_tokens,
-                temperature=4.0,
-            ),
-        )
+        soft = load(folder, replace(found, temperature=4.0))
         prompt = "Tom has 12 apples and buys 7. How many?"
-        assert max(soft.probabilities(prompt).values()) < max(router.probabilities(prompt).values())
+        assert max(soft.judge(prompt).probabilities.values()) < max(
+            router.judge(prompt).probabilities.values()
+        )
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "for (int i = 0; i < n; i++) { free(list[i]); }",
+            "Melt the butter, stir in the flour and let the sauce simmer for ten minutes.",
+            "Je voudrais savoir à quelle heure ouvre la bibliothèque demain matin.",
+            "xqz kkjw 0x9f %%% ~~ lqp",
+        ],
+    )
+    def test_doubts_text_of_no_task(self, router: Router, text: str) -> None:
+        assert router.judge(text).doubt > 0.75
 
     @pytest.mark.parametrize(
         ("changes", "cause"),
         [
-            ({"labels": ()}, "labels"),
             ({"labels": ("a", "a", "b")}, "labels"),
-            ({"labels": ("a", "b")}, "3 outputs for 2 labels"),
+            ({"labels": tuple("abcdef")}, "4 outputs for 6 labels"),
             ({"prompt_tokens": 0}, "reads 0"),
-            ({"generated_tokens": 2}, "reads 10 . 2"),
+            ({"generated_tokens": 16}, "reads 10 . 16"),
             ({"prompt_tokens": MAX_WINDOW}, "reads 256"),
             ({"temperature": 0.0}, "temperature"),
             ({"temperature": math.nan}, "temperature"),
@@ -254,28 +321,37 @@ class TestRouter:
     def test_refuses_settings_that_do_not_fit(
         self, exported: tuple[Path, RouterSettings], changes: dict[str, Any], cause: str
     ) -> None:
-        folder = exported[0]
-        tokenizer = Tokenizer.from_file(str(folder / "router_tokenizer.json"))
         with pytest.raises(RouterError, match=cause):
-            Router((folder / "router.onnx").read_bytes(), tokenizer, settings(**changes))
+            load(exported[0], settings(**changes))
 
     def test_refuses_a_model_that_does_not_load(self, word_tokenizer: Tokenizer) -> None:
         with pytest.raises(RouterError, match="does not load"):
-            Router(b"no graph", word_tokenizer, settings())
+            Router(b"no graph", some_head(4), word_tokenizer, settings())
 
     def test_refuses_another_routers_tokenizer(self) -> None:
         vocabulary = {f"w{i}": i for i in range(100)}
         tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="w0"))
         model = build_graph(RouterMLP(20, 3)).SerializeToString()
         with pytest.raises(RouterError, match="does not run"):
-            Router(model, tokenizer, settings())
+            Router(model, some_head(4), tokenizer, settings())
+
+    def test_refuses_another_routers_last_layer(self, word_tokenizer: Tokenizer) -> None:
+        model = build_graph(RouterMLP(SEPARATOR + 1, 4)).SerializeToString()
+        head = RouterHead(
+            np.zeros((4, 7), np.float32),
+            np.zeros(4, np.float32),
+            np.zeros((0, 7), np.float16),
+            np.zeros(0, np.int64),
+        )
+        with pytest.raises(RouterError, match="512 features, its last layer reads 7"):
+            Router(model, head, word_tokenizer, settings())
 
     def test_refuses_output_that_is_not_finite(self, word_tokenizer: Tokenizer) -> None:
         model = build_graph(RouterMLP(SEPARATOR + 1, 3))
         for weight in model.graph.initializer:
-            if weight.name == "bias_3_half":
+            if weight.name == "bias_2_half":
                 weight.CopyFrom(
-                    numpy_helper.from_array(np.full(3, np.nan, np.float16), weight.name)
+                    numpy_helper.from_array(np.full(512, np.nan, np.float16), weight.name)
                 )
         with pytest.raises(RouterError, match="not finite"):
-            Router(model.SerializeToString(), word_tokenizer, settings())
+            Router(model.SerializeToString(), some_head(4), word_tokenizer, settings())

@@ -5,27 +5,32 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from dlp_edge.cli import main
+from dlp_edge.common_text import CommonText
 from dlp_edge.errors import RouterError, UsageError
 from dlp_edge.export.router import router_labels
-from dlp_edge.models.router_examples import (
-    CommonText,
-    held_out_examples,
-    training_examples,
-)
+from dlp_edge.models.disturbances import cut, with_gaps, with_typos
+from dlp_edge.models.evaluation import Judged, calibration_error, confusions, judged
+from dlp_edge.models.other_texts import OtherTexts
+from dlp_edge.models.router_examples import ExampleMaker
 from dlp_edge.models.router_tokenizer import open_tokenizer, train_tokenizer
-from dlp_edge.models.tasks import Sample, Task, read_tasks
+from dlp_edge.models.tasks import Task, read_tasks
 from dlp_edge.models.training import train_router
+from dlp_edge.samples import Sample
 
 SAMPLES = {
     "shout": lambda i: (f"Please shout this loudly: bird {i} sings", f"BIRD {i} SINGS!"),
@@ -46,33 +51,43 @@ def tasks() -> list[Task]:
 
 class TestExamples:
     def test_sentences_belong_to_their_task(self, tasks: list[Task]) -> None:
-        examples = held_out_examples(tasks, random.Random(0)).sentences
         names = [task.name for task in tasks]
         openings = {"BIRD": "shout", "There": "count", "That": "count", "Dear": "greet"}
         seen = set()
-        for example in examples:
-            last = example.generated.split()[-1]
-            for opening, name in openings.items():
-                if opening == last:
-                    assert names[example.labels[0]] == name
-                    seen.add(opening)
+        for each in (2, 3):
+            for example in ExampleMaker(tasks, "dev", random.Random(0)).composites(50, each)[1]:
+                last = example.generated.split()[-1]
+                if last in openings:
+                    assert names[example.label] == openings[last]
+                    seen.add(last)
         assert seen == set(openings)
 
-    def test_an_unanswered_composite_belongs_to_all_of_its_tasks(self, tasks: list[Task]) -> None:
-        blends = held_out_examples(tasks, random.Random(0)).blends
-        assert {len(blend.labels) for blend in blends} == {2, 3}
-        assert all(blend.generated == "" for blend in blends)
+    def test_an_unanswered_composite_leans_to_what_was_asked_first(self, tasks: list[Task]) -> None:
+        blends = ExampleMaker(tasks, "dev", random.Random(0)).composites(50, 3)[0]
+        signs = {"count": "How many", "greet": "Write a greeting", "shout": "Please shout"}
+        for blend in blends:
+            assert len(blend.weights) == 3
+            assert blend.generated == ""
+            assert math.isclose(sum(blend.weights.values()), 1)
+            assert blend.prompt.startswith(signs[tasks[blend.label].name])
 
     def test_are_the_same_for_the_same_seed(self, tasks: list[Task]) -> None:
         first, again, other = (
-            training_examples(tasks, random.Random(seed)) for seed in ("1", "1", "2")
+            ExampleMaker(tasks, "train", random.Random(seed)).training() for seed in ("1", "1", "2")
         )
         assert first == again
         assert first != other
 
     def test_two_tasks_make_composites_of_two(self, tasks: list[Task]) -> None:
-        blends = held_out_examples(tasks[:2], random.Random(0)).blends
-        assert all(sorted(blend.labels) == [0, 1] for blend in blends)
+        blends = ExampleMaker(tasks[:2], "dev", random.Random(0)).composites(20, 3)[0]
+        assert all(sorted(blend.weights) == [0, 1] for blend in blends)
+
+    def test_other_texts_are_nobodys_and_dev_has_its_own(self, tasks: list[Task]) -> None:
+        examples = ExampleMaker(tasks, "train", random.Random(0)).training()
+        assert sum(3 in example.weights for example in examples) > 0.1 * len(examples)
+        taught, kept = OtherTexts(held_out=False), OtherTexts(held_out=True)
+        assert not set(taught.texts) & set(kept.texts)
+        assert len(kept.texts) >= 20
 
     def test_common_text_is_found_and_removed(self) -> None:
         choices = ("red", "blue")
@@ -91,6 +106,32 @@ class TestExamples:
         prompts = [f"{i} {i + 1} {i + 2} {i + 3}" for i in range(40)]
         assert CommonText(prompts).strip(Sample(prompts[0], "x")) is None
 
+    @given(text=st.text(max_size=200), seed=st.integers(0, 1000))
+    def test_disturbed_text_is_still_text(self, text: str, seed: int) -> None:
+        rng = random.Random(seed)
+        assert len(with_typos(text, rng)) <= 2 * len(text)
+        assert cut(text, rng) in text
+        assert bool(with_gaps(text, rng)) == bool(text)
+
+
+class TestMeasures:
+    def test_calibration_error_of_a_known_case(self) -> None:
+        confidence = np.array([0.95] * 10 + [0.55] * 10)
+        hits = np.array([True] * 9 + [False] + [True] * 3 + [False] * 7)
+        assert calibration_error(confidence, hits) == pytest.approx(0.5 * 0.05 + 0.5 * 0.25)
+
+    def test_judged_splits_doubt_from_the_rest(self) -> None:
+        scores = np.log(np.array([[6.0, 2.0, 1.0, 1.0]]))
+        found = judged(scores, [0], 2, temperature=1.0)
+        assert found.probabilities[0].tolist() == pytest.approx([0.75, 0.25])
+        assert found.doubt[0] == pytest.approx(0.2)
+        assert found.confidence[0] == pytest.approx(0.6)
+
+    def test_confusions_count_right_against_chosen(self) -> None:
+        probabilities = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7]])
+        found = Judged(probabilities, np.zeros(3), np.array([0, 1, 1]))
+        assert confusions(found, 2).tolist() == [[1, 0], [1, 1]]
+
 
 class TestTaskFolders:
     @pytest.fixture
@@ -99,10 +140,10 @@ class TestTaskFolders:
 
     def test_reads_names_and_choices(self, folder: Path) -> None:
         line = {"prompt": "p", "response": "r", "choices": ["r", "s"]}
-        (folder / "email" / "dev.jsonl").write_text(json.dumps(line))
+        (folder / "email" / "dev.jsonl").write_text(json.dumps(line) + "\n" + json.dumps(line))
         tasks = read_tasks(folder)
         assert [task.name for task in tasks] == ["email", "sql", "sums"]
-        assert tasks[0].dev == (Sample("p", "r", ("r", "s")),)
+        assert tasks[0].dev == (Sample("p", "r", ("r", "s")),) * 2
 
     @pytest.mark.parametrize(
         ("line", "cause"),
@@ -112,6 +153,8 @@ class TestTaskFolders:
             ('{"prompt": "p"}', "no text for 'response'"),
             ('{"prompt": " ", "response": "r"}', "no text for 'prompt'"),
             ('{"prompt": "p", "response": "r", "choices": [1]}', "'choices'"),
+            ('{"prompt": "", "response": "r"}', "no text for 'prompt'"),
+            (json.dumps({"prompt": "p " * 600_000, "response": "r"}), "1,200,000 characters"),
         ],
     )
     def test_names_the_bad_line(self, folder: Path, line: str, cause: str) -> None:
@@ -129,7 +172,17 @@ class TestTaskFolders:
                 lambda folder: shutil.rmtree(folder / "sql") or shutil.rmtree(folder / "email"),
                 "holds 1 task folder",
             ),
-            (lambda folder: (folder / "sql" / "dev.jsonl").unlink(), "cannot be read"),
+            (lambda folder: (folder / "sql" / "dev.jsonl").unlink(), "there is no"),
+            (
+                lambda folder: (folder / "sql" / "train.jsonl").write_text(
+                    '{"prompt": "p", "response": "r"}'
+                ),
+                "holds 1 sample",
+            ),
+            (
+                lambda folder: shutil.copytree(folder / "sql", folder / "sql2"),
+                "sql and sql2 have .* prompts in common",
+            ),
             (lambda folder: (folder / "sql" / "dev.jsonl").write_text("\n"), "no samples"),
             (lambda folder: (folder / "sql" / "dev.jsonl").write_bytes(b"\xff"), "not UTF-8"),
         ],
@@ -158,13 +211,22 @@ class TestTraining:
     def test_learns_the_tasks(self, tiny_router: Path) -> None:
         card = json.loads((tiny_router / "router.json").read_text())
         assert card["settings"]["labels"] == ["email", "sql", "sums"]
-        assert min(card["accuracy"].values()) > 0.9
-        assert card["settings"]["temperature"] >= 1
+        for kind in ("prompts", "misspelt", "sentences of two"):
+            assert card["measured"][kind]["accuracy"] > 0.9, kind
+        assert card["measured"]["prompts"]["kept"] > 0.95
+        assert card["measured"]["prompts"]["calibration_error"] < 0.1
+        assert card["others_to_base"] > 0.9
+
+    def test_reports_confusions_and_reliability(self, tiny_router: Path) -> None:
+        rows = (tiny_router / "confusion.csv").read_text().splitlines()
+        assert rows[0].split(",")[1:] == ["email", "sql", "sums"]
+        assert sum(int(cell) for row in rows[1:] for cell in row.split(",")[1:]) > 100
+        assert (tiny_router / "reliability.png").read_bytes()[:4] == b"\x89PNG"
 
     def test_same_seed_same_router(
         self, tiny_router: Path, again: tuple[Path, dict[str, Any]]
     ) -> None:
-        for name in ("router.safetensors", "tokenizer.json"):
+        for name in ("router.safetensors", "head.safetensors", "tokenizer.json", "reliability.png"):
             assert (again[0] / name).read_bytes() == (tiny_router / name).read_bytes()
 
     def test_command_line_prints_one_json_document(
@@ -178,6 +240,22 @@ class TestTraining:
         by_folder = open_tokenizer(tiny_router)
         by_file = open_tokenizer(str(tiny_router / "tokenizer.json"))
         assert by_folder.get_vocab() == by_file.get_vocab()
+
+    def test_takes_alberts_sentencepiece_model(self, tasks: list[Task], tmp_path: Path) -> None:
+        import sentencepiece
+
+        lines = (sample.prompt.lower() for task in tasks for sample in task.train)
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=lines,
+            model_prefix=str(tmp_path / "spiece"),
+            vocab_size=70,
+            normalization_rule_name="nmt_nfkc",
+            minloglevel=2,
+        )
+        own = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "spiece.model"))
+        found = open_tokenizer(tmp_path)  # the folder: it holds no tokenizer.json
+        for text in ("How many are 3 cats and 5 dogs?", "Write a greeting for guest number 7"):
+            assert found.encode(text, add_special_tokens=False).ids == own.encode(text.lower())
 
     def test_trains_the_same_tokenizer_again(self, tasks: list[Task]) -> None:
         assert train_tokenizer(tasks).to_str() == train_tokenizer(tasks).to_str()

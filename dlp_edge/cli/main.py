@@ -14,12 +14,14 @@ from typing import NoReturn
 
 from dlp_edge import __version__
 from dlp_edge.cli import (
+    add,
     chat,
     completion,
     demo,
     export,
     inspect,
     output,
+    remove,
     route,
     run,
     serve,
@@ -27,7 +29,19 @@ from dlp_edge.cli import (
 )
 from dlp_edge.errors import DlpEdgeError, ResourceError, UsageError
 
-VERBS = (demo, train_router, export, inspect, route, run, chat, serve, completion)
+VERBS = (
+    demo,
+    train_router,
+    export,
+    add,
+    remove,
+    inspect,
+    route,
+    run,
+    chat,
+    serve,
+    completion,
+)
 
 
 class Parser(argparse.ArgumentParser):

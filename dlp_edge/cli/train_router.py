@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dlp_edge.cli import options, output
 from dlp_edge.cli.export import progress_bar, require_extra
+from dlp_edge.errors import UsageError
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -16,37 +17,58 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "tasks", type=Path, metavar="TASKS_DIR", help="holds NAME/train.jsonl and NAME/dev.jsonl"
     )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="ROUTER")
-    parser.add_argument("--arch", choices=("mlp",), default="mlp", help="router architecture")
+    parser.add_argument(
+        "--arch", choices=("mlp", "albert"), default="mlp", help="router architecture"
+    )
     parser.add_argument(
         "--tokenizer",
+        default="train",
         metavar="PATH_OR_ID",
-        help="a tokenizer.json, a folder or a hub id; by default one is trained on the tasks",
+        help="a tokenizer.json, ALBERT's spiece.model, a folder or a hub id; `train` (default) "
+        "makes one from the tasks",
     )
+    parser.add_argument(
+        "--pretrained", metavar="DIR_OR_ID", help="an ALBERT to begin from (--arch albert)"
+    )
+    parser.add_argument("--max-examples", type=int, metavar="N", help="train on N examples at most")
     parser.add_argument("--seed", type=int, default=0)
     options.add_output(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.pretrained is not None and arguments.arch != "albert":
+        raise UsageError("--pretrained is for --arch albert only", "Leave it out")
+    if arguments.max_examples is not None and arguments.max_examples < 1:
+        raise UsageError(f"--max-examples is {arguments.max_examples}", "Choose at least 1")
     with require_extra("export"):
         from dlp_edge.models.training import train_router
     with progress_bar(arguments.quiet) as tell:
         report = train_router(
-            arguments.tasks, arguments.output, arguments.tokenizer, arguments.seed, tell
+            arguments.tasks,
+            arguments.output,
+            arguments.tokenizer,
+            arguments.seed,
+            tell,
+            arch=arguments.arch,
+            pretrained=arguments.pretrained,
+            max_examples=arguments.max_examples,
         )
     if arguments.json:
         output.print_json(asdict(report))
         return 0
-    accuracy = report.accuracy
     print(f"router      {arguments.output}")
     print(f"labels      {', '.join(report.settings.labels)}")
     print(f"parameters  {report.parameters:,}")
-    print(f"accuracy    {_percent(accuracy.prompts)} on prompts")
-    print(f"            {_percent(accuracy.bare_prompts)} on prompts without their common wording")
-    print(f"            {_percent(accuracy.sentences)} on sentences of answers to mixed prompts")
+    print(f"{'':20}{'accuracy':>9} {'calibration error':>18} {'kept':>7} {'examples':>9}")
+    for kind, found in report.measured.items():
+        error = "-" if found.calibration_error is None else f"{found.calibration_error:.3f}"
+        shares = f"{_percent(found.accuracy):>9} {error:>18} {_percent(found.kept):>7}"
+        print(f"  {kind:<18}{shares} {found.examples:>9,}")
+    print(f"other texts {report.others_to_base:.1%} to the base model")
     print(f"time        {report.seconds:.0f} s on {report.examples:,} examples")
     return 0
 
 
 def _percent(share: float | None) -> str:
-    return "not measured" if share is None else f"{share:.1%}"
+    return "-" if share is None else f"{share:.1%}"

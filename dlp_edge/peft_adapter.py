@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+import numpy.typing as npt
+from safetensors import SafetensorError, deserialize
 
 from dlp_edge.bundle import sha256_of
 from dlp_edge.errors import AdapterError
 from dlp_edge.manifest import ADAPTER_NAME, NAME_RULE, AdapterEntry
-from dlp_edge.models.architectures import PROJECTIONS
 from dlp_edge.stack import LoraPair
+
+Matrix = npt.NDArray[np.float32]
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -64,7 +65,7 @@ class PeftAdapter:
 
     @property
     def entry(self) -> AdapterEntry:
-        kinds = {re.sub(r"^model\.layers\.\d+\.", "", module) for module in self.pairs}
+        kinds = {_kind(module) for module in self.pairs}
         return AdapterEntry(
             name=self.name,
             rank=max(pair.a.shape[0] for pair in self.pairs.values()),
@@ -94,8 +95,14 @@ def read_adapters(
     return adapters
 
 
-def read_adapter(name: str, folder: Path, sizes: Mapping[str, tuple[int, int]]) -> PeftAdapter:
-    """Reads one adapter; see `read_adapters`."""
+def read_adapter(
+    name: str, folder: Path, sizes: Mapping[str, tuple[int, int]], slots_only: bool = False
+) -> PeftAdapter:
+    """Reads one adapter; see `read_adapters`.
+
+    Args:
+        slots_only: `sizes` are those of a finished bundle's slots, not of all linear layers.
+    """
     if not ADAPTER_NAME.fullmatch(name):
         raise AdapterError(
             f"{name!r} is no name for an adapter",
@@ -111,16 +118,32 @@ def read_adapter(name: str, folder: Path, sizes: Mapping[str, tuple[int, int]]) 
             + (", only a pickle file, which may run code when it is read" if pickled else ""),
             "Save the adapter with safe serialization (PEFT's default)",
         )
+    arrays = _read_weights(name, path)
+    pairs = _pair_up(name, arrays, config, sizes, slots_only)
+    base_model = config.get("base_model_name_or_path")
+    return PeftAdapter(name, folder, pairs, sha256_of(path), base_model)
+
+
+def _read_weights(name: str, path: Path) -> dict[str, Matrix]:
+    """Every tensor of the file as float32; numpy has no bfloat16, which is a float32 cut short."""
     try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
+        tensors = deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
+        return {
+            key: _widen(tensor["dtype"], tensor["data"]).reshape(tensor["shape"])
+            for key, tensor in tensors
+        }
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise AdapterError(
             f"adapter {name}: {WEIGHTS} cannot be read ({error})", "Restore or retrain it"
         ) from error
-    arrays = {key: tensor.float().numpy() for key, tensor in tensors.items()}
-    pairs = _pair_up(name, arrays, config, sizes)
-    base_model = config.get("base_model_name_or_path")
-    return PeftAdapter(name, folder, pairs, sha256_of(path), base_model)
+
+
+def _widen(dtype: str, data: bytes) -> Matrix:
+    """The numbers of a tensor's bytes. Raises KeyError for a type that no adapter is saved in."""
+    if dtype == "BF16":
+        return (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
+    kinds = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
+    return np.frombuffer(data, kinds[dtype]).astype(np.float32)
 
 
 def _read_config(name: str, folder: Path) -> dict[str, Any]:
@@ -151,11 +174,12 @@ def _check_plain(name: str, config: Mapping[str, Any]) -> None:
 
 def _pair_up(
     name: str,
-    arrays: Mapping[str, np.ndarray[Any, np.dtype[np.float32]]],
+    arrays: Mapping[str, Matrix],
     config: Mapping[str, Any],
     sizes: Mapping[str, tuple[int, int]],
+    slots_only: bool,
 ) -> dict[str, LoraPair]:
-    sides: dict[str, dict[str, np.ndarray[Any, np.dtype[np.float32]]]] = {}
+    sides: dict[str, dict[str, Matrix]] = {}
     for key, array in arrays.items():
         match = _KEY.fullmatch(key)
         if match is None:
@@ -169,7 +193,7 @@ def _pair_up(
     if not sides:
         raise AdapterError(f"adapter {name} changes no module at all", "Retrain it")
     return {
-        module: _check_pair(name, module, found, config, sizes)
+        module: _check_pair(name, module, found, config, sizes, slots_only)
         for module, found in sorted(sides.items())
     }
 
@@ -177,18 +201,15 @@ def _pair_up(
 def _check_pair(
     name: str,
     module: str,
-    found: Mapping[str, np.ndarray[Any, np.dtype[np.float32]]],
+    found: Mapping[str, Matrix],
     config: Mapping[str, Any],
     sizes: Mapping[str, tuple[int, int]],
+    slots_only: bool,
 ) -> LoraPair:
     if set(found) != {"A", "B"}:
         raise AdapterError(f"adapter {name} has half a pair for {module}", "Retrain it")
     if module not in sizes:
-        known = ", ".join(projection.module for projection in PROJECTIONS)
-        raise AdapterError(
-            f"adapter {name} changes {module}, which matches no module of the backbone",
-            f"It can change, in each of the backbone's layers: {known}",
-        )
+        raise _no_such_module(name, module, sizes, slots_only)
     a, b = found["A"], found["B"]
     if a.ndim != 2 or b.ndim != 2:
         raise AdapterError(f"adapter {name} has no matrices for {module}", "Retrain it")
@@ -208,6 +229,26 @@ def _check_pair(
     alpha = _setting(name, module, config, "lora_alpha", "alpha_pattern", 8)
     scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     return LoraPair(a, np.ascontiguousarray(b.T), scaling)
+
+
+def _no_such_module(
+    name: str, module: str, sizes: Mapping[str, tuple[int, int]], slots_only: bool
+) -> AdapterError:
+    kinds = ", ".join(sorted({_kind(known) for known in sizes}))
+    if slots_only:
+        return AdapterError(
+            f"adapter {name} changes {module}, and the bundle's graph has no slot for it",
+            f"Export the bundle again with this adapter; its slots are {kinds or 'none'}",
+        )
+    return AdapterError(
+        f"adapter {name} changes {module}, which matches no module of the backbone",
+        f"It can change, in each of the backbone's layers: {kinds}",
+    )
+
+
+def _kind(module: str) -> str:
+    """`self_attn.q_proj` of `model.layers.3.self_attn.q_proj`."""
+    return re.sub(r"^model\.layers\.\d+\.", "", module)
 
 
 def _setting(

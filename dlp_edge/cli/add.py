@@ -1,0 +1,55 @@
+"""`dlp-edge add BUNDLE NAME=DIR --examples FILE`: a new skill for a finished bundle."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from dlp_edge.bundle import open_bundle
+from dlp_edge.cli import options, output
+from dlp_edge.cli.export import parse_named_folders
+from dlp_edge.samples import read_samples
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser(
+        "add",
+        help="add an adapter to a bundle and teach its router when to use it",
+        description="Packs a PEFT adapter into the bundle, in place, and teaches the router from "
+        "examples, in seconds and without torch. A loaded Runtime sees it when it loads again.",
+    )
+    options.add_bundle(parser)
+    parser.add_argument("adapter", metavar="NAME=DIR", help="its name and what PEFT saved")
+    parser.add_argument(
+        "--examples",
+        type=Path,
+        metavar="FILE",
+        help='10 to 100 lines of {"prompt", "response"?}; without them it can only be pinned',
+    )
+    options.add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from dlp_edge.runtime.skills import add_skill
+    from dlp_edge.runtime.steering import load_router
+
+    ((name, folder),) = parse_named_folders([arguments.adapter]).items()
+    samples = read_samples(arguments.examples, response_needed=False) if arguments.examples else ()
+    begun = time.perf_counter()
+    bundle = open_bundle(arguments.bundle)
+    examples = [asdict(sample) for sample in samples]
+    after = add_skill(bundle, load_router(bundle), name, folder, examples)
+    seconds = round(time.perf_counter() - begun, 2)
+    routed = bool(examples)
+    if not routed:
+        output.note(f"note: {name} can be pinned but is never routed to; give --examples for that")
+    if arguments.json:
+        names = [entry.name for entry in after.manifest.adapters]
+        output.print_json({"added": name, "routed": routed, "adapters": names, "seconds": seconds})
+        return 0
+    print(f"added    {name}{'' if routed else ' (pinned only)'}")
+    print(f"time     {seconds:.1f} s, {len(examples)} examples")
+    return 0

@@ -1,0 +1,30 @@
+"""`dlp-edge remove BUNDLE NAME`: takes a skill out of a bundle."""
+
+from __future__ import annotations
+
+import argparse
+
+from dlp_edge.bundle import open_bundle
+from dlp_edge.cli import options, output
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser("remove", help="take an adapter out of a bundle")
+    options.add_bundle(parser)
+    parser.add_argument("name", help="the adapter")
+    options.add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from dlp_edge.runtime.skills import remove_skill
+    from dlp_edge.runtime.steering import load_router
+
+    bundle = open_bundle(arguments.bundle)
+    after = remove_skill(bundle, load_router(bundle), arguments.name)
+    if arguments.json:
+        names = [entry.name for entry in after.manifest.adapters]
+        output.print_json({"removed": arguments.name, "adapters": names})
+        return 0
+    print(f"removed  {arguments.name}")
+    return 0

@@ -1,0 +1,72 @@
+"""The wording that a task's prompts share: an instruction line, a beginning, an end, the choices.
+
+It is a shortcut that users will not type, so routers are also taught and measured without it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+
+from dlp_edge.samples import Sample
+
+COMMON_SHARE = 0.05  # of a task's prompts: wording shared by as many is fixed wording
+COMMON_WORDS = 40  # the longest fixed beginning or end, in words
+CHOICE_MARK_WORDS = 2  # "choice:", "- (a)": what may stand before a choice on its line
+LEFT_WORDS = 2  # a prompt with fewer words left is no sample any more
+
+
+class CommonText:
+    """The wording that a task's prompts have in common: lines, beginnings and ends."""
+
+    def __init__(self, prompts: Sequence[str]) -> None:
+        self._least = max(2.0, COMMON_SHARE * len(prompts))
+        self._lines = self._frequent(line for prompt in prompts for line in set(_lines(prompt)))
+        words = [self._without_lines(prompt).split() for prompt in prompts]
+        self._heads = self._frequent(head for each in words for head in _heads(each))
+        self._tails = self._frequent(tail for each in words for tail in _heads(each[::-1]))
+
+    def strip(self, sample: Sample) -> str | None:
+        """The prompt without what is common and without its list of choices.
+
+        None where nothing was removed or too little is left.
+        """
+        prompt = self._without_lines(sample.prompt, sample.choices)
+        words = prompt.split()
+        begin = max((len(head) for head in _heads(words) if head in self._heads), default=0)
+        cut = max((len(tail) for tail in _heads(words[::-1]) if tail in self._tails), default=0)
+        if len(words) - begin - cut < LEFT_WORDS:
+            return None
+        spans = [match.span() for match in re.finditer(r"\S+", prompt)]
+        bare = prompt[spans[begin][0] : spans[len(words) - cut - 1][1]]
+        return None if bare == sample.prompt.strip() else bare
+
+    def _frequent(self, items: Iterable[object]) -> set[object]:
+        return {item for item, count in Counter(items).items() if count >= self._least}
+
+    def _without_lines(self, prompt: str, choices: Sequence[str] = ()) -> str:
+        offered = {choice.strip().casefold() for choice in choices}
+        return "\n".join(
+            line
+            for line in prompt.split("\n")
+            if line.strip() not in self._lines and not _lists_choice(line, offered)
+        )
+
+
+def _lines(prompt: str) -> list[str]:
+    """The lines of a prompt of several; a one-line prompt has no line to spare."""
+    lines = [line.strip() for line in prompt.split("\n") if line.strip()]
+    return lines if len(lines) > 1 else []
+
+
+def _heads(words: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """The beginnings of a text, from one word on."""
+    return (tuple(words[:count]) for count in range(1, min(len(words), COMMON_WORDS) + 1))
+
+
+def _lists_choice(line: str, choices: set[str]) -> bool:
+    words = line.casefold().split()
+    return any(
+        " ".join(words[skip:]) in choices for skip in range(min(CHOICE_MARK_WORDS, len(words)) + 1)
+    )

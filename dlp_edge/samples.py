@@ -1,0 +1,88 @@
+"""Samples of a skill: requests with their answers, as lines of JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dlp_edge.errors import RouterError
+
+LINE_FORMAT = 'Each line holds {"prompt": text, "response": text, "choices": [text, ...]?}'
+MAX_CHARACTERS = 1_000_000  # of one text; more is a file by mistake, not a request
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One request and its answer; `choices` are the answers offered, where the task has them."""
+
+    prompt: str
+    response: str
+    choices: tuple[str, ...] = ()
+
+
+def read_samples(path: Path, response_needed: bool = True) -> tuple[Sample, ...]:
+    """The samples of a .jsonl file.
+
+    Args:
+        response_needed: False takes lines without a response; theirs is empty.
+
+    Raises:
+        RouterError: the file cannot be read or holds no samples, or a line is wrong.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except OSError as error:
+        raise RouterError(
+            f"{path} cannot be read ({error.strerror})", "Check the path and its rights"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise RouterError(f"{path} is not UTF-8 text ({error.reason})", LINE_FORMAT) from error
+    samples = tuple(
+        parse_sample(line, f"{path}, line {number}", response_needed)
+        for number, line in enumerate(lines, 1)
+        if line.strip()
+    )
+    if not samples:
+        raise RouterError(f"{path} holds no samples", LINE_FORMAT)
+    return samples
+
+
+def parse_sample(line: str, where: str, response_needed: bool = True) -> Sample:
+    """One line as a sample; `where` names it in errors. Raises RouterError."""
+    try:
+        record: Any = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise RouterError(f"{where} is not JSON ({error})", LINE_FORMAT) from error
+    return as_sample(record, where, response_needed)
+
+
+def as_sample(record: object, where: str, response_needed: bool = True) -> Sample:
+    """A parsed record, checked; `where` names it in errors. Raises RouterError."""
+    if not isinstance(record, dict):
+        raise RouterError(f"{where} is not a JSON object", LINE_FORMAT)
+    prompt = _text(record.get("prompt"), "prompt", where)
+    if response_needed or record.get("response"):
+        response = _text(record.get("response"), "response", where)
+    else:
+        response = ""
+    choices = record.get("choices", [])
+    if not isinstance(choices, (list, tuple)) or not all(isinstance(c, str) for c in choices):
+        raise RouterError(f"{where} has 'choices' that are no list of texts", LINE_FORMAT)
+    return Sample(prompt, response, tuple(choices))
+
+
+def _text(value: object, key: str, where: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise RouterError(f"{where} has no text for {key!r}", LINE_FORMAT)
+    if len(value) > MAX_CHARACTERS:
+        raise RouterError(
+            f"{where} has {len(value):,} characters for {key!r}",
+            f"Keep each text under {MAX_CHARACTERS:,}",
+        )
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise RouterError(f"{where} has invalid Unicode in {key!r}", "Mend it") from error
+    return value

@@ -1,0 +1,33 @@
+"""What the router architectures share: features, and the last layer over them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class RouterNetwork(nn.Module):
+    """Scores R rows for windows of token ids (`dlp_edge.runtime.router.WindowReader`).
+
+    Attributes:
+        separator: the id between a window's segments.
+        head: the last layer, [R, F]; it is exported as data (`dlp_edge.router_head`).
+        settings: of the architecture, where it has any.
+    """
+
+    separator: int
+    head: nn.Linear
+    settings: dict[str, int]
+
+    def forward(
+        self, input_ids: Tensor, mask: Tensor, noise: torch.Generator | None = None
+    ) -> Tensor:
+        """input_ids [B, L] int64, mask [B, L] bool (False is padding) -> scores [B, R]."""
+        scores: Tensor = self.head(self.features(input_ids, mask, noise))
+        return scores
+
+    def features(
+        self, input_ids: Tensor, mask: Tensor, noise: torch.Generator | None = None
+    ) -> Tensor:
+        """What the last layer reads, [B, F]; `noise` draws the dropout of training."""
+        raise NotImplementedError

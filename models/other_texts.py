@@ -1,0 +1,118 @@
+"""Text of none of the tasks, which a router learns to leave to the base model.
+
+A file of short texts of many kinds comes with the package; they are joined, cut, mixed and
+misspelt, and noise is made up, so that what is learned is "like none of the tasks" rather than the
+texts. The package's own source serves as program code.
+"""
+
+from __future__ import annotations
+
+import random
+import string
+from collections.abc import Iterator, Sequence
+from functools import cache
+from importlib import resources
+
+from dlp_edge.models.disturbances import cut, with_typos
+
+HELD_OUT = 8  # every eighth text is measured on, not taught
+_SIGNS = string.ascii_letters + string.digits + "!?.,;:-_#%&/()=+*<>[]{}$@'~^|\\¿¡§¶•ªº–œ∑®†¥øπéüñß"
+
+
+@cache
+def kinds() -> dict[str, tuple[str, ...]]:
+    """The texts of the package's file, by kind."""
+    found: dict[str, tuple[str, ...]] = {}
+    content = resources.files("dlp_edge.models").joinpath("other_texts.txt").read_text("utf-8")
+    for section in content.split("\n== "):
+        kind, _, body = section.removeprefix("== ").partition("\n")
+        found[kind] = tuple(text.strip("\n") for text in body.split("\n\n") if text.strip())
+    return found
+
+
+@cache
+def _sources() -> tuple[tuple[str, ...], ...]:
+    """The lines of the package's own modules."""
+    homes = [resources.files("dlp_edge"), resources.files("dlp_edge.models")]
+    names = sorted((path.name, path) for home in homes for path in home.iterdir())
+    return tuple(
+        tuple(path.read_text("utf-8").split("\n")) for name, path in names if name.endswith(".py")
+    )
+
+
+class OtherTexts:
+    """Makes text of none of the tasks.
+
+    Args:
+        held_out: True makes it of the texts that are measured on, False of all others.
+    """
+
+    def __init__(self, held_out: bool) -> None:
+        self._kinds = {
+            kind: [text for i, text in enumerate(texts) if (i % HELD_OUT == 5) == held_out]
+            for kind, texts in kinds().items()
+        }
+        self.texts = [text for texts in self._kinds.values() for text in texts]
+        self._words = [word for text in self.texts for word in text.split()]
+
+    def make(self, rng: random.Random) -> str:
+        """One text: code, whole texts, a heap of words or pieces, or noise."""
+        draw = rng.random()
+        if draw < 0.08:
+            return _code(rng)
+        if draw < 0.70:
+            return self._some_texts(rng)
+        if draw < 0.78:
+            return " ".join(rng.choices(self._words, k=rng.randint(1, 40)))
+        if draw < 0.88:
+            return " ".join(self.snippet(rng) for _ in range(rng.randint(1, 4)))
+        return _noise(rng)
+
+    def snippet(self, rng: random.Random) -> str:
+        """Two to ten words in a row of one text, such as people say before they ask."""
+        words = rng.choice(self.texts).split()
+        count = rng.randint(2, 10)
+        start = rng.randint(0, max(0, len(words) - count))
+        return " ".join(words[start : start + count])
+
+    def request(self, rng: random.Random) -> str:
+        """What people ask of an assistant."""
+        return rng.choice(self._kinds["requests"])
+
+    def reply(self, rng: random.Random) -> str:
+        """What a base model may answer: one or two texts."""
+        return " ".join(rng.choices(self.texts, k=rng.randint(1, 2)))
+
+    def _some_texts(self, rng: random.Random) -> str:
+        same_kind = self._kinds[rng.choice(sorted(self._kinds))] or self.texts
+        count = rng.choice((1, 1, 1, 2, 3))
+        text = rng.choice((" ", "\n")).join(rng.choices(same_kind, k=count))
+        draw = rng.random()
+        if draw < 0.3:
+            return cut(text, rng)
+        return with_typos(text, rng) if draw < 0.45 else text
+
+
+def random_pieces(count: int, vocab_size: int, rng: random.Random) -> Iterator[list[int]]:
+    """Token ids drawn evenly: what a piece says without company, which is nothing."""
+    for _ in range(count):
+        yield [rng.randrange(vocab_size) for _ in range(rng.randint(1, 60))]
+
+
+def _code(rng: random.Random) -> str:
+    lines: Sequence[str] = rng.choice(_sources())
+    count = rng.randint(1, 12)
+    start = rng.randrange(max(1, len(lines) - count))
+    return "\n".join(lines[start : start + count]).strip("\n") or "import os"
+
+
+def _noise(rng: random.Random) -> str:
+    if rng.random() < 0.5:
+        words = (
+            "".join(rng.choices(string.ascii_lowercase, k=rng.randint(1, 9)))
+            for _ in range(rng.randint(1, 20))
+        )
+        return " ".join(words)
+    return "".join(
+        rng.choice(_SIGNS) * rng.choice((1, 1, 1, 1, 3)) for _ in range(rng.randint(1, 80))
+    )
