@@ -28,7 +28,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="FILE",
         help='10 to 100 lines of {"prompt", "response"?}; without them it can only be pinned',
     )
-    options.add_json(parser)
+    options.add_output(parser)
     parser.set_defaults(run=run)
 
 

@@ -12,7 +12,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser("remove", help="take an adapter out of a bundle")
     options.add_bundle(parser)
     parser.add_argument("name", help="the adapter")
-    options.add_json(parser)
+    options.add_output(parser)
     parser.set_defaults(run=run)
 
 
