@@ -248,10 +248,11 @@ def plot(rows: dict[str, dict[str, float]], path: Path) -> None:
     axes.step(*zip(*front, strict=True), where="post", color="0.8", zorder=0)
     for name, row in rows.items():
         axes.scatter(row["ms"], row["heldout"], s=row["MB"])
-        place = {"xytext": (6, 6), "textcoords": "offset points", "fontsize": 8}
+        place = {"xytext": (6, 6), "textcoords": "offset points", "fontsize": 8, "rotation": 30}
         axes.annotate(f"{name}, {row['MB']:.0f} MB", (row["ms"], row["heldout"]), **place)
     axes.axhline(1.02, color="tab:red", linewidth=0.8, linestyle=":")
     axes.set_xscale("log")
+    axes.margins(0.12, 0.15)  # room for the names
     axes.set_xlabel("ms per token (two threads)")
     axes.set_ylabel("perplexity / fp32, held-out text")
     figure.savefig(path, dpi=120)
