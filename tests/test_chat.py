@@ -6,6 +6,7 @@ import io
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -148,6 +149,11 @@ class Terminal:
             "Decoder.step = lambda *a, **k: (time.sleep(0.05), step(*a, **k))[1]\n"
             "sys.exit(main(sys.argv[1:]))\n"
         )
+
+        def take_over() -> None:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's "&" has it ignored
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
         self._master, slave = pty.openpty()
         self._process = subprocess.Popen(
             [sys.executable, "-c", code, *arguments],
@@ -155,7 +161,7 @@ class Terminal:
             stdout=slave,
             stderr=slave,
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=take_over,
             env={**os.environ, "TERM": "xterm", **(environment or {})},
         )
         os.close(slave)

@@ -32,7 +32,7 @@ def started(
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, **environment},
-        creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+        preexec_fn=None if sys.platform == "win32" else heed_ctrl_c,
     )
     try:
         assert process.stdout is not None
@@ -40,6 +40,10 @@ def started(
     finally:
         process.kill()
         process.communicate()
+
+
+def heed_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's "&" has it ignored
 
 
 def refused(bundle: Path, *options: str) -> tuple[int, str]:

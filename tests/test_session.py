@@ -273,7 +273,7 @@ def test_async_streams(runtime: Runtime) -> None:
         assert ["".join(chunk.text for chunk in chunks) for chunks in together] == alone
         assert len(await collect("a", 3)) == 3
         slow = asyncio.create_task(collect("a"))
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0)  # it begins, and cannot have ended
         slow.cancel()
         with pytest.raises(asyncio.CancelledError):
             await slow
