@@ -18,6 +18,9 @@ from dlp_edge.runtime.options import Schema
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
 
+# White space between values would let a small model write line breaks until its tokens are spent.
+_COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+
 
 def grammar_tokenizer(tokenizer: Tokenizer, vocab_size: int, eos: frozenset[int]) -> LLTokenizer:
     """What a constraint needs to know of the tokenizer; takes a fraction of a second.
@@ -47,7 +50,8 @@ class JsonConstraint:
 
         try:
             text = schema if isinstance(schema, str) else json.dumps(schema)
-            self._matcher = LLMatcher(tokenizer, LLMatcher.grammar_from_json_schema(text))
+            grammar = LLMatcher.grammar_from_json_schema(text, defaults=_COMPACT)
+            self._matcher = LLMatcher(tokenizer, grammar)
             problem = self._matcher.get_error() if self._matcher.is_error() else ""
         except (TypeError, ValueError, RecursionError) as error:
             problem = str(error)

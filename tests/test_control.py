@@ -114,6 +114,7 @@ def test_json_that_follows_a_schema(runtime: Runtime, temperature: float) -> Non
         assert answer["name"] in ("Ann", "Bob")
         assert 0 <= answer["age"] <= 99
         assert len(answer["tags"]) <= 2
+        assert "\n" not in reply.text
     batch = runtime.generate_batch(["Who?", "Who else?"], json_schema=json.dumps(SCHEMA))
     assert all(json.loads(reply.text)["name"] in ("Ann", "Bob") for reply in batch)
 

@@ -15,6 +15,7 @@ from dlp_edge.runtime.answer import Answer, Vocabulary
 from dlp_edge.runtime.generation import Engine, stream_answer
 from dlp_edge.runtime.interrupt import Interrupt
 from dlp_edge.runtime.options import Decoding
+from dlp_edge.runtime.router import Judgement
 from dlp_edge.runtime.selection import SelectionRule
 from dlp_edge.runtime.steering import Pinned, Routed, Steering
 from dlp_edge.types import Chunk, Reply
@@ -71,10 +72,10 @@ class KeywordRouter:
     def __init__(self) -> None:
         self.seen: list[tuple[str, str]] = []
 
-    def probabilities(self, prompt: str, generated: str = "") -> dict[str, float]:
+    def judge(self, prompt: str, generated: str = "") -> Judgement:
         self.seen.append((prompt, generated))
         b = 0.9 if "B" in generated else 0.1
-        return {"a": 1 - b, "b": b}
+        return Judgement({"a": 1 - b, "b": b}, doubt=0.0)
 
 
 class Generation:
