@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from dlp_edge.errors import ResourceError
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _take(descriptor: int) -> None:
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-
-else:
-    import fcntl
-
-    def _take(descriptor: int) -> None:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @contextmanager
@@ -35,17 +24,18 @@ def locked(target: Path) -> Iterator[None]:
     """
     name = hashlib.sha256(str(target.resolve()).encode()).hexdigest()[:16]
     path = Path(tempfile.gettempdir()) / f"dlp-edge-{name}.lock"
+    lock = FileLock(path)
     try:
-        file = path.open("ab")
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ResourceError(
+            f"another process is writing to {target}", "Wait for it, or choose another place"
+        ) from error
     except OSError as error:
         raise ResourceError(
             f"{path} cannot be opened ({error.strerror})", "Check the rights of the folder"
         ) from error
-    with file:
-        try:
-            _take(file.fileno())
-        except OSError as error:
-            raise ResourceError(
-                f"another process is writing to {target}", "Wait for it, or choose another place"
-            ) from error
+    try:
         yield
+    finally:
+        lock.release()
