@@ -6,7 +6,7 @@ On llguidance (https://github.com/guidance-ai/llguidance), which is the extra `j
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from llguidance import LLTokenizer
 
 # White space between values would let a small model write line breaks until its tokens are spent.
-_COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_COMPACT: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
 def grammar_tokenizer(tokenizer: Tokenizer, vocab_size: int, eos: frozenset[int]) -> LLTokenizer:
