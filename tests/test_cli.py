@@ -44,6 +44,18 @@ def test_run_json(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert document["rates"]["decode_tokens_per_second"] > 0
 
 
+def test_run_json_schema(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"enum": ["yes", "no"]}')
+    options = ["--json-schema", str(schema), "--min-p", "0.1", "--repetition-penalty", "1.1"]
+    assert main(["run", str(tiny_bundle), "Hello", "--json", "--adapters", "", *options]) == 0
+    assert json.loads(json.loads(capsys.readouterr().out)["text"]) in ("yes", "no")
+    missing = ["--json-schema", str(tmp_path / "missing.json")]
+    assert main(["run", str(tiny_bundle), "Hello", *missing]) == 2
+
+
 def test_route(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["route", str(tiny_bundle), "Select the name of row 3", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)

@@ -42,7 +42,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(arguments: argparse.Namespace) -> int:
     adapters = parse_named_folders(arguments.adapter)
-    template = _read_template(arguments.chat_template)
+    given = arguments.chat_template
+    template = None if given is None else options.read_text(given)
     with require_extra("export"):
         from dlp_edge.export.pipeline import export_bundle
     with progress_bar(arguments.quiet) as tell:
@@ -132,12 +133,3 @@ def progress_bar(quiet: bool = False) -> Iterator[Callable[[str, float], None]]:
             bar.update(round(100 * fraction) - bar.n)
 
         yield tell
-
-
-def _read_template(path: Path | None) -> str | None:
-    if path is None:
-        return None
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} cannot be read", "Check the path") from error

@@ -48,8 +48,13 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--temperature", type=float, help="0 (greedy) by default")
     group.add_argument("--top-p", type=float)
     group.add_argument("--top-k", type=int)
+    group.add_argument("--min-p", type=float)
+    group.add_argument("--repetition-penalty", type=float)
     group.add_argument("--seed", type=int)
     group.add_argument("--stop", action="append", metavar="TEXT", help="may be repeated")
+    group.add_argument(
+        "--json-schema", type=Path, metavar="FILE", help="the answer is JSON that follows it"
+    )
 
 
 def whole_number(least: int) -> Callable[[str], int]:
@@ -64,11 +69,16 @@ def whole_number(least: int) -> Callable[[str], int]:
     return number
 
 
+_PLAIN = (
+    "p k weigh min_confidence kv max_new_tokens temperature top_p top_k min_p repetition_penalty "
+    "seed stop"
+).split()
+
+
 def request_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The keyword arguments for `Runtime.generate` or `Runtime.route`; what was not given is
     left out."""
-    names = "p k weigh min_confidence kv max_new_tokens temperature top_p top_k seed stop".split()
-    given = {name: getattr(arguments, name, None) for name in names}
+    given = {name: getattr(arguments, name, None) for name in _PLAIN}
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if arguments.select is not None:
         options["select"] = arguments.select.replace("-", "_")
@@ -76,7 +86,21 @@ def request_options(arguments: argparse.Namespace) -> dict[str, Any]:
         options["forbid"] = [name.strip() for name in arguments.forbid.split(",")]
     if getattr(arguments, "adapters", None) is not None:
         options["adapters"] = parse_adapters(arguments.adapters)
+    if getattr(arguments, "json_schema", None) is not None:
+        options["json_schema"] = read_text(arguments.json_schema)
     return options
+
+
+def read_text(path: Path) -> str:
+    """The content of a text file that an argument names.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read", "Check the path") from error
 
 
 def parse_adapters(text: str) -> dict[str, float]:
