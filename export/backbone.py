@@ -121,7 +121,7 @@ class DenseBackbone:
     def searcher(self, quantiser: Quantiser) -> Int4:
         """What chooses for int4."""
         tokenizer = Tokenizer.from_file(str(self.source.folder / "tokenizer.json"))
-        return Int4(quantiser, self.path, self.entry("int4").head_size, tokenizer)
+        return Int4(quantiser, self.path, self.entry("int4"), tokenizer)
 
     def _chooser(self, quantisation: str, quantiser: Quantiser, tell: Tell) -> Chooser:
         if quantisation == "int8":

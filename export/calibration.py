@@ -13,16 +13,20 @@ import onnxruntime as ort
 from onnx import helper
 
 TEXT = Path(__file__).with_name("calibration.txt")
-WINDOW = 256  # tokens that see each other
 GROUP_BYTES = 1 << 30  # of products that are held at a time
 
 Products = npt.NDArray[np.float32]
 
 
+def cut(ids: Sequence[int], size: int) -> list[Sequence[int]]:
+    """Pieces of `size` tokens; the last may be shorter."""
+    return [ids[start : start + size] for start in range(0, len(ids), size)]
+
+
 def input_products(
     graph: Path,
     inputs: Sequence[tuple[str, int]],
-    ids: Sequence[int],
+    windows: Sequence[Sequence[int]],
     head_size: int,
 ) -> Iterator[dict[str, Products]]:
     """Yields X^T X [K, K] of the named values X [.., K], in groups that fit into memory, in
@@ -31,25 +35,25 @@ def input_products(
     Args:
         graph: the dense graph, as `prepare_graph` leaves it.
         inputs: names and widths of values in it.
-        ids: the text's tokens.
+        windows: the text's tokens, in pieces that see each other.
         head_size: of the attention, which the graph's cache leaves open.
     """
     group: list[str] = []
     size = 0
     for name, width in inputs:
         if group and size + 4 * width**2 > GROUP_BYTES:
-            yield _products(graph, group, ids, head_size)
+            yield _products(graph, group, windows, head_size)
             group, size = [], 0
         group.append(name)
         size += 4 * width**2
     if group:
-        yield _products(graph, group, ids, head_size)
+        yield _products(graph, group, windows, head_size)
 
 
 def _products(
     path: Path,
     names: Sequence[str],
-    ids: Sequence[int],
+    windows: Sequence[Sequence[int]],
     head_size: int,
 ) -> dict[str, Products]:
     """One pass; what comes after the last of the values is not computed."""
@@ -63,10 +67,8 @@ def _products(
     options.log_severity_level = 3
     session = ort.InferenceSession(str(probe), options, providers=["CPUExecutionProvider"])
     sums: dict[str, Products] = {}
-    for start in range(0, len(ids), WINDOW):
-        found = session.run(
-            list(names), first_pass(model.graph, ids[start : start + WINDOW], head_size)
-        )
+    for ids in windows:
+        found = session.run(list(names), first_pass(model.graph, ids, head_size))
         for name, value in zip(names, found, strict=True):
             rows = value.reshape(-1, value.shape[-1]).astype(np.float32)
             sums[name] = sums.get(name, np.float32(0)) + rows.T @ rows

@@ -19,17 +19,19 @@ import onnx
 import onnxruntime as ort
 from tokenizers import Tokenizer
 
-from dlp_edge.export.calibration import TEXT, WINDOW, first_pass, input_products
+from dlp_edge.export.calibration import TEXT, cut, first_pass, input_products
 from dlp_edge.export.gptq import round_gptq
 from dlp_edge.export.grid import find_grid
 from dlp_edge.export.levels import Levels, round_int8
 from dlp_edge.export.quantise import HEAD, Extended, Quantised, Quantiser, matrices
 from dlp_edge.export.weights import WeightFile
+from dlp_edge.manifest import BackboneEntry
 
 Array = npt.NDArray[np.floating]
 Unit = tuple[str, int]
 
 BUDGET = 0.015  # of log perplexity; with what int8 costs this makes about 1.02
+WINDOW = 256  # tokens of calibration text that see each other
 JUDGED = 2 * WINDOW  # tokens at the text's end that the costs are measured on, not calibrated
 TRIED = 8  # matrices off the grid after which no other is tried: two layers
 _LAYER = re.compile(r"layers\.(\d+)/")
@@ -45,23 +47,24 @@ class Int4:
     """
 
     def __init__(
-        self, quantiser: Quantiser, dense: Path, head_size: int, tokenizer: Tokenizer
+        self, quantiser: Quantiser, dense: Path, entry: BackboneEntry, tokenizer: Tokenizer
     ) -> None:
         """
         Args:
             quantiser: of the graph that is about to be rewritten.
             dense: the same graph's file.
-            head_size: of the attention.
+            entry: what the backbone is like.
         """
         self.costs: dict[Unit, float] = {}
         self.kept: set[str] = set()
         self._found: dict[str, Levels] = {}
         self._quantiser = quantiser
         self._dense = dense
-        self._head_size = head_size
-        self._ids: list[int] = tokenizer.encode(
-            TEXT.read_text(encoding="utf-8"), add_special_tokens=False
-        ).ids
+        self._head_size = entry.head_size
+        text = TEXT.read_text(encoding="utf-8")
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+        self._calibration = cut(ids[:-JUDGED], min(WINDOW, entry.context_length))
+        self._judged = cut(ids[-JUDGED:], min(JUDGED, entry.context_length))
 
     def run(self, tell: Callable[[float], None]) -> None:
         """Keeps the source's own levels, or searches; `tell` is called with the fraction that is
@@ -93,7 +96,7 @@ class Int4:
         widths = {n.input[0]: self._quantiser.weights.shape(n.input[1])[0] for n in body}
         done = 0
         for products in input_products(
-            self._dense, list(widths.items()), self._ids[:-JUDGED], self._head_size
+            self._dense, list(widths.items()), self._calibration, self._head_size
         ):
             for node in body:
                 if node.input[0] in products:
@@ -138,9 +141,11 @@ class Int4:
         options = ort.SessionOptions()
         options.log_severity_level = 3
         session = ort.InferenceSession(str(trial), options, providers=["CPUExecutionProvider"])
-        ids = self._ids[-JUDGED:]
-        (logits,) = session.run(["logits"], first_pass(model.graph, ids, self._head_size))
-        found: Array = logits[0].astype(np.float32)
+        parts = [
+            session.run(["logits"], first_pass(model.graph, ids, self._head_size))[0][0]
+            for ids in self._judged
+        ]
+        found: Array = np.concatenate(parts).astype(np.float32)
         return found
 
 

@@ -129,11 +129,12 @@ def _agreement(
 
 def step_time(decoder: Decoder, ids: Sequence[int]) -> float:
     """The median time of a token in ms, after TIMED_AFTER tokens of context."""
-    start = min(TIMED_AFTER, decoder.max_context - TIMED_STEPS)
+    steps = min(TIMED_STEPS, decoder.max_context // 2)
+    start = min(TIMED_AFTER, decoder.max_context - steps)
     decoder.truncate(0)
     decoder.prefill(ids[:start])
     times = []
-    for token in ids[:TIMED_STEPS]:
+    for token in ids[:steps]:
         begun = time.perf_counter()
         decoder.step([token])
         times.append(time.perf_counter() - begun)

@@ -235,7 +235,8 @@ def _eos_token_ids(folder: Path, config: dict[str, Any]) -> tuple[int, ...]:
     settings = config
     if (folder / "generation_config.json").is_file():
         settings = _read_json(folder, "generation_config.json")
-    ids = settings.get("eos_token_id", config.get("eos_token_id"))
+    ids = settings.get("eos_token_id")
+    ids = config.get("eos_token_id") if ids is None else ids
     if ids is None:
         raise BackboneError(f"{folder} names no eos_token_id", "Add it to its config.json")
     return tuple(ids) if isinstance(ids, list) else (int(ids),)

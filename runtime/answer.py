@@ -76,6 +76,7 @@ class Answer:
         room: int,
     ) -> None:
         self.prompt_ids = prompt_ids
+        self.room = room
         self.kv = decoding.kv
         self.tokens: list[int] = []
         self.fusion: dict[str, float] = {}
@@ -110,9 +111,13 @@ class Answer:
         self._starts: list[_Start] = []
         self._begun = 0.0
 
+    def start_clock(self) -> None:
+        """From here on, unless it runs already, the first token is waited for."""
+        self._begun = self._begun or perf_counter()
+
     def begin(self) -> None:
         """Routes on the prompt."""
-        self._begun = perf_counter()
+        self.start_clock()
         self.fusion, confidence = self._route("")
         self._starts = [_Start(0, self.fusion, confidence)]
 
@@ -148,7 +153,7 @@ class Answer:
         """The answer so far."""
         edges = [start.offset for start in self._starts] + [len(self._text)]
         sentences = tuple(
-            Sentence(self._text[start.offset : end], start.fusion, start.confidence)
+            Sentence(self._text[start.offset : end], dict(start.fusion), start.confidence)
             for start, end in zip(self._starts, edges[1:], strict=True)
             if start.offset < len(self._text)
         )
@@ -230,4 +235,5 @@ class Answer:
                 index = max(i for i, at in enumerate(self._starts) if at.offset <= left)
                 tokens = tuple(self._reported[self._given :])
                 self._given = len(self._reported)
-                yield Chunk(self._text[left:right], index, self._starts[index].fusion, tokens)
+                fusion = dict(self._starts[index].fusion)  # the consumer's own
+                yield Chunk(self._text[left:right], index, fusion, tokens)

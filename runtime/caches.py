@@ -37,8 +37,8 @@ class SessionCaches:
 
     def copy(self, source: Session, target: Session) -> None:
         """Gives one session the cache of another."""
-        known = self._engines.get(source)
-        if known is not None:
+        if source in self._engines:
+            known = self.engine_of(source)  # the target's room is not to cost the source its own
             self.engine_of(target).decoder.copy_cache(known.decoder)
 
     def _size(self) -> int:

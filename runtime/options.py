@@ -153,7 +153,10 @@ def texts(name: str, value: object) -> tuple[str, ...]:
         return () if value is None else (value,)
     if not isinstance(value, Iterable) or isinstance(value, (bytes, Mapping)):
         raise UsageError(f"{name} is {value!r}", "Give a text or a list of texts")
-    return tuple(value)
+    items = tuple(value)
+    if not all(isinstance(item, str) for item in items):
+        raise UsageError(f"{name} is {value!r}", "Give a text or a list of texts")
+    return items
 
 
 def check_option_names(options: Mapping[str, object]) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import threading
+import traceback
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn
@@ -18,7 +20,7 @@ from dlp_edge.manifest import Manifest
 from dlp_edge.runtime.answer import Answer, Vocabulary
 from dlp_edge.runtime.backbone import Backbone, open_backbone
 from dlp_edge.runtime.caches import SessionCaches
-from dlp_edge.runtime.device import choose_device
+from dlp_edge.runtime.device import Device, choose_device
 from dlp_edge.runtime.fusion import parse_weights
 from dlp_edge.runtime.generation import Engine, make_engine, run_batch
 from dlp_edge.runtime.interrupt import Interrupt
@@ -30,8 +32,9 @@ from dlp_edge.runtime.options import (
     decoding_of,
 )
 from dlp_edge.runtime.prompt import check_messages, last_user_text, messages_of
+from dlp_edge.runtime.router import Router
 from dlp_edge.runtime.selection import check_number
-from dlp_edge.runtime.session import Host, Session, load_session
+from dlp_edge.runtime.session import Host, Session, Start, load_session
 from dlp_edge.runtime.skills import Examples, add_skill, remove_skill
 from dlp_edge.runtime.steering import (
     Pinned,
@@ -83,35 +86,29 @@ class Runtime:
         cache_budget: int | None = None,
     ) -> None:
         tell = on_progress or (lambda stage, fraction: None)
-        if max_context < 1:
-            raise UsageError(f"max_context is {max_context}", "Choose at least 1")
-        tell("manifest", 0.0)
-        bundle = open_bundle(path)
-        manifest = bundle.manifest
-        backbone = manifest.backbone
-        self._bundle = bundle
-        self.device = choose_device(device, manifest.target, threads)
-        tell("adapters", 0.05)
-        stack = bundle.adapters()
-        tokenizer = parse_tokenizer(bundle.read(files.TOKENIZER), files.TOKENIZER)
-        self._template = ChatTemplate(manifest.chat_template)
-        tell("router", 0.15)
-        self._router = load_router(bundle)
-        tell("checksums", 0.2)
-        bundle.verify(files.BACKBONE)
-        bundle.verify(files.BACKBONE_DATA, lambda part: tell("checksums", 0.2 + 0.3 * part))
-        tell("backbone", 0.5)
-        graph = open_backbone(bundle.path(files.BACKBONE), backbone, self.device)
-        room = min(max_context, backbone.context_length)
-        vocabulary = Vocabulary(tokenizer, backbone.vocab_size, frozenset(backbone.eos_token_ids))
-        self._loaded: _Loaded | None = _load(graph, stack, vocabulary, room, cache_budget)
-        self._host = Host(self._prepare, self._start_turn, self._copy_cache)
+        for name, value in (("max_context", max_context), ("cache_budget", cache_budget)):
+            if value is not None:
+                check_number(name, value, whole=True)
+                if value < 1:
+                    raise UsageError(f"{name} is {value}", "Choose at least 1")
         self._process = os.getpid()
         self._closing = Interrupt()
         self._turn = Turn()
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
         self._streams_lock = threading.Lock()
-        tell("ready", 1.0)
+        self._loaded: _Loaded | None = None
+        try:
+            tell("manifest", 0.0)
+            self._bundle = open_bundle(path)
+            self.device = choose_device(device, self._bundle.manifest.target, threads)
+            self._template = ChatTemplate(self._bundle.manifest.chat_template)
+            self._loaded = _read(self._bundle, self.device, max_context, cache_budget, tell)
+            tell("ready", 1.0)
+        except BaseException as error:
+            self._loaded = None
+            traceback.clear_frames(error.__traceback__)  # they hold what was loaded
+            give_back()
+            raise
 
     @staticmethod
     def estimate(path: str | Path, max_context: int = 4096) -> Estimate:
@@ -130,7 +127,8 @@ class Runtime:
     @property
     def adapters(self) -> tuple[AdapterInfo, ...]:
         """The bundle's adapters, in its order."""
-        labels = self._router.labels if self._router else ()
+        router = self.manifest.router
+        labels = router.settings.labels if router else ()
         return tuple(
             AdapterInfo(entry.name, entry.rank, entry.target_modules, entry.name in labels)
             for entry in self.manifest.adapters
@@ -151,7 +149,7 @@ class Runtime:
         """Like `generate`, piece by piece: an iterator of `Chunk` with `.cancel()` and, at its
         end, `.reply`."""
         loaded = self._open()
-        answer = self._prepare(prompt, options)
+        answer = self._prepare(loaded, prompt, options)
         return self._watch(Stream(lambda: loaded.engine, answer, self._turn, _waits(options)))
 
     def astream(
@@ -180,12 +178,12 @@ class Runtime:
         start: list[Message] = [] if system is None else [{"role": "system", "content": system}]
         start += messages
         self._open()
-        return Session(self._host, check_messages(start), overflow)
+        return Session(self._host(), check_messages(start), overflow)
 
     def load_session(self, path: str | Path) -> Session:
         """The conversation that `Session.save` wrote; see `session`."""
         self._open()
-        return load_session(self._host, path)
+        return load_session(self._host(), path)
 
     def generate_batch(
         self,
@@ -216,7 +214,7 @@ class Runtime:
             )
         loaded = self._open()
         answers = [
-            self._prepare(prompt, {**options, **changes})
+            self._prepare(loaded, prompt, {**options, **changes})
             for prompt, changes in zip(prompts, own, strict=True)
         ]
         if not answers or not self._turn.acquire(self._closing.is_set, _waits(options)):
@@ -240,8 +238,8 @@ class Runtime:
         """
         check_option_names(options)
         check_prompt(prompt)
-        self._open()
-        return route_with(self._router, self.manifest, **options).decide(prompt, generated)
+        loaded = self._open()
+        return route_with(loaded.router, loaded.manifest, **options).decide(prompt, generated)
 
     def add_adapter(self, name: str, peft_dir: str | Path, examples: Examples = ()) -> AdapterInfo:
         """Adds a PEFT adapter to the bundle, here and on the disk; see `add_skill`.
@@ -256,7 +254,7 @@ class Runtime:
             AdapterError, UsageError, RouterError, BundleError, ResourceError: see `add_skill`;
                 nothing has changed.
         """
-        self._change(lambda: add_skill(self._bundle, self._router, name, peft_dir, examples))
+        self._change(lambda router: add_skill(self._bundle, router, name, peft_dir, examples))
         return self.adapters[-1]
 
     def remove_adapter(self, name: str) -> None:
@@ -267,21 +265,22 @@ class Runtime:
             UsageError: the bundle has no such adapter.
             BundleError, ResourceError: the bundle cannot be written; nothing has changed.
         """
-        self._change(lambda: remove_skill(self._bundle, self._router, name))
+        self._change(lambda router: remove_skill(self._bundle, router, name))
 
-    def _change(self, write: Callable[[], Bundle]) -> None:
-        """Writes a new edition of the bundle and takes over what is new in it."""
+    def _change(self, write: Callable[[Router | None], Bundle]) -> None:
+        """Writes a new edition of the bundle and takes it over, in one step."""
         self._turn.acquire(lambda: False)
         try:
             loaded = self._open()
-            bundle = write()
-            stack = bundle.adapters()
-            if self._router is not None and bundle.manifest.router is not None:
+            router = loaded.router
+            bundle = write(router)
+            if router is not None and bundle.manifest.router is not None:
                 settings = bundle.manifest.router.settings
-                self._router = self._router.with_head(bundle.router_head(), settings)
+                router = router.with_head(bundle.router_head(), settings)
             self._loaded = _load(
+                bundle,
+                router,
                 loaded.backbone,
-                stack,
                 loaded.vocabulary,
                 loaded.engine.decoder.max_context,
                 loaded.caches.budget,
@@ -291,7 +290,13 @@ class Runtime:
             self._turn.release()
 
     def close(self) -> None:
-        """Ends all streams and gives the memory back; a request afterwards is a UsageError."""
+        """Ends all streams and gives the memory back; a request afterwards is a UsageError.
+
+        In a process that was forked off it does nothing: the threads that it would wait for are
+        not there.
+        """
+        if self._process != os.getpid():
+            return
         self._closing.set()
         self._end_streams()
         self._turn.acquire(self._end_streams)
@@ -326,20 +331,21 @@ class Runtime:
 
     def _open(self) -> _Loaded:
         if self._loaded is None:
-            raise UsageError("this Runtime is closed", "Make a new one")
+            raise _closed()
         if self._process != os.getpid():  # onnxruntime's threads do not survive a fork
             raise UsageError(
                 "this Runtime was loaded before its process forked", "Load it in the new process"
             )
         return self._loaded
 
-    def _prepare(self, prompt: str | Sequence[Message], options: GenerateOptions) -> Answer:
+    def _prepare(
+        self, loaded: _Loaded, prompt: str | Sequence[Message], options: GenerateOptions
+    ) -> Answer:
         """An answer that has not begun yet; everything about the request is checked here."""
-        loaded = self._open()
         check_option_names(options)
         messages = messages_of(prompt)
-        steering = self._steering(**options)
-        backbone = self.manifest.backbone
+        steering = _steering(loaded, **options)
+        backbone = loaded.manifest.backbone
         text = self._template.render(messages, backbone.bos_token, backbone.eos_token)
         tokenizer = loaded.vocabulary.tokenizer
         ids = tokenizer.encode(text, add_special_tokens=self._template.is_plain).ids
@@ -354,18 +360,21 @@ class Runtime:
         user_text, decoding = last_user_text(messages), decoding_of(**options)
         return Answer(loaded.vocabulary, ids, user_text, decoding, steering, room)
 
-    def _start_turn(
-        self,
-        session: Session,
-        answer: Answer,
-        options: GenerateOptions,
-        on_end: Callable[[Reply], None],
-    ) -> Stream:
-        caches = self._open().caches
-        stream = Stream(
-            lambda: caches.engine_of(session), answer, self._turn, _waits(options), on_end
-        )
-        return self._watch(stream)
+    def _host(self) -> Host:
+        """What a session asks of this Runtime. Not kept: it refers back."""
+        return Host(self._prepare_turn, self._copy_cache)
+
+    def _prepare_turn(
+        self, messages: Sequence[Message], options: GenerateOptions
+    ) -> tuple[Answer, Start]:
+        loaded = self._open()
+        answer = self._prepare(loaded, messages, options)
+
+        def start(session: Session, on_end: Callable[[Reply], None]) -> Stream:
+            engine = partial(loaded.caches.engine_of, session)
+            return self._watch(Stream(engine, answer, self._turn, _waits(options), on_end))
+
+        return answer, start
 
     def _copy_cache(self, source: Session, target: Session) -> None:
         caches = self._open().caches
@@ -376,24 +385,24 @@ class Runtime:
                 self._turn.release()
 
     def _watch(self, stream: Stream) -> Stream:
-        """Remembers a stream, so that closing the Runtime ends it."""
+        """Remembers a stream, so that closing the Runtime ends it.
+
+        Raises:
+            UsageError: the Runtime was closed meanwhile.
+        """
         with self._streams_lock:
+            if self._closing.is_set():
+                raise _closed()
             self._streams.add(stream)
         return stream
-
-    def _steering(self, **options: Unpack[GenerateOptions]) -> Steering:
-        pinned = options.get("adapters")
-        names = [entry.name for entry in self.manifest.adapters]
-        if pinned is not None or not names:
-            check_routing(self.manifest, **options)
-            return Pinned(parse_weights(pinned or {}, names))
-        return route_with(self._router, self.manifest, **options)
 
 
 @dataclass(frozen=True)
 class _Loaded:
-    """What `close` gives back."""
+    """A bundle in memory, one edition of it; what `close` gives back."""
 
+    manifest: Manifest
+    router: Router | None
     backbone: Backbone
     stack: AdapterStack
     vocabulary: Vocabulary
@@ -401,19 +410,53 @@ class _Loaded:
     caches: SessionCaches
 
 
+def _read(
+    bundle: Bundle, device: Device, max_context: int, cache_budget: int | None, tell: Progress
+) -> _Loaded:
+    """Loads and checks all parts of a bundle."""
+    backbone = bundle.manifest.backbone
+    tell("tokenizer", 0.05)
+    tokenizer = parse_tokenizer(bundle.read(files.TOKENIZER), files.TOKENIZER)
+    vocabulary = Vocabulary(tokenizer, backbone.vocab_size, frozenset(backbone.eos_token_ids))
+    tell("router", 0.15)
+    router = load_router(bundle)
+    tell("checksums", 0.2)
+    bundle.verify(files.BACKBONE)
+    bundle.verify(files.BACKBONE_DATA, lambda part: tell("checksums", 0.2 + 0.3 * part))
+    tell("backbone", 0.5)
+    graph = open_backbone(bundle.path(files.BACKBONE), backbone, device)
+    room = min(max_context, backbone.context_length)
+    return _load(bundle, router, graph, vocabulary, room, cache_budget)
+
+
 def _load(
+    bundle: Bundle,
+    router: Router | None,
     backbone: Backbone,
-    stack: AdapterStack,
     vocabulary: Vocabulary,
     max_context: int,
     cache_budget: int | None,
 ) -> _Loaded:
-    """Engines over a set of adapters; when it changes, all are made anew."""
+    """Engines over the bundle's adapters; when these change, all are made anew."""
+    stack = bundle.adapters()
     engine = make_engine(backbone, stack, max_context)
     caches = SessionCaches(
         lambda: make_engine(backbone, stack, max_context, reuse=True), cache_budget
     )
-    return _Loaded(backbone, stack, vocabulary, engine, caches)
+    return _Loaded(bundle.manifest, router, backbone, stack, vocabulary, engine, caches)
+
+
+def _steering(loaded: _Loaded, **options: Unpack[GenerateOptions]) -> Steering:
+    pinned = options.get("adapters")
+    names = [entry.name for entry in loaded.manifest.adapters]
+    if pinned is not None or not names:
+        check_routing(loaded.manifest, **options)
+        return Pinned(parse_weights(pinned or {}, names))
+    return route_with(loaded.router, loaded.manifest, **options)
+
+
+def _closed() -> UsageError:
+    return UsageError("this Runtime is closed", "Make a new one")
 
 
 def _waits(options: GenerateOptions) -> bool:

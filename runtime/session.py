@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from dlp_edge.errors import BusyError, ContextLengthError, ResourceError, UsageE
 from dlp_edge.runtime.answer import Answer
 from dlp_edge.runtime.options import Decoding, GenerateOptions
 from dlp_edge.runtime.prompt import check_messages
-from dlp_edge.runtime.stream import Stream
+from dlp_edge.runtime.stream import AsyncStream, Stream
 from dlp_edge.types import Message, Overflow, Reply
 
 if TYPE_CHECKING:
@@ -25,18 +26,25 @@ FORMAT = "dlp-edge-session"
 VERSION = 1
 
 
+# (session, on_end) -> the stream of a prepared answer, on the session's cache.
+Start = Callable[["Session", Callable[[Reply], None]], Stream]
+Change = Callable[[list[Message]], list[Message]]
+# Of the context, at least this part is left for an answer; and once turns have to be dropped, so
+# many go that prompts can grow again for a while: every drop makes the cache useless.
+ANSWER_PART = 1 / 4
+KEPT_PART = 1 / 2
+
+
 @dataclass(frozen=True)
 class Host:
     """What a session asks of its Runtime.
 
     Attributes:
-        prepare: (messages, options) -> a checked answer that has not begun.
-        start: (session, answer, options, on_end) -> its stream, on the session's cache.
+        prepare: (messages, options) -> a checked answer that has not begun, and what starts it.
         copy_cache: (source, target): gives one session what another's cache holds.
     """
 
-    prepare: Callable[[Sequence[Message], GenerateOptions], Answer]
-    start: Callable[[Session, Answer, GenerateOptions, Callable[[Reply], None]], Stream]
+    prepare: Callable[[Sequence[Message], GenerateOptions], tuple[Answer, Start]]
     copy_cache: Callable[[Session, Session], None]
 
 
@@ -66,6 +74,7 @@ class Session:
         self.dropped = dropped
         self._host = host
         self._messages = list(messages)
+        self._starting = threading.Lock()
         # Weak: an abandoned stream must be freed, and so end.
         self._running: Callable[[], Stream | None] = lambda: None
 
@@ -87,21 +96,27 @@ class Session:
             UsageError: an option is wrong, or the text is empty.
             ContextLengthError: the conversation is too long, by `overflow`.
         """
-        return self._turn([*self._messages, {"role": "user", "content": text}], options)
+        return self._turn(lambda said: [*said, {"role": "user", "content": text}], options)
+
+    def astream(self, text: str, **options: Unpack[GenerateOptions]) -> AsyncStream:
+        """`stream` for asyncio."""
+        return AsyncStream(self.stream(text, **options))
 
     def regenerate(self, **options: Unpack[GenerateOptions]) -> Stream:
         """Answers the last thing that the user said again; the new answer replaces the old."""
-        return self._turn(self._messages[: self._user_turns()[-1] + 1], options)
+        return self._turn(lambda said: said[: _user_turns(said)[-1] + 1], options)
 
     def edit(self, turn: int, text: str, **options: Unpack[GenerateOptions]) -> Stream:
-        """Replaces what the user said in a turn (from 0; -1 is the last), forgets all that
-        followed, and answers it."""
-        turns = self._user_turns()
-        if not -len(turns) <= turn < len(turns):
-            raise UsageError(f"there is no turn {turn}", f"The conversation has {len(turns)}")
-        return self._turn(
-            [*self._messages[: turns[turn]], {"role": "user", "content": text}], options
-        )
+        """Replaces what the user said in a turn (from 0, dropped turns not counted; -1 is the
+        last), forgets all that followed, and answers it."""
+
+        def change(said: list[Message]) -> list[Message]:
+            turns = _user_turns(said)
+            if not -len(turns) <= turn < len(turns):
+                raise UsageError(f"there is no turn {turn}", f"The conversation has {len(turns)}")
+            return [*said[: turns[turn]], {"role": "user", "content": text}]
+
+        return self._turn(change, options)
 
     def branch(self) -> Session:
         """A second conversation that begins as this one, cache included, and goes its own way."""
@@ -136,53 +151,65 @@ class Session:
             with contextlib.suppress(OSError):
                 new.unlink()
 
-    def _user_turns(self) -> list[int]:
-        turns = [i for i, message in enumerate(self._messages) if message["role"] == "user"]
-        if not turns:
-            raise UsageError("the conversation is empty", "Say something first")
-        return turns
+    def _turn(self, change: Change, options: GenerateOptions) -> Stream:
+        with self._starting:
+            running = self._running()
+            if running is not None and not running.ended:
+                raise BusyError(
+                    "the session's last answer is unfinished",
+                    "Exhaust or close its stream first",
+                )
+            messages, start, dropped = self._fit(change(self._messages), options)
 
-    def _turn(self, messages: list[Message], options: GenerateOptions) -> Stream:
-        running = self._running()
-        if running is not None and not running.ended:
-            raise BusyError(
-                "the session's last answer is unfinished", "Exhaust or close its stream first"
-            )
-        messages, answer, dropped = self._fit(messages, options)
+            def remember(reply: Reply) -> None:
+                if reply.usage.completion_tokens:
+                    self._messages = [*messages, {"role": "assistant", "content": reply.text}]
+                    self.dropped += dropped
 
-        def remember(reply: Reply) -> None:
-            if reply.usage.completion_tokens:
-                self._messages = [*messages, {"role": "assistant", "content": reply.text}]
-                self.dropped += dropped
-
-        stream = self._host.start(self, answer, options, remember)
-        self._running = weakref.ref(stream)
-        return stream
+            stream = start(self, remember)
+            self._running = weakref.ref(stream)
+            return stream
 
     def _fit(
         self, messages: list[Message], options: GenerateOptions
-    ) -> tuple[list[Message], Answer, int]:
-        """The messages that the context has room for, their answer to be, and how many were
-        dropped."""
+    ) -> tuple[list[Message], Start, int]:
+        """The messages that the context has room for, what starts their answer, and how many
+        were dropped."""
         wanted = options.get("max_new_tokens", Decoding.max_new_tokens)
         dropped = 0
         while True:
             rest = _without_oldest_turn(messages) if self.overflow == "drop_oldest" else None
             try:
-                answer = self._host.prepare(messages, options)
+                answer, start = self._host.prepare(messages, options)
             except ContextLengthError:
                 if rest is None:
                     raise
             else:
-                if answer.limit >= wanted or rest is None:
-                    return messages, answer, dropped
+                if dropped:
+                    fits = len(answer.prompt_ids) <= answer.room * KEPT_PART
+                else:
+                    fits = answer.limit >= min(wanted, answer.room * ANSWER_PART)
+                if fits or rest is None:
+                    return messages, start, dropped
             dropped += len(messages) - len(rest)
             messages = rest
 
 
+def _user_turns(messages: Sequence[Message]) -> list[int]:
+    """Where the user's messages are.
+
+    Raises:
+        UsageError: there are none.
+    """
+    turns = [i for i, message in enumerate(messages) if message["role"] == "user"]
+    if not turns:
+        raise UsageError("the conversation is empty", "Say something first")
+    return turns
+
+
 def _without_oldest_turn(messages: list[Message]) -> list[Message] | None:
     """The conversation without what the user said first and its answer; None if that is all."""
-    turns = [i for i, message in enumerate(messages) if message["role"] == "user"]
+    turns = _user_turns(messages)
     return messages[: turns[0]] + messages[turns[1] :] if len(turns) > 1 else None
 
 

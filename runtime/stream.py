@@ -7,7 +7,7 @@ import contextlib
 import inspect
 import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from dlp_edge.errors import BusyError
 from dlp_edge.runtime.answer import Answer
@@ -40,7 +40,7 @@ class Stream:
         self._chunks = _take_turn(turn, engine, answer, self._interrupt, wait, on_end)
 
     def __iter__(self) -> Iterator[Chunk]:
-        return self._chunks
+        return self  # who iterates holds the stream, and so keeps it known to its Runtime
 
     def __enter__(self) -> Stream:
         return self
@@ -84,6 +84,7 @@ class AsyncStream:
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
+        self._ended = False
         # One thread for all steps: a turn belongs to the thread that took it.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="dlp-edge")
 
@@ -91,6 +92,8 @@ class AsyncStream:
         return self
 
     async def __anext__(self) -> Chunk:
+        if self._ended:
+            raise StopAsyncIteration
         loop = asyncio.get_running_loop()
         try:
             chunk = await loop.run_in_executor(self._thread, next, self._stream, None)
@@ -102,9 +105,17 @@ class AsyncStream:
             raise StopAsyncIteration
         return chunk
 
+    async def __aenter__(self) -> AsyncStream:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
     async def aclose(self) -> None:
-        """Ends the answer now."""
-        self._stop()
+        """Ends the answer, and returns when other requests can go on."""
+        closing = self._stop()
+        if closing is not None:
+            await asyncio.wrap_future(closing)
 
     def cancel(self) -> None:
         """As `Stream.cancel`."""
@@ -120,11 +131,15 @@ class AsyncStream:
         # the executor. What nobody refers to any more closes itself.
         self._stream.cancel()
 
-    def _stop(self) -> None:
+    def _stop(self) -> Future[None] | None:
+        """Closes the stream on its thread; None where that was done before."""
+        if self._ended:
+            return None
+        self._ended = True
         self._stream.cancel()
-        with contextlib.suppress(RuntimeError):  # it was stopped before
-            self._thread.submit(self._stream.close)
+        closing = self._thread.submit(self._stream.close)
         self._thread.shutdown(wait=False)
+        return closing
 
 
 def _take_turn(
@@ -135,6 +150,7 @@ def _take_turn(
     wait: bool,
     on_end: Callable[[Reply], None],
 ) -> Generator[Chunk, None, None]:
+    answer.start_clock()
     if not turn.acquire(interrupt.is_set, wait):
         return
     try:

@@ -22,7 +22,7 @@ def test_progress_never_goes_back_and_names_its_stages(tiny_bundle: Path) -> Non
     assert fractions == sorted(fractions)
     assert (fractions[0], fractions[-1]) == (0.0, 1.0)
     stages = list(dict.fromkeys(stage for stage, _ in told))
-    assert stages == ["manifest", "adapters", "router", "checksums", "backbone", "ready"]
+    assert stages == ["manifest", "tokenizer", "router", "checksums", "backbone", "ready"]
 
 
 def test_loading_can_be_aborted_at_every_stage(tiny_bundle: Path) -> None:
