@@ -156,13 +156,14 @@ class AdapterInfo:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes that a loaded bundle takes. Tokenizers and one pass's activations (tens of MB for a
-    small backbone) come on top; the cache is only committed as far as it is used.
+    """Bytes that a loaded bundle takes. One pass's activations (tens of MB for a small backbone)
+    come on top; the cache is only committed as far as it is used.
 
     Attributes:
-        weights: the backbone.
+        weights: the backbone, as onnxruntime holds it.
         adapters: all of them.
-        router: with its tokenizer.
+        router: its graph and last layer.
+        tokenizers: the backbone's and the router's.
         cache: one KV cache for `max_context` tokens.
         available: what is free now; None for a device that cannot be asked.
     """
@@ -170,13 +171,14 @@ class Estimate:
     weights: int
     adapters: int
     router: int
+    tokenizers: int
     cache: int
     available: int | None
 
     @property
     def total(self) -> int:
         """All parts."""
-        return self.weights + self.adapters + self.router + self.cache
+        return self.weights + self.adapters + self.router + self.tokenizers + self.cache
 
     @property
     def fits(self) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -99,3 +101,19 @@ def test_a_long_answer_stays_itself(runtime: Runtime) -> None:
     stepped = [int(decoder.step([token])[0].argmax()) for token in ids]
     agreement = sum(a == b for a, b in zip(whole.tolist(), stepped, strict=True)) / len(ids)
     assert agreement > 0.98
+
+
+LOAD = """
+import sys
+import psutil
+from dlp_edge.runtime.runtime import Runtime
+before = psutil.Process().memory_full_info().uss
+runtime = Runtime(sys.argv[1], max_context=64)
+print(psutil.Process().memory_full_info().uss - before)
+"""
+
+
+def test_the_estimate_is_what_loading_takes(runtime: Runtime) -> None:
+    command = [sys.executable, "-c", LOAD, str(bundle_folder())]
+    taken = int(subprocess.run(command, capture_output=True, check=True).stdout)
+    assert 0.8 < taken / Runtime.estimate(bundle_folder(), max_context=64).total < 1.25

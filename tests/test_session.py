@@ -161,6 +161,45 @@ def test_dropping_the_oldest_turns(runtime: Runtime) -> None:
         runtime.session(overflow="forget")  # type: ignore[arg-type]
 
 
+def test_drops_leave_room_to_grow(runtime: Runtime) -> None:
+    """A drop makes the cache useless, so it must not come at every turn."""
+    chat = runtime.session(overflow="drop_oldest")
+    reused = [
+        chat.send(f"{i}: word word", adapters={}, max_new_tokens=10).timings.reused
+        for i in range(30)
+    ]
+    assert chat.dropped > 0
+    assert sum(count > 50 for count in reused) > len(reused) / 2
+
+
+def test_a_long_answer_is_no_reason_to_forget_a_short_history(runtime: Runtime) -> None:
+    said = [{"role": "user", "content": "One."}, {"role": "assistant", "content": "Two."}]
+    chat = runtime.session(messages=said, overflow="drop_oldest")
+    chat.send("Three.", adapters={}, max_new_tokens=512)
+    assert chat.dropped == 0
+
+
+def test_turns_of_several_threads_on_one_session_are_refused_or_kept(runtime: Runtime) -> None:
+    chat = runtime.session()
+    answered: list[str] = []
+
+    def talk(word: str) -> None:
+        for _ in range(5):
+            try:
+                chat.send(word, adapters={}, max_new_tokens=3)
+                answered.append(word)
+            except BusyError:
+                pass
+
+    threads = [threading.Thread(target=talk, args=(word,)) for word in ("a", "b", "c")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    said = [message["content"] for message in chat.messages if message["role"] == "user"]
+    assert sorted(said) == sorted(answered)
+
+
 def test_saving_and_loading(runtime: Runtime, tmp_path: Path) -> None:
     chat = runtime.session(system="Größe", overflow="drop_oldest")
     chat.send("One.", adapters={}, max_new_tokens=10)
