@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         RouterError,
         UsageError,
     )
+    from dlp_edge.runtime.options import GenerateOptions, RouteOptions
     from dlp_edge.runtime.runtime import Runtime
     from dlp_edge.runtime.session import Session
     from dlp_edge.runtime.stream import AsyncStream, Stream
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
         AdapterInfo,
         Chunk,
         Estimate,
+        Message,
         Reply,
         RouteDecision,
         Sentence,
@@ -46,7 +48,10 @@ _HOMES = {
         "AdapterError BackboneError BundleError BusyError ContextLengthError DeviceError "
         "DlpEdgeError ResourceError RouterError UsageError"
     ),
-    "dlp_edge.types": "AdapterInfo Chunk Estimate Reply RouteDecision Sentence Timings Token Usage",
+    "dlp_edge.types": (
+        "AdapterInfo Chunk Estimate Message Reply RouteDecision Sentence Timings Token Usage"
+    ),
+    "dlp_edge.runtime.options": "GenerateOptions RouteOptions",
     "dlp_edge.runtime.runtime": "Runtime",
     "dlp_edge.runtime.session": "Session",
     "dlp_edge.runtime.stream": "AsyncStream Stream",
@@ -65,9 +70,12 @@ __all__ = [
     "DeviceError",
     "DlpEdgeError",
     "Estimate",
+    "GenerateOptions",
+    "Message",
     "Reply",
     "ResourceError",
     "RouteDecision",
+    "RouteOptions",
     "RouterError",
     "Runtime",
     "Sentence",

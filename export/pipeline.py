@@ -28,6 +28,8 @@ from dlp_edge.runtime.generation import make_engine
 from dlp_edge.runtime.text import ChatTemplate
 from dlp_edge.writer import check_space, check_target, staged
 
+LARGEST_LOSS = 1.02  # of perplexity, by a format that nobody asked for
+
 Progress = Callable[[str, float], None]
 
 
@@ -92,6 +94,11 @@ def export_bundle(
         tell("comparing with transformers and PEFT", 0.75)
         asked = _prompts(template, source, staging / files.TOKENIZER, entry.context_length)
         content = _report(source, found, entry, target, stacked, staging, asked)
+        if quantisation is None and content["perplexity"]["ratio"] > LARGEST_LOSS:
+            content["remarks"].append(
+                f"{entry.quantisation}, the default here, costs more than {LARGEST_LOSS} times the "
+                "source's perplexity"
+            )
         content["seconds"] = time.perf_counter() - begun
         (staging / files.REPORT).write_text(json.dumps(content, indent=1), encoding="utf-8")
         manifest = Manifest(

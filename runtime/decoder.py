@@ -225,12 +225,18 @@ class Decoder:
         """For each layer one buffer [G, kv heads, max_context, head size] for keys, one for
         values."""
         shape = (len(self.lengths), heads, self.max_context, head_size)
-        # Zeros are committed by the operating system only where they are written.
-        return {
-            f"{layer}.{kind}": _Rows(np.zeros(shape, self._dtype), self._kind)
-            for layer in range(layers)
-            for kind in ("key", "value")
-        }
+        try:
+            # Zeros are committed by the operating system only where they are written.
+            return {
+                f"{layer}.{kind}": _Rows(np.zeros(shape, self._dtype), self._kind)
+                for layer in range(layers)
+                for kind in ("key", "value")
+            }
+        except MemoryError as error:
+            raise ResourceError(
+                f"there is not enough memory for a cache of {self.max_context} tokens",
+                "Load the bundle with a smaller max_context, or close other sessions",
+            ) from error
 
 
 class _Rows:

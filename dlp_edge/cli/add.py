@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     after = add_skill(bundle, load_router(bundle), name, folder, examples)
     seconds = round(time.perf_counter() - begun, 2)
     routed = bool(examples)
-    if not routed:
+    if not routed and not arguments.quiet:
         output.note(f"note: {name} can be pinned but is never routed to; give --examples for that")
     if arguments.json:
         names = [entry.name for entry in after.manifest.adapters]

@@ -122,8 +122,12 @@ def _on_a_thread(stream: Stream) -> Iterator[Chunk]:
     """The chunks, made on another thread: Python handles ctrl-C on this one only, and not before
     a pass through the backbone comes back."""
     with ThreadPoolExecutor(max_workers=1) as thread:
-        while (chunk := _result(thread.submit(next, stream, None))) is not None:
-            yield chunk
+        try:
+            while (chunk := _result(thread.submit(next, stream, None))) is not None:
+                yield chunk
+        except BaseException:  # leaving the block waits for the thread
+            stream.cancel()
+            raise
 
 
 def _result(future: Future[Chunk | None]) -> Chunk | None:

@@ -87,6 +87,8 @@ def parse_request(
             404, f"The model {model!a} does not exist. Use: {names}.", "model", "model_not_found"
         )
     options: dict[str, Any] = {own: body[name] for name, own in _NAMES.items() if name in body}
+    if type(options.get("seed")) is int:
+        options["seed"] %= 1 << 63  # OpenAI's may be negative
     options["logprobs"] = _logprobs(body)
     options["json_schema"] = _json_schema(body.get("response_format", {"type": "text"}))
     options["max_new_tokens"] = body.get(
@@ -160,6 +162,8 @@ def _message(given: object) -> Message:
     if not isinstance(role, str) or role not in _ROLES:
         raise _wrong("messages", f"has the role {role!a}. Use: {', '.join(_ROLES)}")
     content = given.get("content")
+    if content is None and role == "assistant":  # as OpenAI's own clients send back
+        content = ""
     if isinstance(content, list):
         content = "".join(_part(part) for part in content)
     if not isinstance(content, str):

@@ -16,8 +16,7 @@ from PySide6.QtCore import QObject, Signal
 import dlp_edge
 
 if TYPE_CHECKING:
-    from dlp_edge import Chunk, Runtime, Stream
-    from dlp_edge.runtime.session import Session
+    from dlp_edge import Chunk, Runtime, Session, Stream
 
 FRAME = 0.03  # seconds between two looks at an answer; faster is not seen, and floods the window
 Work = Callable[[threading.Event], None]

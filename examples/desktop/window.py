@@ -17,8 +17,7 @@ from transcript import Transcript
 from dlp_edge import Chunk, Reply
 
 if TYPE_CHECKING:
-    from dlp_edge import Stream
-    from dlp_edge.runtime.session import Session
+    from dlp_edge import Session, Stream
 
 State = Literal["empty", "loading", "ready", "answering"]
 STYLE = Path(__file__).with_name("style.qss").read_text(encoding="utf-8")
