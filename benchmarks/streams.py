@@ -95,11 +95,11 @@ def second_turn(runtime: Runtime) -> None:
         chat.send("Here is a text. " + WEATHER * 62, adapters=name, max_new_tokens=30)
         warm = chat.send("What is it about?", adapters=name, max_new_tokens=60)
         cold = runtime.generate(list(chat.messages[:-1]), adapters=name, max_new_tokens=60)
-        ratio = warm.timings.first_token / cold.timings.first_token
+        first, second = (1e3 * reply.timings.first_token for reply in (cold, warm))
         print(
             f"second turn of a chat of {cold.usage.prompt_tokens} tokens: first token after "
-            f"{1e3 * warm.timings.first_token:.0f} ms, cold {1e3 * cold.timings.first_token:.0f} ms "
-            f"({ratio:.1%}); the answers are {'equal' if warm.text == cold.text else 'different'}"
+            f"{second:.0f} ms, cold {first:.0f} ms ({second / first:.1%}); the answers are "
+            f"{'equal' if warm.text == cold.text else 'different'}"
         )
 
 
