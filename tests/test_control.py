@@ -134,12 +134,13 @@ def test_json_that_follows_a_schema(runtime: Runtime, temperature: float) -> Non
         ({"stop_tokens": ["x"]}, "stop token"),
         ({"stop_tokens": [[1]]}, "stop token"),
         ({"stop_tokens": 5}, "stop_tokens"),
+        ({"adapters": [["x"]]}, "adapters"),
     ],
     ids=str,
 )
 def test_options_that_are_wrong(runtime: Runtime, options: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        runtime.generate("Hello", adapters={}, **options)
+        runtime.generate("Hello", **{"adapters": {}, **options})
 
 
 vectors = arrays(np.float32, st.integers(2, 40), elements=st.floats(-20, 20, width=32))

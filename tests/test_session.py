@@ -343,6 +343,20 @@ def test_collecting_an_async_stream_waits_for_no_lock(tiny_bundle: Path) -> None
     assert done.stdout == "length\n", done.stderr
 
 
+def test_an_ended_async_stream_stays_ended_and_frees_the_runtime(runtime: Runtime) -> None:
+    async def main() -> None:
+        async with runtime.astream("a", adapters={}, max_new_tokens=30) as stream:
+            assert (await stream.__anext__()).text
+        assert [chunk async for chunk in stream] == []
+        assert runtime.generate("b", adapters={}, max_new_tokens=3, wait=False).text
+        chat = runtime.session()
+        async for _ in chat.astream("c", adapters={}, max_new_tokens=3):
+            pass
+        assert len(chat.messages) == 2
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
 def test_a_runtime_stays_in_its_process(runtime: Runtime) -> None:
     with pytest.raises(UsageError, match="another process"):
         pickle.dumps(runtime)
@@ -355,6 +369,7 @@ def refused_after_a_fork() -> str:
     try:
         runtime.generate("Hello")
     except UsageError as error:
+        runtime.close()  # waits for nobody
         return "forked" if "forked" in error.cause else error.cause
     return "answered"
 
