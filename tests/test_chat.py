@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -96,7 +97,7 @@ def test_stats_and_help(chat: Chat) -> None:
     out = chat("/help", "One.", "/stats")
     for name in "help adapters pin route reset undo again save load stats quit".split():
         assert f"\n/{name}" in f"\n{out}"
-    assert "answer 12 tokens" in out
+    assert re.search(r"answer \d+ tokens", out)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +130,7 @@ def test_a_full_context_drops_the_oldest_and_says_so(
     lines = [f"Turn {i}: " + "word " * 20 for i in range(5)]
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
     assert main(["chat", str(tiny_bundle), "--adapters", "sums", "--max-new-tokens", "40"]) == 0
-    assert "the oldest 2 messages were forgotten" in capsys.readouterr().err
+    assert re.search(r"the oldest \d+ messages were forgotten", capsys.readouterr().err)
 
 
 class Terminal:
