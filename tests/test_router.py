@@ -304,7 +304,7 @@ class TestRouter:
         ],
     )
     def test_doubts_text_of_no_task(self, router: Router, text: str) -> None:
-        assert router.judge(text).doubt > 0.75
+        assert router.judge(text).doubt > 0.5  # more likely nobody's than anybody's
 
     @pytest.mark.parametrize(
         ("changes", "cause"),
