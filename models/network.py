@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 
 
-class RouterNetwork(nn.Module):
+class RouterNetwork(nn.Module, ABC):
     """Scores R rows for windows of token ids (`dlp_edge.runtime.router.WindowReader`).
 
     Attributes:
@@ -26,8 +28,8 @@ class RouterNetwork(nn.Module):
         scores: Tensor = self.head(self.features(input_ids, mask, noise))
         return scores
 
+    @abstractmethod
     def features(
         self, input_ids: Tensor, mask: Tensor, noise: torch.Generator | None = None
     ) -> Tensor:
         """What the last layer reads, [B, F]; `noise` draws the dropout of training."""
-        raise NotImplementedError

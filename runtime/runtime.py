@@ -7,52 +7,39 @@ import threading
 import traceback
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn
 
-from dlp_edge import bundle as files
 from dlp_edge.bundle import Bundle, open_bundle
-from dlp_edge.errors import ContextLengthError, UsageError
+from dlp_edge.errors import UsageError
 from dlp_edge.manifest import Manifest
-from dlp_edge.runtime.answer import Answer, Vocabulary
-from dlp_edge.runtime.backbone import Backbone, open_backbone
-from dlp_edge.runtime.caches import SessionCaches
-from dlp_edge.runtime.device import Device, choose_device
-from dlp_edge.runtime.fusion import parse_weights
-from dlp_edge.runtime.generation import Engine, make_engine, run_batch
+from dlp_edge.runtime.answer import Answer
+from dlp_edge.runtime.device import choose_device
+from dlp_edge.runtime.generation import make_engine, run_batch
 from dlp_edge.runtime.interrupt import Interrupt
+from dlp_edge.runtime.loaded import Loaded, Progress, read
 from dlp_edge.runtime.memory import estimate, give_back
 from dlp_edge.runtime.options import (
     GenerateOptions,
     RouteOptions,
     check_option_names,
-    decoding_of,
 )
-from dlp_edge.runtime.prompt import check_messages, last_user_text, messages_of
+from dlp_edge.runtime.prompt import check_messages
 from dlp_edge.runtime.router import Router
 from dlp_edge.runtime.selection import check_number
 from dlp_edge.runtime.session import Host, Session, Start, load_session
 from dlp_edge.runtime.skills import Examples, add_skill, remove_skill
 from dlp_edge.runtime.steering import (
-    Pinned,
-    Steering,
     check_prompt,
-    check_routing,
-    load_router,
     route_with,
 )
 from dlp_edge.runtime.stream import AsyncStream, Stream, Turn
-from dlp_edge.runtime.text import ChatTemplate, parse_tokenizer
-from dlp_edge.stack import AdapterStack
 from dlp_edge.types import AdapterInfo, Estimate, Message, Overflow, Reply, RouteDecision
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-Progress = Callable[[str, float], None]
 
 
 class Runtime:
@@ -96,13 +83,12 @@ class Runtime:
         self._turn = Turn()
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
         self._streams_lock = threading.Lock()
-        self._loaded: _Loaded | None = None
+        self._loaded: Loaded | None = None
         try:
             tell("manifest", 0.0)
             self._bundle = open_bundle(path)
             self.device = choose_device(device, self._bundle.manifest.target, threads)
-            self._template = ChatTemplate(self._bundle.manifest.chat_template)
-            self._loaded = _read(self._bundle, self.device, max_context, cache_budget, tell)
+            self._loaded = read(self._bundle, self.device, max_context, cache_budget, tell)
             tell("ready", 1.0)
         except BaseException as error:
             self._loaded = None
@@ -149,7 +135,7 @@ class Runtime:
         """Like `generate`, piece by piece: an iterator of `Chunk` with `.cancel()` and, at its
         end, `.reply`."""
         loaded = self._open()
-        answer = self._prepare(loaded, prompt, options)
+        answer = loaded.prepare(prompt, options)
         return self._watch(Stream(lambda: loaded.engine, answer, self._turn, _waits(options)))
 
     def astream(
@@ -214,7 +200,7 @@ class Runtime:
             )
         loaded = self._open()
         answers = [
-            self._prepare(loaded, prompt, {**options, **changes})
+            loaded.prepare(prompt, {**options, **changes})
             for prompt, changes in zip(prompts, own, strict=True)
         ]
         if not answers or not self._turn.acquire(self._closing.is_set, _waits(options)):
@@ -272,19 +258,8 @@ class Runtime:
         self._turn.acquire(lambda: False)
         try:
             loaded = self._open()
-            router = loaded.router
-            bundle = write(router)
-            if router is not None and bundle.manifest.router is not None:
-                settings = bundle.manifest.router.settings
-                router = router.with_head(bundle.router_head(), settings)
-            self._loaded = _load(
-                bundle,
-                router,
-                loaded.backbone,
-                loaded.vocabulary,
-                loaded.engine.decoder.max_context,
-                loaded.caches.budget,
-            )
+            bundle = write(loaded.router)
+            self._loaded = loaded.with_edition(bundle)
             self._bundle = bundle
         finally:
             self._turn.release()
@@ -329,7 +304,7 @@ class Runtime:
             "Send the bundle's path and load it there",
         )
 
-    def _open(self) -> _Loaded:
+    def _open(self) -> Loaded:
         if self._loaded is None:
             raise _closed()
         if self._process != os.getpid():  # onnxruntime's threads do not survive a fork
@@ -337,28 +312,6 @@ class Runtime:
                 "this Runtime was loaded before its process forked", "Load it in the new process"
             )
         return self._loaded
-
-    def _prepare(
-        self, loaded: _Loaded, prompt: str | Sequence[Message], options: GenerateOptions
-    ) -> Answer:
-        """An answer that has not begun yet; everything about the request is checked here."""
-        check_option_names(options)
-        messages = messages_of(prompt)
-        steering = _steering(loaded, **options)
-        backbone = loaded.manifest.backbone
-        text = self._template.render(messages, backbone.bos_token, backbone.eos_token)
-        tokenizer = loaded.vocabulary.tokenizer
-        ids = tokenizer.encode(text, add_special_tokens=self._template.is_plain).ids
-        if not ids:
-            raise UsageError("the chat template makes an empty prompt of this", "Give it some text")
-        room = loaded.engine.decoder.max_context
-        if len(ids) >= room:
-            raise ContextLengthError(
-                f"the prompt has {len(ids)} tokens, the context holds {room} with the answer",
-                "Shorten the prompt, or load the bundle with a larger max_context",
-            )
-        user_text, decoding = last_user_text(messages), decoding_of(**options)
-        return Answer(loaded.vocabulary, ids, user_text, decoding, steering, room)
 
     def _host(self) -> Host:
         """What a session asks of this Runtime. Not kept: it refers back."""
@@ -368,7 +321,7 @@ class Runtime:
         self, messages: Sequence[Message], options: GenerateOptions
     ) -> tuple[Answer, Start]:
         loaded = self._open()
-        answer = self._prepare(loaded, messages, options)
+        answer = loaded.prepare(messages, options)
 
         def start(session: Session, on_end: Callable[[Reply], None]) -> Stream:
             engine = partial(loaded.caches.engine_of, session)
@@ -395,64 +348,6 @@ class Runtime:
                 raise _closed()
             self._streams.add(stream)
         return stream
-
-
-@dataclass(frozen=True)
-class _Loaded:
-    """A bundle in memory, one edition of it; what `close` gives back."""
-
-    manifest: Manifest
-    router: Router | None
-    backbone: Backbone
-    stack: AdapterStack
-    vocabulary: Vocabulary
-    engine: Engine
-    caches: SessionCaches
-
-
-def _read(
-    bundle: Bundle, device: Device, max_context: int, cache_budget: int | None, tell: Progress
-) -> _Loaded:
-    """Loads and checks all parts of a bundle."""
-    backbone = bundle.manifest.backbone
-    tell("tokenizer", 0.05)
-    tokenizer = parse_tokenizer(bundle.read(files.TOKENIZER), files.TOKENIZER)
-    vocabulary = Vocabulary(tokenizer, backbone.vocab_size, frozenset(backbone.eos_token_ids))
-    tell("router", 0.15)
-    router = load_router(bundle)
-    tell("checksums", 0.2)
-    bundle.verify(files.BACKBONE)
-    bundle.verify(files.BACKBONE_DATA, lambda part: tell("checksums", 0.2 + 0.3 * part))
-    tell("backbone", 0.5)
-    graph = open_backbone(bundle.path(files.BACKBONE), backbone, device)
-    room = min(max_context, backbone.context_length)
-    return _load(bundle, router, graph, vocabulary, room, cache_budget)
-
-
-def _load(
-    bundle: Bundle,
-    router: Router | None,
-    backbone: Backbone,
-    vocabulary: Vocabulary,
-    max_context: int,
-    cache_budget: int | None,
-) -> _Loaded:
-    """Engines over the bundle's adapters; when these change, all are made anew."""
-    stack = bundle.adapters()
-    engine = make_engine(backbone, stack, max_context)
-    caches = SessionCaches(
-        lambda: make_engine(backbone, stack, max_context, reuse=True), cache_budget
-    )
-    return _Loaded(bundle.manifest, router, backbone, stack, vocabulary, engine, caches)
-
-
-def _steering(loaded: _Loaded, **options: Unpack[GenerateOptions]) -> Steering:
-    pinned = options.get("adapters")
-    names = [entry.name for entry in loaded.manifest.adapters]
-    if pinned is not None or not names:
-        check_routing(loaded.manifest, **options)
-        return Pinned(parse_weights(pinned or {}, names))
-    return route_with(loaded.router, loaded.manifest, **options)
 
 
 def _closed() -> UsageError:

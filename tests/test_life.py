@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from dlp_edge import BundleError, Runtime, UsageError
+from dlp_edge.runtime.loaded import Loaded
 
 
 def test_progress_never_goes_back_and_names_its_stages(tiny_bundle: Path) -> None:
@@ -145,14 +146,14 @@ def test_a_request_prepared_before_closing_is_not_answered(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runtime = Runtime(tiny_bundle)
-    prepare = runtime._prepare
+    prepare = Loaded.prepare
 
     def slow(*args: Any) -> Any:
         answer = prepare(*args)
         runtime.close()
         return answer
 
-    monkeypatch.setattr(runtime, "_prepare", slow)
+    monkeypatch.setattr(Loaded, "prepare", slow)
     with pytest.raises(UsageError, match="closed"):
         runtime.generate("Hello", adapters={})
 

@@ -32,9 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     with open_runtime(arguments) as runtime:
         stream = runtime.stream(prompt, **request)
         if arguments.json:
-            for _ in stream:
-                pass
-            output.print_json(output.reply_document(stream.reply))
+            output.print_json(output.reply_document(stream.finish()))
         else:
             output.print_sentences(stream, [adapter.name for adapter in runtime.adapters])
             if not arguments.quiet:

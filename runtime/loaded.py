@@ -1,0 +1,134 @@
+"""A bundle in memory: its parts, and the answers that are prepared with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dlp_edge import bundle as files
+from dlp_edge.bundle import Bundle
+from dlp_edge.errors import ContextLengthError, UsageError
+from dlp_edge.manifest import Manifest
+from dlp_edge.runtime.answer import Answer, Vocabulary
+from dlp_edge.runtime.backbone import Backbone, open_backbone
+from dlp_edge.runtime.caches import SessionCaches
+from dlp_edge.runtime.device import Device
+from dlp_edge.runtime.fusion import parse_weights
+from dlp_edge.runtime.generation import Engine, make_engine
+from dlp_edge.runtime.options import GenerateOptions, check_option_names, decoding_of
+from dlp_edge.runtime.prompt import last_user_text, messages_of
+from dlp_edge.runtime.router import Router
+from dlp_edge.runtime.steering import Pinned, Steering, check_routing, load_router, route_with
+from dlp_edge.runtime.text import ChatTemplate, parse_tokenizer
+from dlp_edge.stack import AdapterStack
+from dlp_edge.types import Message
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """One edition of a bundle. A request keeps to the one that it was prepared with."""
+
+    manifest: Manifest
+    template: ChatTemplate
+    router: Router | None
+    backbone: Backbone
+    stack: AdapterStack
+    vocabulary: Vocabulary
+    engine: Engine
+    caches: SessionCaches
+
+    def prepare(self, prompt: str | Sequence[Message], options: GenerateOptions) -> Answer:
+        """An answer that has not begun yet; everything about the request is checked here.
+
+        Raises:
+            UsageError: an option or adapter name is wrong, or the prompt is empty.
+            ContextLengthError: the prompt is longer than the context.
+        """
+        check_option_names(options)
+        messages = messages_of(prompt)
+        steering = self._steering(**options)
+        backbone = self.manifest.backbone
+        text = self.template.render(messages, backbone.bos_token, backbone.eos_token)
+        tokenizer = self.vocabulary.tokenizer
+        ids = tokenizer.encode(text, add_special_tokens=self.template.is_plain).ids
+        if not ids:
+            raise UsageError("the chat template makes an empty prompt of this", "Give it some text")
+        room = self.engine.decoder.max_context
+        if len(ids) >= room:
+            raise ContextLengthError(
+                f"the prompt has {len(ids)} tokens, the context holds {room} with the answer",
+                "Shorten the prompt, or load the bundle with a larger max_context",
+            )
+        user_text, decoding = last_user_text(messages), decoding_of(**options)
+        return Answer(self.vocabulary, ids, user_text, decoding, steering, room)
+
+    def with_edition(self, bundle: Bundle) -> Loaded:
+        """The same backbone with another edition's adapters and router; engines are made anew."""
+        router = self.router
+        if router is not None and bundle.manifest.router is not None:
+            router = router.with_head(bundle.router_head(), bundle.manifest.router.settings)
+        return _assemble(
+            bundle,
+            self.template,
+            router,
+            self.backbone,
+            self.vocabulary,
+            self.engine.decoder.max_context,
+            self.caches.budget,
+        )
+
+    def _steering(self, **options: Unpack[GenerateOptions]) -> Steering:
+        pinned = options.get("adapters")
+        names = [entry.name for entry in self.manifest.adapters]
+        if pinned is not None or not names:
+            check_routing(self.manifest, **options)
+            return Pinned(parse_weights(pinned or {}, names))
+        return route_with(self.router, self.manifest, **options)
+
+
+def read(
+    bundle: Bundle, device: Device, max_context: int, cache_budget: int | None, tell: Progress
+) -> Loaded:
+    """Loads and checks all parts of a bundle; `tell` is called with (stage, fraction).
+
+    Raises:
+        BundleError, DeviceError, ResourceError: see `Runtime`.
+    """
+    backbone = bundle.manifest.backbone
+    template = ChatTemplate(bundle.manifest.chat_template)
+    tell("tokenizer", 0.05)
+    tokenizer = parse_tokenizer(bundle.read(files.TOKENIZER), files.TOKENIZER)
+    vocabulary = Vocabulary(tokenizer, backbone.vocab_size, frozenset(backbone.eos_token_ids))
+    tell("router", 0.15)
+    router = load_router(bundle)
+    tell("checksums", 0.2)
+    bundle.verify(files.BACKBONE)
+    bundle.verify(files.BACKBONE_DATA, lambda part: tell("checksums", 0.2 + 0.3 * part))
+    tell("backbone", 0.5)
+    graph = open_backbone(bundle.path(files.BACKBONE), backbone, device)
+    room = min(max_context, backbone.context_length)
+    return _assemble(bundle, template, router, graph, vocabulary, room, cache_budget)
+
+
+def _assemble(
+    bundle: Bundle,
+    template: ChatTemplate,
+    router: Router | None,
+    backbone: Backbone,
+    vocabulary: Vocabulary,
+    max_context: int,
+    cache_budget: int | None,
+) -> Loaded:
+    """Engines over the bundle's adapters, beside its other parts."""
+    stack = bundle.adapters()
+    engine = make_engine(backbone, stack, max_context)
+    caches = SessionCaches(
+        lambda: make_engine(backbone, stack, max_context, reuse=True), cache_budget
+    )
+    return Loaded(bundle.manifest, template, router, backbone, stack, vocabulary, engine, caches)
