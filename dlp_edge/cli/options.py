@@ -69,6 +69,18 @@ def whole_number(least: int) -> Callable[[str], int]:
     return number
 
 
+def whole_numbers(text: str) -> tuple[int, ...]:
+    """`2,3` as (2, 3).
+
+    Raises:
+        UsageError: something in it is no whole number.
+    """
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise UsageError(f"{text!r} is no list of whole numbers", "Write it as 2,3") from error
+
+
 _PLAIN = (
     "p k weigh min_confidence kv max_new_tokens temperature top_p top_k min_p repetition_penalty "
     "seed stop"
