@@ -48,12 +48,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--joined", metavar="N,N", help="questions in one prompt (2)")
     parser.add_argument("--mixed", metavar="N,N", help="tasks that routing is confined to (2,3)")
     parser.add_argument("--max-new-tokens", type=options.whole_number(1), default=192)
-    parser.add_argument("--kv", choices=("keep", "recompute"), help="of the routed answers")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--examples", type=options.whole_number(0), default=10, help="losses shown (10)"
     )
     options.add_routing(parser)
+    options.add_course(parser)
     options.add_engine(parser)
     options.add_output(parser)
     parser.set_defaults(run=run)
@@ -118,7 +118,9 @@ def _print_summary(document: dict[str, Any], folder: Path) -> None:
     from dlp_edge.evaluation.tables import average_table
 
     table = average_table(document["averages"], document["systems"])
-    widths = [max(len(row[i]) for row in (table.header, *table.rows)) for i in range(3)]
-    for row in (table.header, *table.rows):
-        print(f"{row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:>{widths[2]}}")
+    lines = [table.header, *table.rows]
+    first, *widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for label, *cells in lines:
+        figures = zip(cells, widths, strict=True)
+        print(f"{label:<{first}}", *(f"{cell:>{width}}" for cell, width in figures), sep="  ")
     print(f"report  {folder / 'report.html'}")

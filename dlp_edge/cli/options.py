@@ -43,7 +43,6 @@ def add_routing(parser: argparse.ArgumentParser) -> None:
 def add_generation(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("generation")
     group.add_argument("--adapters", help="pin adapters: a,b=0.3; '' is the base model")
-    group.add_argument("--kv", choices=get_args(KvPolicy), help="cache on a change of fusion")
     add_course(group)
     group.add_argument("--max-new-tokens", type=int)
     group.add_argument("--temperature", type=float, help="0 (greedy) by default")
@@ -60,6 +59,7 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
 
 def add_course(parser: argparse._ActionsContainer) -> None:
     """How routing goes on in the course of an answer."""
+    parser.add_argument("--kv", choices=get_args(KvPolicy), help="cache on a change of fusion")
     parser.add_argument("--route-every", choices=get_args(RouteEvery), help="(sentence)")
     parser.add_argument(
         "--inertia", type=float, help="what the decision before counts at a sentence start (0)"

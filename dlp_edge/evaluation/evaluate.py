@@ -10,6 +10,7 @@ from typing import Any
 
 from dlp_edge import __version__
 from dlp_edge.evaluation.plan import EvalSettings, make_plan
+from dlp_edge.evaluation.questions import rooms_of
 from dlp_edge.evaluation.results import collect
 from dlp_edge.evaluation.runner import Tell, run_plan
 from dlp_edge.evaluation.store import Store
@@ -42,7 +43,8 @@ def evaluate(
     """
     settings = settings or EvalSettings()
     adapters = [adapter.name for adapter in runtime.adapters]
-    plan = make_plan(tasks, adapters, settings)
+    rooms = rooms_of(tasks, runtime.count_tokens, settings.max_new_tokens)
+    plan = make_plan(tasks, adapters, rooms, settings)
     manifest = repr(runtime.manifest)  # it has the checksum of every file
     digest = hashlib.sha256(f"{__version__} {runtime.device} {manifest}".encode()).hexdigest()
     with locked(folder / ANSWERS):

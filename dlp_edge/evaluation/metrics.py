@@ -35,6 +35,7 @@ class Marks:
     Attributes:
         score: the headline: `right` for choices, `number` for final numbers, else `rouge_l`.
         right: whether the answer picks the right choice (`picked`).
+        likelihood: whether the model finds the right choice most likely (`likeliest_is_right`).
         named: whether the right choice is the only one that the answer names anywhere
             (`named_choices`); kinder to a model that was not taught the form.
         number: whether the final number after `####` is right.
@@ -45,6 +46,7 @@ class Marks:
     score: float
     right: float | None
     named: float | None
+    likelihood: float | None
     number: float | None
     exact: float
     rouge1: float
@@ -59,20 +61,31 @@ def kind_of(sample: Sample) -> Kind:
     return "text" if final_number(sample.response) is None else "number"
 
 
-def mark(answer: str, sample: Sample) -> Marks:
-    """The marks of an answer to a sample."""
+def mark(answer: str, sample: Sample, logprobs: Sequence[float] | None = None) -> Marks:
+    """The marks of an answer to a sample.
+
+    Args:
+        logprobs: log probability of each choice, where it was measured.
+    """
     kind = kind_of(sample)
     wanted = normalise(sample.response)
-    right = named = number = None
+    right = named = number = likelihood = None
     if kind == "choice":
         right = float(picked(answer, sample.choices) == wanted)
         named = float(named_choices(answer, sample.choices) == {wanted})
+        likelihood = None if logprobs is None else likeliest_is_right(logprobs, sample)
     if kind == "number":
         number = float(final_number(answer) == final_number(sample.response))
     rouge1, rouge_l = rouge(answer, sample.response)
     score = right if right is not None else number if number is not None else rouge_l
     exact = float(normalise(answer) == wanted)
-    return Marks(score, right, named, number, exact, rouge1, rouge_l)
+    return Marks(score, right, named, likelihood, number, exact, rouge1, rouge_l)
+
+
+def likeliest_is_right(logprobs: Sequence[float], sample: Sample) -> float:
+    """1 where the most likely choice is the right one (of equal ones the first), else 0."""
+    best = sample.choices[int(np.argmax(logprobs))]
+    return float(normalise(best) == normalise(sample.response))
 
 
 def normalise(text: str) -> str:

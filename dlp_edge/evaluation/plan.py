@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dlp_edge.errors import UsageError
+from dlp_edge.evaluation.metrics import kind_of
 from dlp_edge.evaluation.questions import (
     SYSTEMS,
     Question,
@@ -33,6 +34,10 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "weigh softmax": {"weigh": "softmax"},
     "weigh renormalise": {"weigh": "renormalise"},
     "kv recompute": {"kv": "recompute"},
+    "route once a prompt": {"route_every": "prompt"},
+    "inertia 0.3": {"inertia": 0.3},
+    "inertia 0.5": {"inertia": 0.5},
+    "inertia 0.7": {"inertia": 0.7},
     "abstain never": {"min_confidence": 0.0},
     "abstain below 0.5": {"min_confidence": 0.5},
 }
@@ -49,7 +54,7 @@ class EvalSettings:
         routing: options of `dlp` over the bundle's own.
         joined: how many questions one prompt joins.
         mixed: sizes of the groups of tasks that routing is confined to.
-        max_new_tokens: of an answer to one question, at most.
+        max_new_tokens: of an answer to one question, at most (see `rooms_of`).
     """
 
     systems: tuple[str, ...] = SYSTEMS
@@ -82,14 +87,24 @@ class Plan:
     Attributes:
         questions: "tasks", "bare", "joined 2", ... -> its questions.
         systems: question -> systems, without repetition.
+        weighed: questions whose choices are compared by likelihood -> systems.
     """
 
-    questions: dict[str, list[Question]]
-    systems: dict[Question, dict[str, System]]
+    questions: dict[str, list[Question]] = field(default_factory=dict)
+    systems: dict[Question, dict[str, System]] = field(default_factory=dict)
+    weighed: dict[Question, dict[str, System]] = field(default_factory=dict)
 
 
-def make_plan(tasks: Sequence[EvalTask], adapters: Sequence[str], settings: EvalSettings) -> Plan:
+def make_plan(
+    tasks: Sequence[EvalTask],
+    adapters: Sequence[str],
+    rooms: Mapping[str, int],
+    settings: EvalSettings,
+) -> Plan:
     """All that is to be asked.
+
+    Args:
+        rooms: task -> tokens of an answer at most.
 
     Raises:
         UsageError: no task has an adapter of the bundle, or `multi` is none of them.
@@ -103,15 +118,18 @@ def make_plan(tasks: Sequence[EvalTask], adapters: Sequence[str], settings: Eval
         )
     if settings.multi is not None and settings.multi not in adapters:
         raise UsageError(f"the bundle has no adapter {settings.multi!r}", "Check --multi")
-    plan = Plan({}, {})
-    most, parts = settings.max_new_tokens, settings.parts
-    plain = plain_questions(tasks, most)
+    plan, parts = Plan(), settings.parts
+    plain = plain_questions(tasks, rooms)
     _add(plan, "tasks", plain, adapters, settings)
+    if "likelihood" in parts:
+        for question in plain:
+            if kind_of(question.parts[0].sample) == "choice":
+                plan.weighed[question] = _systems(question, adapters, settings)
     if "bare" in parts:
-        _add(plan, "bare", bare_questions(tasks, most), adapters, settings)
+        _add(plan, "bare", bare_questions(tasks, rooms), adapters, settings)
     if "joined" in parts:
         for count in settings.joined:
-            joined = joined_questions(tasks, count, most, settings.seed)
+            joined = joined_questions(tasks, count, rooms, settings.seed)
             _add(plan, f"joined {count}", joined, adapters, settings)
     if "mixed" in parts and "dlp" in settings.systems:
         for count in settings.mixed:
@@ -144,6 +162,14 @@ def _routed(settings: EvalSettings, forbid: Sequence[str] = ()) -> GenerateOptio
     return options  # type: ignore[return-value]
 
 
+def _systems(
+    question: Question, adapters: Sequence[str], settings: EvalSettings
+) -> dict[str, System]:
+    """The systems that can answer a question."""
+    options = {n: system_options(n, question, adapters, settings) for n in settings.systems}
+    return {name: System(name, given) for name, given in options.items() if given is not None}
+
+
 def _add(
     plan: Plan,
     part: str,
@@ -154,10 +180,7 @@ def _add(
     plan.questions[part] = questions
     for question in questions:
         systems = plan.systems.setdefault(question, {})
-        for name in settings.systems:
-            options = system_options(name, question, adapters, settings)
-            if options is not None:
-                systems[name] = System(name, options)
+        systems.update(_systems(question, adapters, settings))
         if "sweep" in settings.parts and part != "bare":
             for name, changes in VARIANTS.items():
                 options = {**_routed(settings), **changes}  # type: ignore[assignment]

@@ -49,7 +49,7 @@ def plot_time(document: dict[str, Any]) -> bytes:
     average = document["averages"]["all"]["systems"]
     for system in document["systems"]:
         _point(axes, average[system], system, COLOURS[system], 90)
-    variants = document.get("sweep", {}).get("tasks", {})
+    variants = document.get("sweep", {})
     for name, found in variants.items():
         if name != "dlp":
             _point(axes, found, name, "#f3b27a", 25)

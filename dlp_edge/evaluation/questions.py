@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dlp_edge.common_text import CommonText
@@ -13,7 +13,8 @@ from dlp_edge.samples import Sample
 
 SYSTEMS = ("base", "single", "multi", "dlp")
 JOIN = "\n\n"  # between the questions of one prompt
-MARGIN_TOKENS = 8  # beyond what the longest response of a task can have
+# Over the longest response of a task: room for an answer that says the same in more words.
+ROOM_FACTOR, ROOM_MARGIN = 1.25, 8
 
 
 @dataclass(frozen=True)
@@ -45,21 +46,29 @@ class System:
     options: GenerateOptions
 
 
-def plain_questions(tasks: Sequence[EvalTask], most: int) -> list[Question]:
-    """Each sample as it is.
+def rooms_of(
+    tasks: Sequence[EvalTask], count_tokens: Callable[[str], int], most: int
+) -> dict[str, int]:
+    """The most tokens that an answer of each task may have, the same for all systems: what its
+    longest response has and a quarter more, `most` at most."""
+    longest = {
+        task.name: max(count_tokens(sample.response) for sample in task.samples) for task in tasks
+    }
+    return {
+        name: min(most, int(ROOM_FACTOR * tokens) + ROOM_MARGIN) for name, tokens in longest.items()
+    }
 
-    Args:
-        most: tokens of an answer at most. A token is a byte or more, so a task whose longest
-            response is shorter needs no more tokens than that has bytes.
-    """
+
+def plain_questions(tasks: Sequence[EvalTask], rooms: Mapping[str, int]) -> list[Question]:
+    """Each sample as it is."""
     return [
-        Question((Part(task.name, sample),), sample.prompt, _room(task, most))
+        Question((Part(task.name, sample),), sample.prompt, rooms[task.name])
         for task in tasks
         for sample in task.samples
     ]
 
 
-def bare_questions(tasks: Sequence[EvalTask], most: int) -> list[Question]:
+def bare_questions(tasks: Sequence[EvalTask], rooms: Mapping[str, int]) -> list[Question]:
     """Each sample without its task's instruction line and its list of choices, where it has any."""
     questions = []
     for task in tasks:
@@ -68,18 +77,17 @@ def bare_questions(tasks: Sequence[EvalTask], most: int) -> list[Question]:
             bare = common.strip(sample)
             if bare is not None:
                 part = Part(task.name, sample)
-                questions.append(Question((part,), bare, _room(task, most)))
+                questions.append(Question((part,), bare, rooms[task.name]))
     return questions
 
 
 def joined_questions(
-    tasks: Sequence[EvalTask], count: int, most: int, seed: int = 0
+    tasks: Sequence[EvalTask], count: int, rooms: Mapping[str, int], seed: int = 0
 ) -> list[Question]:
     """Samples of `count` different tasks in one prompt, in random order. Every sample is used
     once, as far as there are others to join it with."""
     rng = random.Random(f"{seed} joined {count}")
     left = {task.name: list(task.samples) for task in tasks}
-    rooms = {task.name: _room(task, most) for task in tasks}
     questions = []
     while True:
         # Tasks with most samples left first, so that few are left over; ties at random.
@@ -98,8 +106,3 @@ def task_groups(tasks: Sequence[EvalTask], count: int, seed: int = 0) -> list[tu
     random.Random(f"{seed} groups {count}").shuffle(names)
     starts = range(0, len(names), count)
     return [tuple((names[at : at + count] + names)[:count]) for at in starts]
-
-
-def _room(task: EvalTask, most: int) -> int:
-    longest = max(len(sample.response.encode()) for sample in task.samples)
-    return min(most, longest + MARGIN_TOKENS)

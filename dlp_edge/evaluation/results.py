@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from dlp_edge.evaluation.intervals import Interval, ratio_of_sums
+from dlp_edge.evaluation.joined import joined_document, mark_joined
 from dlp_edge.evaluation.losses import losses
 from dlp_edge.evaluation.plan import VARIANTS, EvalSettings, Plan, mixed_name
 from dlp_edge.evaluation.runner import Answers
@@ -39,15 +40,23 @@ def collect(
     }
     if "bare" in plan.questions:
         bare = mark_all(plan.questions["bare"], answers)
-        document["bare"] = {
-            "tasks": _scores_by_task(bare, systems),
-            "averages": averages(tasks, bare, systems),
+        document["bare"] = averages(tasks, bare, systems)
+    swept = ["dlp", *VARIANTS] if "sweep" in settings.parts else []
+    if swept:
+        document["sweep"] = {name: _variant(marked, name) for name in swept}
+    if "joined" in settings.parts:
+        document["joined"] = {
+            str(count): joined_document(
+                mark_joined(plan.questions[f"joined {count}"], answers),
+                marked,
+                [*systems, *VARIANTS] if swept else systems,
+            )
+            for count in settings.joined
         }
-    if "sweep" in settings.parts:
-        names = ["dlp", *VARIANTS]
-        document["sweep"] = {"tasks": {name: _variant(marked, name) for name in names}}
     if "mixed" in settings.parts:
-        document["mixed"] = [_mixed(marked, count) for count in settings.mixed]
+        names = [(count, mixed_name(count)) for count in settings.mixed]
+        found = {name for _, name in answers.found}
+        document["mixed"] = [_mixed(marked, *name) for name in names if name[1] in found]
     return document
 
 
@@ -66,6 +75,7 @@ def averages(
             "tasks": len(by_task(items)),
             "questions": len(items),
             "systems": {name: _average(items, name) for name in systems},
+            "routed": routed_share(items),
             "dlp - single": _interval(difference(items, "dlp", "single")),
             "single - base": _interval(difference(items, "single", "base")),
         }
@@ -76,7 +86,7 @@ def averages(
 
 def _average(items: Sequence[Marked], system: str) -> Document:
     times = paired_times([item.answers for item in items], system, "base")
-    shares = ("score", "exact", "named", "rouge1", "rouge_l")
+    shares = ("score", "exact", "named", "likelihood", "rouge1", "rouge_l")
     return {
         **{share: _interval(average(items, system, share)) for share in shares},
         "time_ratio": _interval(ratio_of_sums(times) if times else None),
@@ -105,32 +115,20 @@ def routed_share(items: Sequence[Marked]) -> float | None:
     return sum(firsts) / len(firsts) if firsts else None
 
 
-def _scores_by_task(marked: Sequence[Marked], systems: Sequence[str]) -> list[Document]:
-    return [
-        {
-            "name": name,
-            "questions": len(items),
-            "systems": {system: _figures(figures_of(items, system)) for system in systems},
-            "routed": routed_share(items),
-        }
-        for name, items in by_task(marked).items()
-    ]
-
-
 def _variant(marked: Sequence[Marked], name: str) -> Document:
     own = [item.answers[name] for item in marked if name in item.answers]
     return {
         **_average(marked, name),
         "difference": _interval(difference(marked, name, "single")),
+        "change": _interval(difference(marked, name, "dlp")),
         "adapters": sum(len(f) for a in own for _, f in a.sentences)
         / max(1, sum(len(a.sentences) for a in own)),
         "switches": sum(answer.switches for answer in own) / max(1, len(own)),
     }
 
 
-def _mixed(marked: Sequence[Marked], count: int) -> Document:
+def _mixed(marked: Sequence[Marked], count: int, name: str) -> Document:
     """Routing among groups of `count` tasks, beside the other systems on the same questions."""
-    name = mixed_name(count)
     own = [item for item in marked if name in item.marks]
     systems = [s for s in ("base", "single", "multi", "dlp", name) if average(own, s) is not None]
     return {

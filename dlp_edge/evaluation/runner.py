@@ -17,9 +17,11 @@ Tell = Callable[[str, float], None]  # what is being done, and which part of all
 
 @dataclass(frozen=True)
 class Answers:
-    """What was answered: (question, name of the system) -> answer."""
+    """What was answered: (question, name of the system) -> answer, and -> the log probability
+    of each of its choices."""
 
     found: dict[tuple[Question, str], Answered]
+    weighed: dict[tuple[Question, str], tuple[float, ...]]
 
     def of(self, question: Question, system: str) -> Answered | None:
         """The answer, where the system answered the question."""
@@ -37,8 +39,9 @@ def run_plan(
     """
     rounds = list(plan.systems.items())
     random.Random(f"{settings.seed} order").shuffle(rounds)
-    total = max(1, sum(len(systems) for systems in plan.systems.values()))
+    total = sum(map(len, plan.systems.values())) + sum(map(len, plan.weighed.values()))
     found: dict[tuple[Question, str], Answered] = {}
+    weighed: dict[tuple[Question, str], tuple[float, ...]] = {}
     warm = False
     for number, (question, systems) in enumerate(rounds):
         for system in _turned(list(systems.values()), number):
@@ -52,7 +55,24 @@ def run_plan(
                 store.put(key, record)
             found[question, system.name] = Answered.of_record(record)
             tell(f"{question.parts[0].task}, {system.name}", len(found) / total)
-    return Answers(found)
+    for question, systems in plan.weighed.items():
+        for system in systems.values():
+            weighed[question, system.name] = _weigh(runtime, store, question, system)
+            task = question.parts[0].task
+            tell(f"{task}, {system.name}, choices", (len(found) + len(weighed)) / total)
+    return Answers(found, weighed)
+
+
+def _weigh(runtime: Runtime, store: Store, question: Question, system: System) -> tuple[float, ...]:
+    """log p of each choice as the whole answer, its end included."""
+    choices = question.parts[0].sample.choices
+    key = store.key("choices", question.prompt, choices, system.options)
+    record = store.get(key)
+    if record is None:
+        scores = runtime.score(question.prompt, choices, ends=True, **system.options)
+        record = {"logprobs": [score.logprob for score in scores]}
+        store.put(key, record)
+    return tuple(record["logprobs"])
 
 
 def _turned(systems: Sequence[System], number: int) -> list[System]:

@@ -19,7 +19,7 @@ from dlp_edge.evaluation.metrics import Marks, bleu, bleu_counts, mark
 from dlp_edge.evaluation.questions import Question
 from dlp_edge.evaluation.runner import Answers
 
-SHARES = ("right", "named", "number", "exact", "rouge1", "rouge_l")
+SHARES = ("right", "named", "likelihood", "number", "exact", "rouge1", "rouge_l")
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,10 @@ def mark_all(questions: Sequence[Question], answers: Answers) -> list[Marked]:
             if (answer := answers.of(question, name)) is not None
         }
         sample = question.parts[0].sample
-        marks = {name: mark(answer.text, sample) for name, answer in given.items()}
+        marks = {
+            name: mark(answer.text, sample, answers.weighed.get((question, name)))
+            for name, answer in given.items()
+        }
         marked.append(Marked(question, given, marks))
     return marked
 

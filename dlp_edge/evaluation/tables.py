@@ -49,20 +49,27 @@ def ratio(found: dict[str, float] | None) -> str:
 
 
 def average_table(averages: dict[str, Any], systems: Sequence[str]) -> Table:
-    """Score and time ratio of each system, by kind of task."""
+    """Score and time ratio of each system, by kind of task (all, where there is one kind)."""
     rows = []
     for group, found in averages.items():
+        if group != "all" and len(averages) == 2:
+            continue
         for system in systems:
             own = found["systems"][system]
             rows.append(
                 [
                     f"{GROUPS[group]} ({found['tasks']} tasks), {system}",
                     percent(own["score"]),
+                    percent(own["likelihood"]),
                     ratio(own["time_ratio"]),
                 ]
             )
-        rows.append([f"{GROUPS[group]}, dlp - single", points(found["dlp - single"]), NOTHING])
-    return Table(["", "score %", "time / base"], rows)
+        rows += [
+            [f"{GROUPS[group]}, {names}", points(found[names]), NOTHING, NOTHING]
+            for names in ("single - base", "dlp - single")
+            if found[names] is not None
+        ]
+    return Table(["", "score %", "by likelihood %", "time / base"], rows)
 
 
 def task_tables(document: dict[str, Any]) -> list[Block]:
@@ -116,44 +123,83 @@ def _metric_table(
 def part_blocks(document: dict[str, Any]) -> list[Block]:
     """Tables of the parts beside the plain tasks, as far as they were measured."""
     blocks: list[Block] = []
+    if "mixed" in document:
+        blocks += _mixed_blocks(document["mixed"])
+    for count, found in document.get("joined", {}).items():
+        blocks += _joined_blocks(count, found)
     if "bare" in document:
+        routed = [document[part]["all"]["routed"] for part in ("averages", "bare")]
         blocks += [
             Heading("Without the task's instruction line and choices"),
-            average_table(document["bare"]["averages"], document["systems"]),
+            average_table(document["bare"], document["systems"]),
         ]
-    if "mixed" in document:
-        rows = [
-            [f"{found['count']} tasks, {system}", percent(own["score"]), ratio(own["time_ratio"])]
-            for found in document["mixed"]
-            for system, own in found["systems"].items()
-        ]
-        blocks += [
-            Heading("Composite-n: tasks mixed in one stream"),
-            Text(
-                "The tables above are one stream of all tasks in random order. Here routing "
-                "may only pick the adapters of a random group of n tasks (dlp of n)."
-            ),
-            Table(["", "score %", "time / base"], rows),
-        ]
+        if None not in routed:
+            shares = " and ".join(f"{share:.1%}" for share in routed)
+            blocks.append(Text(f"Routed to the own adapter with and without them: {shares}."))
     if "sweep" in document:
-        blocks += [Heading("Routing rules"), *_sweep_tables(document["sweep"])]
+        blocks += [Heading("Routing rules"), _sweep_table(document["sweep"])]
     return blocks
 
 
-def _sweep_tables(sweep: dict[str, Any]) -> list[Block]:
+def _mixed_blocks(groups: Sequence[dict[str, Any]]) -> list[Block]:
+    rows = [
+        [f"{found['count']} tasks, {system}", percent(own["score"]), ratio(own["time_ratio"])]
+        for found in groups
+        for system, own in found["systems"].items()
+    ]
+    text = (
+        "The tables above are one stream of all tasks in random order. Here routing may only pick "
+        "the adapters of a random group of n tasks (dlp of n)."
+    )
+    return [
+        Heading("Composite-n: tasks mixed in one stream"),
+        Text(text),
+        Table(["", "score %", "time / base"], rows),
+    ]
+
+
+def _joined_blocks(count: str, found: dict[str, Any]) -> list[Block]:
+    rows = [
+        [
+            name,
+            percent(own["score"]),
+            ", ".join(f"{100 * share:.1f}" for share in own["positions"]),
+            percent(found["alone"].get(name)),
+            ratio(own["time_ratio"]),
+            f"{own['switches']:.2f}",
+        ]
+        for name, own in found["systems"].items()
+    ]
+    if found["alone"].get("single"):
+        rows.append(["single", NOTHING, NOTHING, percent(found["alone"]["single"])])
+        rows[-1] += [NOTHING, NOTHING]
+    header = ["", "score %", "by place %", "asked alone %", "time / base", "switches"]
+    return [
+        Heading(f"Composite-{count}: {count} questions in one prompt"),
+        Text(
+            f"{found['questions']} prompts. The answer's sentences are dealt out to the questions "
+            "in order, in the way that scores best; naming another choice as well is wrong. "
+            f"dlp - single asked alone: {points(found['dlp - single alone'])} points."
+        ),
+        Table(header, rows),
+    ]
+
+
+def _sweep_table(sweep: dict[str, Any]) -> Table:
     rows = [
         [
             name,
             percent(found["score"]),
             points(found["difference"]),
+            points(found["change"]),
             ratio(found["time_ratio"]),
             f"{found['adapters']:.2f}",
             f"{found['switches']:.2f}",
         ]
-        for name, found in sweep["tasks"].items()
+        for name, found in sweep.items()
     ]
-    header = ["", "score %", "- single", "time / base", "adapters a sentence", "switches"]
-    return [Table(header, rows)]
+    header = ["", "score %", "- single", "- dlp", "time / base", "adapters a sentence", "switches"]
+    return Table(header, rows)
 
 
 def loss_blocks(found: dict[str, Any] | None) -> list[Block]:
