@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlp_edge.cli import options, output
 from dlp_edge.cli.export import progress_bar, require_extra
+from dlp_edge.errors import UsageError
 
 if TYPE_CHECKING:
     from dlp_edge.evaluation import EvalSettings, EvalTask
@@ -48,6 +50,20 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--joined", metavar="N,N", help="questions in one prompt (2)")
     parser.add_argument("--mixed", metavar="N,N", help="tasks that routing is confined to (2,3)")
     parser.add_argument("--max-new-tokens", type=options.whole_number(1), default=192)
+    parser.add_argument(
+        "--batch",
+        type=options.whole_number(1),
+        default=1,
+        metavar="N",
+        help="questions side by side: faster, without time ratios (1)",
+    )
+    parser.add_argument(
+        "--beside",
+        action="append",
+        default=[],
+        metavar="NAME=RESULTS_JSON",
+        help="show another evaluation's figures in the report, such as another router's",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--examples", type=options.whole_number(0), default=10, help="losses shown (10)"
@@ -66,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     only = _names(arguments.only)
     tasks = read_eval_tasks(arguments.tasks, arguments.split, only, arguments.limit, arguments.seed)
-    settings = _settings(arguments)
+    settings, beside = _settings(arguments), _read_beside(arguments.beside)
     with open_runtime(arguments) as runtime:
         if not arguments.quiet:
             _say_who_is_alone(tasks, [adapter.name for adapter in runtime.adapters])
@@ -74,6 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
             document = evaluate(
                 runtime, tasks, arguments.output, settings, arguments.examples, tell
             )
+    document["beside"] = beside
     write_report(document, arguments.output)
     if arguments.json:
         output.print_json(document)
@@ -92,6 +109,7 @@ def _settings(arguments: argparse.Namespace) -> EvalSettings:
         "multi": arguments.multi,
         "max_new_tokens": most,
         "seed": arguments.seed,
+        "batch": arguments.batch,
     }
     if arguments.systems is not None:
         given["systems"] = _names(arguments.systems)
@@ -102,6 +120,25 @@ def _settings(arguments: argparse.Namespace) -> EvalSettings:
         if getattr(arguments, name) is not None:
             given[name] = options.whole_numbers(getattr(arguments, name))
     return EvalSettings(**given)
+
+
+def _read_beside(items: list[str]) -> dict[str, Any]:
+    """NAME=RESULTS_JSON arguments: name -> what a comparison shows of it.
+
+    Raises:
+        UsageError: one of them is no results.json.
+    """
+    found = {}
+    for item in items:
+        name, _, path = item.partition("=")
+        try:
+            document = json.loads(options.read_text(Path(path)))
+            found[name] = {key: document[key] for key in ("bundle", "averages", "systems")}
+        except (ValueError, KeyError, TypeError) as error:
+            raise UsageError(
+                f"--beside {item} is no NAME=RESULTS_JSON", "Name what an evaluation wrote"
+            ) from error
+    return found
 
 
 def _names(text: str | None) -> tuple[str, ...]:

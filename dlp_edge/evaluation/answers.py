@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from time import perf_counter
 from typing import Any
 
 from dlp_edge.evaluation.questions import Question, System
+from dlp_edge.runtime.options import GenerateOptions
 from dlp_edge.runtime.runtime import Runtime
-from dlp_edge.types import RouteDecision
+from dlp_edge.types import Reply, RouteDecision
 
 
 @dataclass(frozen=True)
@@ -72,14 +74,8 @@ class Answered:
 def ask(runtime: Runtime, question: Question, system: System) -> Answered:
     """One greedy answer, timed token by token."""
     decisions: list[Decision] = []
-
-    def listen(decision: RouteDecision, generated: str) -> None:
-        decisions.append(_decision(decision))
-
     begun = perf_counter()
-    stream = runtime.stream(
-        question.prompt, **system.options, max_new_tokens=question.room, on_route=listen
-    )
+    stream = runtime.stream(question.prompt, **_options(question, system, decisions))
     clock: list[float] = []
     for _ in stream:
         now = perf_counter() - begun
@@ -88,6 +84,37 @@ def ask(runtime: Runtime, question: Question, system: System) -> Answered:
     seconds = perf_counter() - begun
     reply = stream.reply
     clock += [seconds] * (reply.usage.completion_tokens - len(clock))
+    return _answered(reply, decisions, clock, seconds)
+
+
+def ask_batch(
+    runtime: Runtime, questions: Sequence[Question], systems: Sequence[System]
+) -> list[Answered]:
+    """Greedy answers side by side. Of the time only the whole is known: each gets its share."""
+    decisions: list[list[Decision]] = [[] for _ in questions]
+    options = [_options(*each) for each in zip(questions, systems, decisions, strict=True)]
+    prompts = [question.prompt for question in questions]
+    begun = perf_counter()
+    replies = runtime.generate_batch(prompts, options, max_batch=len(prompts))
+    seconds = (perf_counter() - begun) / len(prompts)
+    return [
+        _answered(reply, made, (), seconds) for reply, made in zip(replies, decisions, strict=True)
+    ]
+
+
+def _options(question: Question, system: System, decisions: list[Decision]) -> GenerateOptions:
+    """A system's options, with a listener that notes what the router decides."""
+
+    def listen(decision: RouteDecision, generated: str) -> None:
+        decisions.append(_decision(decision))
+
+    own: GenerateOptions = {"max_new_tokens": question.room, "on_route": listen}
+    return {**system.options, **own}
+
+
+def _answered(
+    reply: Reply, decisions: Sequence[Decision], clock: Sequence[float], seconds: float
+) -> Answered:
     times = reply.timings
     return Answered(
         text=reply.text,

@@ -57,6 +57,14 @@ def ratio_of_sums(pairs: Sequence[tuple[float, float]]) -> Interval:
     return _percentiles(float(np.divide(*array.sum(0))), drawn[:, 0] / drawn[:, 1])
 
 
+def median_ratio(pairs: Sequence[tuple[float, float]]) -> Interval:
+    """The median of first over second: what else a machine did at times moves it little."""
+    array = np.asarray(pairs, np.float64)
+    ratios = array[:, 0] / array[:, 1]
+    drawn = np.median(ratios[_draws(np.random.default_rng(0), len(ratios))], 1)
+    return _percentiles(float(np.median(ratios)), drawn)
+
+
 def bootstrap(rows: Values, statistic: Callable[[Values], float]) -> Interval:
     """The percentile bootstrap of a statistic of rows [n, ...]."""
     draws = _draws(np.random.default_rng(0), len(rows))

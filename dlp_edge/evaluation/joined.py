@@ -2,7 +2,7 @@
 
 The sentences of the answer are dealt out in order, a run of them to each question, in the way
 that scores best; every system gets the same kindness. A run that names another choice of its
-question besides the right one is wrong, so listing choices earns nothing.
+question besides the right one is wrong: listing choices costs this question or the next.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from dlp_edge.evaluation.questions import (
     task_groups,
 )
 from dlp_edge.evaluation.tasks import EvalTask
-from dlp_edge.runtime.options import GenerateOptions
+from dlp_edge.runtime.options import GenerateOptions, course_of
 
 PARTS = ("tasks", "likelihood", "joined", "mixed", "bare", "sweep")
 DEFAULT_PARTS = ("tasks", "likelihood", "joined")
@@ -55,6 +55,7 @@ class EvalSettings:
         joined: how many questions one prompt joins.
         mixed: sizes of the groups of tasks that routing is confined to.
         max_new_tokens: of an answer to one question, at most (see `rooms_of`).
+        batch: questions side by side. Faster, but an answer's own time is only known at 1.
     """
 
     systems: tuple[str, ...] = SYSTEMS
@@ -64,6 +65,7 @@ class EvalSettings:
     joined: tuple[int, ...] = (2,)
     mixed: tuple[int, ...] = (2, 3)
     max_new_tokens: int = 192
+    batch: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -74,10 +76,12 @@ class EvalSettings:
             for name in names:
                 if name not in known:
                     raise UsageError(f"there is no {what} {name!r}", f"Use {', '.join(known)}")
+        course_of(**self.routing)
         if min((*self.joined, *self.mixed), default=2) < 2:
             raise UsageError("one question is joined with none", "Join 2 or more")
-        if self.max_new_tokens < 1:
-            raise UsageError(f"max_new_tokens is {self.max_new_tokens}", "Choose at least 1")
+        for what, number in (("max_new_tokens", self.max_new_tokens), ("batch", self.batch)):
+            if number < 1:
+                raise UsageError(f"{what} is {number}", "Choose at least 1")
 
 
 @dataclass(frozen=True)

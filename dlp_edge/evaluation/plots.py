@@ -6,6 +6,7 @@ import io
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 COLOURS = {"base": "#9aa0a6", "single": "#4c8bf5", "multi": "#b07cc6", "dlp": "#e8710a"}
 _DPI = 110
@@ -47,12 +48,13 @@ def plot_time(document: dict[str, Any]) -> bytes:
     figure = Figure(figsize=(6.0, 4.2), layout="constrained")
     axes = figure.add_subplot()
     average = document["averages"]["all"]["systems"]
-    for system in document["systems"]:
-        _point(axes, average[system], system, COLOURS[system], 90)
+    for place, system in enumerate(document["systems"]):
+        _point(axes, average[system], system, COLOURS[system], 90, place)
     variants = document.get("sweep", {})
     for name, found in variants.items():
         if name != "dlp":
             _point(axes, found, name, "#f3b27a", 25)
+    axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.set_xlabel("time / base, same prompt and number of new tokens")
     axes.set_ylabel("average score (%)")
     axes.margins(0.15)
@@ -61,12 +63,15 @@ def plot_time(document: dict[str, Any]) -> bytes:
     return _png(figure)
 
 
-def _point(axes: Any, found: dict[str, Any], name: str, colour: str, size: float) -> None:
+def _point(
+    axes: Any, found: dict[str, Any], name: str, colour: str, size: float, place: int = 0
+) -> None:
+    """A system's point; `place` keeps the names of equal ones apart."""
     if found["score"] is None or found["time_ratio"] is None:
         return
     x, y = found["time_ratio"]["value"], 100 * found["score"]["value"]
     axes.scatter([x], [y], s=size, color=colour, zorder=3)
-    axes.annotate(name, (x, y), xytext=(6, 4), textcoords="offset points", fontsize=8)
+    axes.annotate(name, (x, y), xytext=(7, 5 - 11 * place), textcoords="offset points", fontsize=8)
 
 
 def _png(figure: Figure) -> bytes:

@@ -27,8 +27,8 @@ DEFINITIONS = (
     "(2,000 draws, within each task, differences paired) for the rest.",
     "Time ratio: seconds over the base model's for the same prompt and the same number of new "
     "tokens (those of the shorter answer), routing and fusing included, summed over the "
-    "questions. Systems take turns on each question. Wall ratio: the answers as they are, "
-    "however long.",
+    "questions; median: of the questions' own ratios. Systems take turns on each question. Wall "
+    "ratio: the answers as they are, however long.",
 )
 
 

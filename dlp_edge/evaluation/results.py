@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from dlp_edge.evaluation.intervals import Interval, ratio_of_sums
+from dlp_edge.evaluation.intervals import Interval, median_ratio, ratio_of_sums
 from dlp_edge.evaluation.joined import joined_document, mark_joined
 from dlp_edge.evaluation.losses import losses
 from dlp_edge.evaluation.plan import VARIANTS, EvalSettings, Plan, mixed_name
@@ -90,6 +90,7 @@ def _average(items: Sequence[Marked], system: str) -> Document:
     return {
         **{share: _interval(average(items, system, share)) for share in shares},
         "time_ratio": _interval(ratio_of_sums(times) if times else None),
+        "median_ratio": _interval(median_ratio(times) if times else None),
     }
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
-from dlp_edge.evaluation.answers import Answered, ask
+from dlp_edge.evaluation.answers import Answered, ask, ask_batch
 from dlp_edge.evaluation.plan import EvalSettings, Plan
 from dlp_edge.evaluation.questions import Question, System
 from dlp_edge.evaluation.store import Store
 from dlp_edge.runtime.runtime import Runtime
 
+WARM_TOKENS = 2
 Tell = Callable[[str, float], None]  # what is being done, and which part of all is done
 
 
@@ -33,34 +35,64 @@ def run_plan(
 ) -> Answers:
     """Asks all that the store does not know yet.
 
-    All tasks are mixed in one stream, in a seeded order. The systems of a question follow one
-    another, each question beginning with the next system, so that what else the machine does
-    hits all of them alike.
+    All tasks are mixed in one stream, in a seeded order. The systems of a question (of a batch of
+    questions) follow one another, each time beginning with the next system, so that what else the
+    machine does hits all of them alike.
     """
-    rounds = list(plan.systems.items())
-    random.Random(f"{settings.seed} order").shuffle(rounds)
+    questions = list(plan.systems)
+    random.Random(f"{settings.seed} order").shuffle(questions)
     total = sum(map(len, plan.systems.values())) + sum(map(len, plan.weighed.values()))
-    found: dict[tuple[Question, str], Answered] = {}
-    weighed: dict[tuple[Question, str], tuple[float, ...]] = {}
-    warm = False
-    for number, (question, systems) in enumerate(rounds):
-        for system in _turned(list(systems.values()), number):
-            key = store.key("answer", question.prompt, question.room, system.options)
-            record = store.get(key)
-            if record is None:
-                if not warm:  # the first pass of a process is slower than all others
-                    ask(runtime, question, system)
-                    warm = True
-                record = ask(runtime, question, system).record()
-                store.put(key, record)
-            found[question, system.name] = Answered.of_record(record)
-            tell(f"{question.parts[0].task}, {system.name}", len(found) / total)
-    for question, systems in plan.weighed.items():
-        for system in systems.values():
-            weighed[question, system.name] = _weigh(runtime, store, question, system)
-            task = question.parts[0].task
-            tell(f"{task}, {system.name}, choices", (len(found) + len(weighed)) / total)
-    return Answers(found, weighed)
+    answers = Answers({}, {})
+    _warm_up(runtime, questions[0], plan, settings)
+    for turn, at in enumerate(range(0, len(questions), settings.batch)):
+        batch = questions[at : at + settings.batch]
+        names = list(dict.fromkeys(name for each in batch for name in plan.systems[each]))
+        first = turn % len(names)
+        for name in [*names[first:], *names[:first]]:
+            asked = [each for each in batch if name in plan.systems[each]]
+            systems = [plan.systems[each][name] for each in asked]
+            for each, record in _answer(runtime, store, asked, systems, settings.batch):
+                answers.found[each, name] = Answered.of_record(record)
+            tell(f"{asked[0].parts[0].task}, {name}", len(answers.found) / total)
+    for question, own in plan.weighed.items():
+        for system in own.values():
+            answers.weighed[question, system.name] = _weigh(runtime, store, question, system)
+            done = len(answers.found) + len(answers.weighed)
+            tell(f"{question.parts[0].task}, {system.name}, choices", done / total)
+    return answers
+
+
+def _warm_up(runtime: Runtime, question: Question, plan: Plan, settings: EvalSettings) -> None:
+    """Some tokens that nobody times: the first pass of a process is slower than all others."""
+    short = replace(question, room=WARM_TOKENS)
+    for system in plan.systems[question].values():
+        ask(runtime, short, system)
+
+
+def _answer(
+    runtime: Runtime,
+    store: Store,
+    questions: Sequence[Question],
+    systems: Sequence[System],
+    size: int,
+) -> Iterator[tuple[Question, dict[str, Any]]]:
+    """Each question with its record; what is not stored is asked, as one batch where `size` is
+    more than one."""
+    batched = [size] if size > 1 else []
+    keys = [
+        store.key("answer", question.prompt, question.room, system.options, *batched)
+        for question, system in zip(questions, systems, strict=True)
+    ]
+    missing = [i for i, key in enumerate(keys) if store.get(key) is None]
+    if size > 1 and missing:
+        asked = [questions[i] for i in missing]
+        found = ask_batch(runtime, asked, [systems[i] for i in missing])
+    else:
+        found = [ask(runtime, questions[i], systems[i]) for i in missing]
+    for i, answered in zip(missing, found, strict=True):
+        store.put(keys[i], answered.record())
+    for question, key in zip(questions, keys, strict=True):
+        yield question, store.of(key)
 
 
 def _weigh(runtime: Runtime, store: Store, question: Question, system: System) -> tuple[float, ...]:
@@ -73,8 +105,3 @@ def _weigh(runtime: Runtime, store: Store, question: Question, system: System) -
         record = {"logprobs": [score.logprob for score in scores]}
         store.put(key, record)
     return tuple(record["logprobs"])
-
-
-def _turned(systems: Sequence[System], number: int) -> list[System]:
-    at = number % len(systems) if systems else 0
-    return [*systems[at:], *systems[:at]]

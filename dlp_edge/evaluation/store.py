@@ -49,6 +49,10 @@ class Store:
         """The record under a key, if there is one."""
         return self._records.get(key)
 
+    def of(self, key: str) -> dict[str, Any]:
+        """The record under a key that has one."""
+        return self._records[key]
+
     def put(self, key: str, record: dict[str, Any]) -> None:
         """Adds a record.
 

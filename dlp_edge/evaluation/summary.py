@@ -139,13 +139,15 @@ def difference(marked: Sequence[Marked], system: str, other: str) -> Interval | 
 def paired_times(
     answers: Sequence[Mapping[str, Answered]], system: str, other: str
 ) -> list[tuple[float, float]]:
-    """Seconds of both until each has as many tokens as the shorter answer (one at least)."""
+    """Seconds of both until each has as many tokens as the shorter answer (one at least); none
+    of answers that were given in batches."""
     pairs = []
     for each in answers:
         if system in each and other in each:
             one, two = each[system], each[other]
             count = max(1, min(one.new_tokens, two.new_tokens))
-            pairs.append((one.seconds_to(count), two.seconds_to(count)))
+            if len(one.clock) == one.new_tokens and len(two.clock) == two.new_tokens:
+                pairs.append((one.seconds_to(count), two.seconds_to(count)))
     return pairs
 
 

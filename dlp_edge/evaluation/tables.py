@@ -62,14 +62,15 @@ def average_table(averages: dict[str, Any], systems: Sequence[str]) -> Table:
                     percent(own["score"]),
                     percent(own["likelihood"]),
                     ratio(own["time_ratio"]),
+                    ratio(own["median_ratio"]),
                 ]
             )
         rows += [
-            [f"{GROUPS[group]}, {names}", points(found[names]), NOTHING, NOTHING]
+            [f"{GROUPS[group]}, {names}", points(found[names]), *[NOTHING] * 3]
             for names in ("single - base", "dlp - single")
             if found[names] is not None
         ]
-    return Table(["", "score %", "by likelihood %", "time / base"], rows)
+    return Table(["", "score %", "by likelihood %", "time / base", "median"], rows)
 
 
 def task_tables(document: dict[str, Any]) -> list[Block]:
@@ -136,9 +137,33 @@ def part_blocks(document: dict[str, Any]) -> list[Block]:
         if None not in routed:
             shares = " and ".join(f"{share:.1%}" for share in routed)
             blocks.append(Text(f"Routed to the own adapter with and without them: {shares}."))
+    if document.get("beside"):
+        blocks += [Heading("Beside other evaluations"), _beside_table(document)]
     if "sweep" in document:
         blocks += [Heading("Routing rules"), _sweep_table(document["sweep"])]
     return blocks
+
+
+def _beside_table(document: dict[str, Any]) -> Table:
+    rows = []
+    for name, other in {"this one": document, **document["beside"]}.items():
+        for group, found in other["averages"].items():
+            if "dlp" not in found["systems"]:
+                continue
+            own = found["systems"]["dlp"]
+            routed = NOTHING if found["routed"] is None else f"{found['routed']:.1%}"
+            rows.append(
+                [
+                    f"{name}, {group} ({found['questions']} questions)",
+                    other["bundle"]["router"] or NOTHING,
+                    routed,
+                    percent(own["score"]),
+                    points(found["dlp - single"]),
+                    ratio(own["time_ratio"]),
+                ]
+            )
+    header = ["dlp", "router", "routed right", "score %", "- single", "time / base"]
+    return Table(header, rows)
 
 
 def _mixed_blocks(groups: Sequence[dict[str, Any]]) -> list[Block]:
