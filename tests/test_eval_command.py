@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
+import io
 import json
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dlp_edge import Runtime, UsageError
+from dlp_edge import Runtime, Sentence, UsageError
 from dlp_edge.cli.main import main
 from dlp_edge.evaluation import EvalSettings, evaluate, read_eval_tasks, write_report
 from dlp_edge.evaluation.plan import PARTS, VARIANTS
@@ -175,17 +178,8 @@ def test_the_command(
     tiny_bundle: Path, tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "report"
-    words = [
-        "eval",
-        str(tiny_bundle),
-        str(tasks),
-        "--limit",
-        "2",
-        "-o",
-        str(out),
-        "--max-new-tokens",
-    ]
-    words += ["6", "--only", "sql,foreign", "--parts", "tasks,likelihood", "--p", "0.9"]
+    words = ["eval", str(tiny_bundle), str(tasks), "--limit", "2", "-o", str(out), "--p", "0.9"]
+    words += ["--max-new-tokens", "6", "--only", "sql,foreign", "--parts", "tasks,likelihood"]
     assert main(words) == 0
     printed, remarks = capsys.readouterr()
     assert "dlp - single" in printed
@@ -196,6 +190,27 @@ def test_the_command(
     found = json.loads(printed)
     assert found["settings"]["routing"] == {"p": 0.9}
     assert [task["name"] for task in found["tasks"]] == ["foreign", "sql"]
+
+
+def test_the_case_study_picture(runtime: Runtime) -> None:
+    """Sentences under one adapter, several and none; text that matplotlib could take for maths."""
+    path = Path(__file__).parents[1] / "recipes" / "case_study.py"
+    spec = importlib.util.spec_from_file_location("case_study", path)
+    assert spec
+    assert spec.loader
+    case_study = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(case_study)
+    reply = runtime.generate("What?", adapters={}, max_new_tokens=2)
+    sentences = (
+        Sentence("One costs $5 and two $\\frac{1}$. ", {"sums": 0.6, "sql": 0.4}, 0.9),
+        Sentence("word " * 60, {"email": 1.0}, None),
+        Sentence("Base.", {}, 0.1),
+    )
+    figure = case_study.draw("What?\nAnd?", replace(reply, sentences=sentences), ["sums", "sql"])
+    figure.savefig(io.BytesIO(), format="png")
+    shown = [text.get_text() for text in figure.axes[0].texts]
+    assert "sums 60.0 %\nsql 40.0 %" in shown
+    assert "base 100.0 %" in shown
 
 
 def test_comparing_with_another_evaluation(
