@@ -105,7 +105,7 @@ def make_plan(
     rooms: Mapping[str, int],
     settings: EvalSettings,
 ) -> Plan:
-    """All that is to be asked.
+    """All that is to be asked. Beside the tasks themselves only those with an adapter count.
 
     Args:
         rooms: task -> tokens of an answer at most.
@@ -113,10 +113,11 @@ def make_plan(
     Raises:
         UsageError: no task has an adapter of the bundle, or `multi` is none of them.
     """
-    names = [task.name for task in tasks]
-    if not set(names) & set(adapters):
+    owned = [task for task in tasks if task.name in adapters]
+    if not owned:
+        names = ", ".join(task.name for task in tasks)
         raise UsageError(
-            f"no task has an adapter: the tasks are {', '.join(names)}, the bundle has "
+            f"no task has an adapter: the tasks are {names}, the bundle has "
             f"{', '.join(adapters) or 'no adapters'}",
             "Give a task's folder the name of its adapter",
         )
@@ -130,16 +131,16 @@ def make_plan(
             if kind_of(question.parts[0].sample) == "choice":
                 plan.weighed[question] = _systems(question, adapters, settings)
     if "bare" in parts:
-        _add(plan, "bare", bare_questions(tasks, rooms), adapters, settings)
+        _add(plan, "bare", bare_questions(owned, rooms), adapters, settings)
     if "joined" in parts:
         for count in settings.joined:
-            joined = joined_questions(tasks, count, rooms, settings.seed)
+            joined = joined_questions(owned, count, rooms, settings.seed)
             _add(plan, f"joined {count}", joined, adapters, settings)
     if "mixed" in parts and "dlp" in settings.systems:
         for count in settings.mixed:
-            if count < len(tasks):
+            if count < len(owned):
                 _add_mixed(
-                    plan, plain, task_groups(tasks, count, settings.seed), adapters, settings
+                    plan, plain, task_groups(owned, count, settings.seed), adapters, settings
                 )
     return plan
 

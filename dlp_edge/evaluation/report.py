@@ -22,7 +22,8 @@ DEFINITIONS = (
     "trained on all tasks. dlp: routed and fused sentence by sentence.",
     "Answers are greedy. Score: the right choice for multiple choice (the answer, or its first "
     "line, is the choice or begins with it, both normalised); the right number after #### where "
-    "the response has one; ROUGE-L F1 for other free text. Averages count each task the same.",
+    "the response has one; ROUGE-L F1 for other free text. Averages are over the tasks that have "
+    "an adapter and count each the same.",
     "Brackets hold 95 % confidence intervals: Wilson's for shares, the bootstrap over samples "
     "(2,000 draws, within each task, differences paired) for the rest.",
     "Time ratio: seconds over the base model's for the same prompt and the same number of new "

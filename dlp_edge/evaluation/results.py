@@ -32,10 +32,11 @@ def collect(
     """The figures of all parts; `examples`: of losses."""
     marked = mark_all(plan.questions["tasks"], answers)
     systems = [name for name in settings.systems if any(name in m.marks for m in marked)]
+    owned = [item for item in marked if "single" in item.marks] or marked
     document: Document = {
         "systems": systems,
         "tasks": [_task(task, by_task(marked)[task.name], systems) for task in tasks],
-        "averages": averages(tasks, marked, systems),
+        "averages": averages(tasks, owned, systems),
         "losses": losses(marked, examples) if {"dlp", "single"} <= set(systems) else None,
     }
     if "bare" in plan.questions:
@@ -43,7 +44,7 @@ def collect(
         document["bare"] = averages(tasks, bare, systems)
     swept = ["dlp", *VARIANTS] if "sweep" in settings.parts else []
     if swept:
-        document["sweep"] = {name: _variant(marked, name) for name in swept}
+        document["sweep"] = {name: _variant(owned, name) for name in swept}
     if "joined" in settings.parts:
         document["joined"] = {
             str(count): joined_document(
