@@ -88,7 +88,7 @@ def joined_questions(
     once, as far as there are others to join it with."""
     rng = random.Random(f"{seed} joined {count}")
     left = {task.name: list(task.samples) for task in tasks}
-    questions = []
+    questions: list[Question] = []
     while True:
         # Tasks with most samples left first, so that few are left over; ties at random.
         names = sorted(left, key=lambda name: (-len(left[name]), rng.random()))[:count]
