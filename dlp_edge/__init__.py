@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         AdapterInfo,
         Chunk,
         Estimate,
+        Likelihood,
         Message,
         Reply,
         RouteDecision,
@@ -49,7 +50,8 @@ _HOMES = {
         "DlpEdgeError ResourceError RouterError UsageError"
     ),
     "dlp_edge.types": (
-        "AdapterInfo Chunk Estimate Message Reply RouteDecision Sentence Timings Token Usage"
+        "AdapterInfo Chunk Estimate Likelihood Message Reply RouteDecision Sentence Timings Token "
+        "Usage"
     ),
     "dlp_edge.runtime.options": "GenerateOptions RouteOptions",
     "dlp_edge.runtime.runtime": "Runtime",
@@ -71,6 +73,7 @@ __all__ = [
     "DlpEdgeError",
     "Estimate",
     "GenerateOptions",
+    "Likelihood",
     "Message",
     "Reply",
     "ResourceError",

@@ -10,6 +10,7 @@ FinishReason = Literal["stop", "length", "cancelled"]
 SelectRule = Literal["nucleus", "threshold", "top_k"]
 WeighRule = Literal["softmax", "renormalise"]
 KvPolicy = Literal["keep", "recompute"]
+RouteEvery = Literal["sentence", "prompt"]
 Overflow = Literal["error", "drop_oldest"]
 Message = Mapping[str, str]
 """One chat message: {"role": "system" | "user" | "assistant", "content": text}."""
@@ -142,6 +143,22 @@ class Reply:
         """Tokens of the prompt that were processed, per second; 0 when there was none."""
         count = self.usage.prompt_tokens - self.timings.reused
         return count / self.timings.prefill if self.timings.prefill else 0.0
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """How likely a given text is as an answer (`Runtime.score`).
+
+    Attributes:
+        text: the continuation.
+        logprob: the natural log probability of its tokens, summed; where asked for, with that of
+            the answer ending there.
+        tokens: how many those are, without the end.
+    """
+
+    text: str
+    logprob: float
+    tokens: int
 
 
 @dataclass(frozen=True)

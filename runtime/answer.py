@@ -21,7 +21,16 @@ from dlp_edge.runtime.sampling import log_probabilities, make_sampler, penalise
 from dlp_edge.runtime.sentences import SentenceSplitter
 from dlp_edge.runtime.steering import Pinned, Steering
 from dlp_edge.runtime.text import Detokenizer, StopMatcher
-from dlp_edge.types import Chunk, FinishReason, Reply, Sentence, Timings, Token, Usage
+from dlp_edge.types import (
+    Chunk,
+    FinishReason,
+    Reply,
+    RouteDecision,
+    Sentence,
+    Timings,
+    Token,
+    Usage,
+)
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
@@ -85,6 +94,7 @@ class Answer:
         self.timings = Timings()
         self._user_text = user_text
         self._steering = steering
+        self._decided: RouteDecision | None = None  # for the running sentence
         self._vocabulary = vocabulary
         self._ends = vocabulary.eos_token_ids | decoding.stop_tokens
         # The newest token needs no room: it is in no cache until the next pass.
@@ -205,7 +215,7 @@ class Answer:
             return False
         before = self._starts[-1]
         self._starts += [replace(before, offset=offset) for offset in offsets]
-        if isinstance(self._steering, Pinned):
+        if isinstance(self._steering, Pinned) or self._steering.every == "prompt":
             return False
         self.fusion, confidence = self._route(self._generated)
         self._starts[-1] = _Start(offsets[-1], self.fusion, confidence)
@@ -218,7 +228,8 @@ class Answer:
         if isinstance(self._steering, Pinned):
             return self._steering.weights, None
         begun = perf_counter()
-        decision = self._steering.decide(self._user_text, generated)
+        decision = self._steering.decide(self._user_text, generated, self._decided)
+        self._decided = decision
         self.spend(router=perf_counter() - begun, routings=1)
         return decision.weights, decision.confidence
 

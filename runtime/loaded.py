@@ -19,10 +19,18 @@ from dlp_edge.runtime.generation import Engine, make_engine
 from dlp_edge.runtime.options import GenerateOptions, check_option_names, decoding_of
 from dlp_edge.runtime.prompt import last_user_text, messages_of
 from dlp_edge.runtime.router import Router
-from dlp_edge.runtime.steering import Pinned, Steering, check_routing, load_router, route_with
+from dlp_edge.runtime.scoring import log_likelihoods
+from dlp_edge.runtime.steering import (
+    Pinned,
+    Steering,
+    check_prompt,
+    check_routing,
+    load_router,
+    route_with,
+)
 from dlp_edge.runtime.text import ChatTemplate, parse_tokenizer
 from dlp_edge.stack import AdapterStack
-from dlp_edge.types import Message
+from dlp_edge.types import Likelihood, Message
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -53,10 +61,7 @@ class Loaded:
         check_option_names(options)
         messages = messages_of(prompt)
         steering = self._steering(**options)
-        backbone = self.manifest.backbone
-        text = self.template.render(messages, backbone.bos_token, backbone.eos_token)
-        tokenizer = self.vocabulary.tokenizer
-        ids = tokenizer.encode(text, add_special_tokens=self.template.is_plain).ids
+        ids = self._encode(self._render(messages))
         if not ids:
             raise UsageError("the chat template makes an empty prompt of this", "Give it some text")
         room = self.engine.decoder.max_context
@@ -67,6 +72,53 @@ class Loaded:
             )
         user_text, decoding = last_user_text(messages), decoding_of(**options)
         return Answer(self.vocabulary, ids, user_text, decoding, steering, room)
+
+    def score(
+        self,
+        prompt: str | Sequence[Message],
+        continuations: Sequence[str],
+        ends: bool,
+        options: GenerateOptions,
+    ) -> list[Likelihood]:
+        """See `Runtime.score`; uses the engine."""
+        check_option_names(options)
+        if isinstance(continuations, (str, bytes)):
+            raise UsageError("the continuations are one text", "Give a list of texts")
+        for text in continuations:
+            check_prompt(text)
+        messages = messages_of(prompt)
+        steering = self._steering(**options)
+        rendered = self._render(messages)
+        asked = self._encode(rendered)
+        wholes = [self._encode(rendered + text) for text in continuations]
+        longest = max(map(len, wholes), default=0)
+        if longest > self.engine.decoder.max_context:
+            raise ContextLengthError(
+                f"prompt and continuation have {longest} tokens, the context holds "
+                f"{self.engine.decoder.max_context}",
+                "Shorten them, or load the bundle with a larger max_context",
+            )
+        fusion = steering.weights_for(last_user_text(messages))
+        end_ids = sorted(self.vocabulary.eos_token_ids) if ends else []
+        found = log_likelihoods(self.engine, asked, wholes, fusion, end_ids)
+        return [
+            Likelihood(text, logprob, count)
+            for text, (logprob, count) in zip(continuations, found, strict=True)
+        ]
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a text alone, without the chat template."""
+        return len(self.vocabulary.tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def _render(self, messages: Sequence[Message]) -> str:
+        backbone = self.manifest.backbone
+        return self.template.render(messages, backbone.bos_token, backbone.eos_token)
+
+    def _encode(self, rendered: str) -> list[int]:
+        """The ids of a text that the template made."""
+        tokenizer = self.vocabulary.tokenizer
+        ids: list[int] = tokenizer.encode(rendered, add_special_tokens=self.template.is_plain).ids
+        return ids
 
     def with_edition(self, bundle: Bundle) -> Loaded:
         """The same backbone with another edition's adapters and router; engines are made anew."""

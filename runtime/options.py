@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, get_args
 
 from dlp_edge.errors import UsageError
 from dlp_edge.runtime.selection import SelectionRule, check_number
-from dlp_edge.types import KvPolicy, RouteDecision, SelectRule, WeighRule
+from dlp_edge.types import KvPolicy, RouteDecision, RouteEvery, SelectRule, WeighRule
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -50,6 +50,9 @@ class GenerateOptions(RouteOptions, total=False):
     adapters: None routes; a name, names or {name: weight} pins; {} is the base model.
     on_route: called with each `RouteDecision` and the text so far; adapters that it returns (as
         in `adapters`) overrule it, None lets it stand.
+    route_every: `sentence` (the default), or `prompt`: the whole answer keeps its first fusion.
+    inertia: what the decision before counts at a sentence start: the probabilities are
+        (1 - inertia) times the router's plus inertia times those before (0.0; below 1).
     kv: `keep` the cache when the fusion changes (the default), or `recompute` it, which is
         exact and costs a prefill of the history.
     wait: False raises BusyError where another request is under way, instead of waiting for it.
@@ -68,6 +71,8 @@ class GenerateOptions(RouteOptions, total=False):
     logprobs: int | None
     adapters: Adapters | None
     on_route: OnRoute | None
+    route_every: RouteEvery
+    inertia: float
     kv: KvPolicy
     wait: bool
 
@@ -141,6 +146,17 @@ def selection_of(default: SelectionRule, **options: Unpack[GenerateOptions]) -> 
     """The bundle's selection rule with a request's changes, checked."""
     keys = ("select", "p", "k", "weigh", "min_confidence")
     return replace(default, **{key: options[key] for key in keys if key in options})  # type: ignore[literal-required]
+
+
+def course_of(**options: Unpack[GenerateOptions]) -> tuple[RouteEvery, float]:
+    """`route_every` and `inertia`, checked."""
+    every, inertia = options.get("route_every", "sentence"), options.get("inertia", 0.0)
+    if every not in get_args(RouteEvery):
+        raise UsageError(f"route_every is {every!r}", "Use sentence or prompt")
+    _check("inertia", inertia, at_least=0)
+    if inertia >= 1:
+        raise UsageError(f"inertia is {inertia}", 'Choose less than 1, or route_every="prompt"')
+    return every, inertia
 
 
 def texts(name: str, value: object) -> tuple[str, ...]:

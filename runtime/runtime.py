@@ -36,7 +36,15 @@ from dlp_edge.runtime.steering import (
     route_with,
 )
 from dlp_edge.runtime.stream import AsyncStream, Stream, Turn
-from dlp_edge.types import AdapterInfo, Estimate, Message, Overflow, Reply, RouteDecision
+from dlp_edge.types import (
+    AdapterInfo,
+    Estimate,
+    Likelihood,
+    Message,
+    Overflow,
+    Reply,
+    RouteDecision,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -213,6 +221,36 @@ class Runtime:
         finally:
             self._turn.release()
         return [answer.reply() for answer in answers]
+
+    def score(
+        self,
+        prompt: str | Sequence[Message],
+        continuations: Sequence[str],
+        ends: bool = False,
+        **options: Unpack[GenerateOptions],
+    ) -> list[Likelihood]:
+        """How likely each of the texts is as the answer to a prompt: its tokens are given, not
+        sampled. The prompt is prefilled once, under one fusion: the one pinned by `adapters=`,
+        or what the router picks for the prompt. Options about sampling change nothing.
+
+        Args:
+            ends: whether the probability that the answer ends behind the text belongs to it;
+                without it a text that another one begins with is never less likely than that.
+
+        Raises:
+            UsageError, ContextLengthError: as `generate`, or a continuation is empty.
+        """
+        loaded = self._open()
+        if not self._turn.acquire(self._closing.is_set, _waits(options)):
+            raise _closed()
+        try:
+            return loaded.score(prompt, continuations, ends, options)
+        finally:
+            self._turn.release()
+
+    def count_tokens(self, text: str) -> int:
+        """How many tokens a text has for the backbone, without the chat template."""
+        return self._open().count_tokens(text)
 
     def route(
         self, prompt: str, generated: str = "", **options: Unpack[RouteOptions]

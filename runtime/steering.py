@@ -9,11 +9,11 @@ from dlp_edge.bundle import ROUTER, ROUTER_TOKENIZER, Bundle
 from dlp_edge.errors import UsageError
 from dlp_edge.manifest import Manifest
 from dlp_edge.runtime.fusion import check_names, parse_weights
-from dlp_edge.runtime.options import GenerateOptions, OnRoute, selection_of, texts
+from dlp_edge.runtime.options import GenerateOptions, OnRoute, course_of, selection_of, texts
 from dlp_edge.runtime.router import Router
 from dlp_edge.runtime.selection import SelectionRule, select, weigh
 from dlp_edge.runtime.text import parse_tokenizer
-from dlp_edge.types import RouteDecision
+from dlp_edge.types import RouteDecision, RouteEvery
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -25,6 +25,10 @@ class Pinned:
 
     weights: dict[str, float]
 
+    def weights_for(self, prompt: str) -> dict[str, float]:
+        """The fusion that an answer to the prompt begins with."""
+        return self.weights
+
 
 @dataclass(frozen=True)
 class Routed:
@@ -33,6 +37,7 @@ class Routed:
     Attributes:
         forbidden: labels whose probability is set to zero and shared among the others.
         overrule: the application's say in a decision, and the names that it may use.
+        every, inertia: see `GenerateOptions`.
     """
 
     router: Router
@@ -40,14 +45,27 @@ class Routed:
     forbidden: frozenset[str] = frozenset()
     overrule: OnRoute | None = None
     names: tuple[str, ...] = ()
+    every: RouteEvery = "sentence"
+    inertia: float = 0.0
 
-    def decide(self, prompt: str, generated: str = "") -> RouteDecision:
-        """Reads the user's text and the text generated so far, and picks adapters."""
+    def decide(
+        self, prompt: str, generated: str = "", before: RouteDecision | None = None
+    ) -> RouteDecision:
+        """Reads the user's text and the text generated so far, and picks adapters.
+
+        Args:
+            before: the decision for the sentence before, which inertia holds on to.
+        """
         found = self.router.judge(prompt, generated)
         allowed = {n: y for n, y in found.probabilities.items() if n not in self.forbidden}
         total = sum(allowed.values())
         probabilities = {name: y / total for name, y in allowed.items()} if total > 0 else {}
-        confidence = (1 - found.doubt) * max(probabilities.values(), default=0.0)
+        doubt = found.doubt
+        if before is not None and self.inertia:
+            old = before.probabilities
+            probabilities = {n: self._held(y, old[n]) for n, y in probabilities.items()}
+            doubt = self._held(doubt, before.doubt)
+        confidence = (1 - doubt) * max(probabilities.values(), default=0.0)
         sure = confidence >= self.rule.min_confidence
         selected = select(probabilities, self.rule) if sure else ()
         decision = RouteDecision(
@@ -55,12 +73,19 @@ class Routed:
             selected=selected,
             weights=weigh(probabilities, selected, self.rule.weigh),
             confidence=confidence,
-            doubt=found.doubt,
+            doubt=doubt,
         )
         adapters = self.overrule(decision, generated) if self.overrule else None
         if adapters is None:
             return decision
         return replace(decision, weights=parse_weights(adapters, self.names))
+
+    def weights_for(self, prompt: str) -> dict[str, float]:
+        """The fusion that an answer to the prompt begins with."""
+        return self.decide(prompt).weights
+
+    def _held(self, new: float, old: float) -> float:
+        return (1 - self.inertia) * new + self.inertia * old
 
 
 Steering = Pinned | Routed
@@ -108,7 +133,8 @@ def route_with(
             "the bundle has no router to pick adapters", f"Pin them with adapters=...{example}"
         )
     known = tuple(entry.name for entry in manifest.adapters)
-    return Routed(router, rule, forbidden, options.get("on_route"), known)
+    every, inertia = course_of(**options)
+    return Routed(router, rule, forbidden, options.get("on_route"), known, every, inertia)
 
 
 def check_routing(
@@ -122,4 +148,5 @@ def check_routing(
     default = manifest.router.selection if manifest.router else SelectionRule()
     forbidden = texts("forbid", options.get("forbid"))
     check_names(forbidden, [entry.name for entry in manifest.adapters])
+    course_of(**options)
     return selection_of(default, **options), frozenset(forbidden)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from dlp_edge.runtime.answer import Answer, Vocabulary
@@ -105,6 +108,43 @@ class Generation:
 def routed() -> tuple[Routed, KeywordRouter]:
     router = KeywordRouter()
     return Routed(router, SelectionRule()), router  # type: ignore[arg-type]
+
+
+def test_routing_once_a_prompt() -> None:
+    steering, router = routed()
+    generation = Generation("Ab cd. Bc d. End.", replace(steering, every="prompt"))
+    list(generation.run())
+    assert router.seen == [("question", "")]
+    assert [(s.text, s.fusion) for s in generation.reply().sentences] == [
+        ("Ab cd. ", {"a": 1.0}),
+        ("Bc d. ", {"a": 1.0}),
+        ("End.", {"a": 1.0}),
+    ]
+
+
+def test_inertia_holds_on_to_the_decision_before() -> None:
+    """b is 0.1, then 0.9 and 0.9: half of the old makes 0.1, 0.5 and 0.7 of it."""
+    steering, _ = routed()
+    heard: list[float] = []
+    listening = replace(
+        steering, inertia=0.5, overrule=lambda found, text: heard.append(found.probabilities["b"])
+    )
+    list(Generation("Ab cd. Bc d. End.", listening).run())
+    assert heard == pytest.approx([0.1, 0.5, 0.7])
+
+
+@given(st.floats(0, 0.99), st.lists(st.floats(0, 1), min_size=1, max_size=6))
+def test_inertia_mixes_what_all_sentences_said(inertia: float, said: list[float]) -> None:
+    """p = (1 - i) p_new + i p_before, of probabilities and doubt; the first stands as it is."""
+    steering, router = routed()
+    before = None
+    expected = said[0]
+    for b in said:
+        router.judge = lambda *_, b=b: Judgement({"a": 1 - b, "b": b}, doubt=b)  # type: ignore[method-assign]
+        before = replace(steering, inertia=inertia).decide("question", "x", before)
+        expected = (1 - inertia) * b + inertia * expected
+        assert before.probabilities == pytest.approx({"a": 1 - expected, "b": expected})
+        assert before.doubt == pytest.approx(expected)
 
 
 def test_routes_at_the_prompt_and_at_the_first_token_of_every_sentence() -> None:

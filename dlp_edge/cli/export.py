@@ -121,9 +121,14 @@ def require_extra(extra: str) -> Iterator[None]:
 
 
 @contextmanager
-def progress_bar(quiet: bool = False) -> Iterator[Callable[[str, float], None]]:
-    """A bar on stderr, on a terminal only; yields what to call with (step, fraction)."""
-    with require_extra("export"):
+def progress_bar(
+    quiet: bool = False, extra: str = "export"
+) -> Iterator[Callable[[str, float], None]]:
+    """A bar on stderr, on a terminal only; yields what to call with (step, fraction).
+
+    `extra` is the one that brings what draws it.
+    """
+    with require_extra(extra):
         from tqdm import tqdm
     form = "{l_bar}{bar}| {elapsed} {postfix}"
     with tqdm(total=100, bar_format=form, disable=quiet or None, leave=False) as bar:

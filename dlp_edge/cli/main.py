@@ -18,6 +18,7 @@ from dlp_edge.cli import (
     chat,
     completion,
     demo,
+    eval,
     export,
     inspect,
     output,
@@ -40,6 +41,7 @@ VERBS = (
     run,
     chat,
     serve,
+    eval,
     completion,
 )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from dlp_edge.errors import UsageError
-from dlp_edge.types import KvPolicy, SelectRule, WeighRule
+from dlp_edge.types import KvPolicy, RouteEvery, SelectRule, WeighRule
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +43,7 @@ def add_routing(parser: argparse.ArgumentParser) -> None:
 def add_generation(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("generation")
     group.add_argument("--adapters", help="pin adapters: a,b=0.3; '' is the base model")
-    group.add_argument("--kv", choices=get_args(KvPolicy), help="cache on a change of fusion")
+    add_course(group)
     group.add_argument("--max-new-tokens", type=int)
     group.add_argument("--temperature", type=float, help="0 (greedy) by default")
     group.add_argument("--top-p", type=float)
@@ -54,6 +54,15 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--stop", action="append", metavar="TEXT", help="may be repeated")
     group.add_argument(
         "--json-schema", type=Path, metavar="FILE", help="the answer is JSON that follows it"
+    )
+
+
+def add_course(parser: argparse._ActionsContainer) -> None:
+    """How routing goes on in the course of an answer."""
+    parser.add_argument("--kv", choices=get_args(KvPolicy), help="cache on a change of fusion")
+    parser.add_argument("--route-every", choices=get_args(RouteEvery), help="(sentence)")
+    parser.add_argument(
+        "--inertia", type=float, help="what the decision before counts at a sentence start (0)"
     )
 
 
@@ -69,9 +78,21 @@ def whole_number(least: int) -> Callable[[str], int]:
     return number
 
 
+def whole_numbers(text: str) -> tuple[int, ...]:
+    """`2,3` as (2, 3).
+
+    Raises:
+        UsageError: something in it is no whole number.
+    """
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise UsageError(f"{text!r} is no list of whole numbers", "Write it as 2,3") from error
+
+
 _PLAIN = (
-    "p k weigh min_confidence kv max_new_tokens temperature top_p top_k min_p repetition_penalty "
-    "seed stop"
+    "p k weigh min_confidence route_every inertia kv max_new_tokens temperature top_p top_k "
+    "min_p repetition_penalty seed stop"
 ).split()
 
 

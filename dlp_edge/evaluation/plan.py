@@ -1,0 +1,213 @@
+"""Which systems answer which questions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dlp_edge.errors import UsageError
+from dlp_edge.evaluation.metrics import kind_of
+from dlp_edge.evaluation.questions import (
+    SYSTEMS,
+    Question,
+    System,
+    bare_questions,
+    joined_questions,
+    plain_questions,
+    task_groups,
+)
+from dlp_edge.evaluation.tasks import EvalTask
+from dlp_edge.runtime.options import GenerateOptions, course_of
+
+PARTS = ("tasks", "likelihood", "joined", "mixed", "bare", "sweep")
+DEFAULT_PARTS = ("tasks", "likelihood", "joined")
+# What the sweep changes, one thing at a time, of the bundle's routing.
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "nucleus p=0.4": {"select": "nucleus", "p": 0.4},
+    "nucleus p=0.6": {"select": "nucleus", "p": 0.6},
+    "nucleus p=0.8": {"select": "nucleus", "p": 0.8},
+    "threshold p=0.3": {"select": "threshold", "p": 0.3},
+    "top-k k=1": {"select": "top_k", "k": 1},
+    "top-k k=2": {"select": "top_k", "k": 2},
+    "top-k k=3": {"select": "top_k", "k": 3},
+    "weigh softmax": {"weigh": "softmax"},
+    "weigh renormalise": {"weigh": "renormalise"},
+    "kv recompute": {"kv": "recompute"},
+    "route once a prompt": {"route_every": "prompt"},
+    "inertia 0.3": {"inertia": 0.3},
+    "inertia 0.5": {"inertia": 0.5},
+    "inertia 0.7": {"inertia": 0.7},
+    "abstain never": {"min_confidence": 0.0},
+    "abstain below 0.5": {"min_confidence": 0.5},
+}
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    """What an evaluation measures.
+
+    Attributes:
+        systems: of SYSTEMS.
+        parts: of PARTS.
+        multi: the adapter that was trained on all tasks; routing never picks it.
+        routing: options of `dlp` over the bundle's own.
+        joined: how many questions one prompt joins.
+        mixed: sizes of the groups of tasks that routing is confined to.
+        max_new_tokens: of an answer to one question, at most (see `rooms_of`).
+        batch: questions side by side. Faster, but an answer's own time is only known at 1.
+    """
+
+    systems: tuple[str, ...] = SYSTEMS
+    parts: tuple[str, ...] = DEFAULT_PARTS
+    multi: str | None = None
+    routing: Mapping[str, Any] = field(default_factory=dict)
+    joined: tuple[int, ...] = (2,)
+    mixed: tuple[int, ...] = (2, 3)
+    max_new_tokens: int = 192
+    batch: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for what, names, known in (
+            ("system", self.systems, SYSTEMS),
+            ("part", self.parts, PARTS),
+        ):
+            for name in names:
+                if name not in known:
+                    raise UsageError(f"there is no {what} {name!r}", f"Use {', '.join(known)}")
+        course_of(**self.routing)
+        if min((*self.joined, *self.mixed), default=2) < 2:
+            raise UsageError("one question is joined with none", "Join 2 or more")
+        for what, number in (("max_new_tokens", self.max_new_tokens), ("batch", self.batch)):
+            if number < 1:
+                raise UsageError(f"{what} is {number}", "Choose at least 1")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Questions by part, and the systems that answer each.
+
+    Attributes:
+        questions: "tasks", "bare", "joined 2", ... -> its questions.
+        systems: question -> systems, without repetition.
+        weighed: questions whose choices are compared by likelihood -> systems.
+    """
+
+    questions: dict[str, list[Question]] = field(default_factory=dict)
+    systems: dict[Question, dict[str, System]] = field(default_factory=dict)
+    weighed: dict[Question, dict[str, System]] = field(default_factory=dict)
+
+
+def make_plan(
+    tasks: Sequence[EvalTask],
+    adapters: Sequence[str],
+    rooms: Mapping[str, int],
+    settings: EvalSettings,
+) -> Plan:
+    """All that is to be asked. Beside the tasks themselves only those with an adapter count.
+
+    Args:
+        rooms: task -> tokens of an answer at most.
+
+    Raises:
+        UsageError: no task has an adapter of the bundle, or `multi` is none of them.
+    """
+    owned = [task for task in tasks if task.name in adapters]
+    if not owned:
+        names = ", ".join(task.name for task in tasks)
+        raise UsageError(
+            f"no task has an adapter: the tasks are {names}, the bundle has "
+            f"{', '.join(adapters) or 'no adapters'}",
+            "Give a task's folder the name of its adapter",
+        )
+    if settings.multi is not None and settings.multi not in adapters:
+        raise UsageError(f"the bundle has no adapter {settings.multi!r}", "Check --multi")
+    plan, parts = Plan(), settings.parts
+    plain = plain_questions(tasks, rooms)
+    _add(plan, "tasks", plain, adapters, settings)
+    if "likelihood" in parts:
+        for question in plain:
+            if kind_of(question.parts[0].sample) == "choice":
+                plan.weighed[question] = _systems(question, adapters, settings)
+    if "bare" in parts:
+        _add(plan, "bare", bare_questions(owned, rooms), adapters, settings)
+    if "joined" in parts:
+        for count in settings.joined:
+            joined = joined_questions(owned, count, rooms, settings.seed)
+            _add(plan, f"joined {count}", joined, adapters, settings)
+    if "mixed" in parts and "dlp" in settings.systems:
+        for count in settings.mixed:
+            if count < len(owned):
+                _add_mixed(
+                    plan, plain, task_groups(owned, count, settings.seed), adapters, settings
+                )
+    return plan
+
+
+def system_options(
+    name: str, question: Question, adapters: Sequence[str], settings: EvalSettings
+) -> GenerateOptions | None:
+    """How a system answers a question; None where it cannot (a task without an adapter)."""
+    if name == "base":
+        return {"adapters": {}}
+    if name == "single":
+        own = question.parts[0].task
+        return {"adapters": own} if len(question.parts) == 1 and own in adapters else None
+    if name == "multi":
+        return None if settings.multi is None else {"adapters": settings.multi}
+    return _routed(settings)
+
+
+def _routed(settings: EvalSettings, forbid: Sequence[str] = ()) -> GenerateOptions:
+    """Routing's options; the multi-task adapter is never picked."""
+    asked = settings.routing.get("forbid", ())
+    never = {*forbid, *asked, *([settings.multi] if settings.multi else [])}
+    options: dict[str, Any] = {**settings.routing, "forbid": sorted(never)}
+    return options  # type: ignore[return-value]
+
+
+def _systems(
+    question: Question, adapters: Sequence[str], settings: EvalSettings
+) -> dict[str, System]:
+    """The systems that can answer a question."""
+    options = {n: system_options(n, question, adapters, settings) for n in settings.systems}
+    return {name: System(name, given) for name, given in options.items() if given is not None}
+
+
+def _add(
+    plan: Plan,
+    part: str,
+    questions: list[Question],
+    adapters: Sequence[str],
+    settings: EvalSettings,
+) -> None:
+    plan.questions[part] = questions
+    for question in questions:
+        systems = plan.systems.setdefault(question, {})
+        systems.update(_systems(question, adapters, settings))
+        if "sweep" in settings.parts and part != "bare":
+            for name, changes in VARIANTS.items():
+                options = {**_routed(settings), **changes}  # type: ignore[assignment]
+                systems[name] = System(name, options)  # type: ignore[arg-type]
+
+
+def _add_mixed(
+    plan: Plan,
+    questions: Sequence[Question],
+    groups: Sequence[tuple[str, ...]],
+    adapters: Sequence[str],
+    settings: EvalSettings,
+) -> None:
+    """Each group's questions, where routing may pick the group's adapters only."""
+    name = mixed_name(len(groups[0]))
+    for group in groups:
+        options = _routed(settings, [adapter for adapter in adapters if adapter not in group])
+        for question in questions:
+            if question.parts[0].task in group:
+                plan.systems[question].setdefault(name, System(name, options))
+
+
+def mixed_name(count: int) -> str:
+    """The system that routes among `count` adapters only."""
+    return f"dlp of {count}"

@@ -1,0 +1,79 @@
+"""The report of an evaluation: results.json, report.md and report.html with its pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from dlp_edge.errors import ResourceError
+from dlp_edge.evaluation.pages import Block, Figure, Heading, Text, as_html, as_markdown
+from dlp_edge.evaluation.plots import plot_scores, plot_time
+from dlp_edge.evaluation.tables import (
+    average_table,
+    loss_blocks,
+    part_blocks,
+    task_tables,
+)
+
+TITLE = "Evaluation"
+DEFINITIONS = (
+    "base: the backbone alone. single: the task's own adapter, pinned. multi: one adapter "
+    "trained on all tasks. dlp: routed and fused sentence by sentence.",
+    "Answers are greedy. Score: the right choice for multiple choice (the answer, or its first "
+    "line, is the choice or begins with it, both normalised); the right number after #### where "
+    "the response has one; ROUGE-L F1 for other free text. Averages are over the tasks that have "
+    "an adapter and count each the same.",
+    "Brackets hold 95 % confidence intervals: Wilson's for shares, the bootstrap over samples "
+    "(2,000 draws, within each task, differences paired) for the rest.",
+    "Time ratio: seconds over the base model's for the same prompt and the same number of new "
+    "tokens (those of the shorter answer), routing and fusing included, summed over the "
+    "questions; median: of the questions' own ratios. Systems take turns on each question. Wall "
+    "ratio: the answers as they are, however long.",
+)
+
+
+def write_report(document: dict[str, Any], folder: Path) -> None:
+    """Writes all files.
+
+    Raises:
+        ResourceError: the folder cannot be written.
+    """
+    blocks = report_blocks(document)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+        (folder / "results.json").write_text(text, encoding="utf-8")
+        (folder / "report.md").write_text(as_markdown(blocks), encoding="utf-8")
+        (folder / "report.html").write_text(as_html(TITLE, blocks), encoding="utf-8")
+        for block in blocks:
+            if isinstance(block, Figure):
+                (folder / block.name).write_bytes(block.png)
+    except OSError as error:
+        raise ResourceError(
+            f"the report cannot be written to {folder} ({error.strerror})", "Choose another folder"
+        ) from error
+
+
+def report_blocks(document: dict[str, Any]) -> list[Block]:
+    """The report of the figures."""
+    bundle = document["bundle"]
+    questions = sum(task["questions"] for task in document["tasks"])
+    blocks: list[Block] = [
+        Heading(TITLE, 1),
+        Text(
+            f"{bundle['backbone']} ({bundle['quantisation']}, {bundle['device']}), "
+            f"{len(bundle['adapters'])} adapters, {bundle['router'] or 'no'} router; "
+            f"{len(document['tasks'])} tasks, {questions} questions."
+        ),
+        Heading("Averages over tasks"),
+        average_table(document["averages"], document["systems"]),
+        Figure("scores.png", plot_scores(document), "Score of each task by system"),
+        Figure("time.png", plot_time(document), "Average score against time over base"),
+        *task_tables(document),
+        *part_blocks(document),
+        *loss_blocks(document["losses"]),
+        Heading("Definitions"),
+        *(Text(text) for text in DEFINITIONS),
+    ]
+    return blocks
