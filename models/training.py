@@ -217,9 +217,7 @@ def _fit(
     def gradients(rows: Sequence[int], share: float, draw: int) -> tuple[Tensor, ...]:
         batch = training.batch(rows, np.random.default_rng(draw))
         noise = torch.Generator().manual_seed(draw)
-        targets = training.targets[rows]
-        losses = functional.cross_entropy(model(*batch, noise), targets, reduction="none")
-        loss = (losses * training.emphasis[rows]).mean() * share
+        loss = functional.cross_entropy(model(*batch, noise), training.targets[rows]) * share
         return torch.autograd.grad(loss, parameters, allow_unused=True)
 
     model.train()

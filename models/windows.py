@@ -16,7 +16,6 @@ from dlp_edge.runtime.router import ANSWER_SEGMENTS, WindowReader
 GAPS = (0.0, 0.1, 0.3)
 BUCKET = 16  # batches whose examples are sorted by length together, for less padding
 MEASURE_BATCH = 256
-BLEND_EMPHASIS = 3.0
 
 Scorer = Callable[[Tensor, Tensor], Tensor]
 
@@ -46,9 +45,6 @@ class Windows:
         for row, example in enumerate(examples):
             for label, weight in example.weights.items():
                 self.targets[row, label] = weight
-        # Which of two nearly even shares is the larger one weighs little in a loss.
-        blends = ((self.targets > 0).sum(1) > 1).float()
-        self.emphasis = 1 + (BLEND_EMPHASIS - 1) * blends
 
     def __len__(self) -> int:
         return len(self.ids)
