@@ -74,15 +74,15 @@ class OtherTexts:
         draw = rng.random()
         if draw < 0.32:
             return self._some_texts(rng)
-        if draw < 0.70:
+        if draw < 0.66:
             return _some_made_up(rng)
-        if draw < 0.78:
+        if draw < 0.74:
             return _code(rng)
-        if draw < 0.82:
+        if draw < 0.78:
             return cut(rng.choice(_manual()), rng)
-        if draw < 0.87:
+        if draw < 0.83:
             return " ".join(rng.choices(self._words, k=rng.randint(1, 40)))
-        if draw < 0.92:
+        if draw < 0.88:
             return " ".join(self.snippet(rng) for _ in range(rng.randint(1, 4)))
         return _noise(rng)
 
@@ -140,14 +140,14 @@ def _code(rng: random.Random) -> str:
 def _noise(rng: random.Random) -> str:
     draw = rng.random()
     if draw < 0.35:
+        signs = string.ascii_lowercase if rng.random() < 0.6 else _SIGNS
         words = (
-            "".join(rng.choices(string.ascii_lowercase, k=rng.randint(1, 9)))
-            for _ in range(rng.randint(1, 20))
+            "".join(rng.choices(signs, k=rng.randint(1, 9))) for _ in range(rng.randint(1, 20))
         )
         return " ".join(words)
     if draw < 0.5:
-        words = rng.choices(rng.choice(_manual()).split(), k=rng.randint(1, 3))
-        return " ".join(rng.choices(words, k=rng.randint(1, 12)))
+        few = rng.choices(rng.choice(_manual()).split(), k=rng.randint(1, 3))
+        return " ".join(rng.choices(few, k=rng.randint(1, 12)))
     if draw < 0.65:
         return "".join(rng.choices(rng.choices(_SIGNS, k=3), k=rng.randint(1, 20)))
     return "".join(

@@ -31,7 +31,7 @@ _FIXED_TOKENS = LINE_START_TOKENS + RECENT_TOKENS + OPENING_TOKENS
 # likely as the likeliest one, and the prompt's first BEGINNING_TOKENS are CLEAR about it, it leads.
 BEGINNING_TOKENS = 32
 RIVAL = 0.4
-CLEAR = 0.7
+CLEAR = 0.8
 # Text beyond this many characters a token is not even tokenized; English has 4 to 5.
 CHARACTERS_PER_TOKEN = 5
 
