@@ -1,20 +1,25 @@
 """Text of none of the tasks, which a router learns to leave to the base model.
 
-A file of short texts of many kinds comes with the package; they are joined, cut, mixed and
-misspelt, and noise is made up, so that what is learned is "like none of the tasks" rather than the
-texts. The package's own source serves as program code.
+It comes from four sources: a file of short texts of many kinds, a grammar of everyday sentences
+and requests (`made_up_texts`), Python's own library and manual, and noise. Texts are joined, cut,
+mixed and misspelt, so that what is learned is "like none of the tasks" rather than the texts.
 """
 
 from __future__ import annotations
 
+import pydoc_data.topics
 import random
 import string
+import sysconfig
 from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib import resources
+from pathlib import Path
 
 from dlp_edge.models.disturbances import cut, with_typos
+from dlp_edge.models.made_up_texts import made_up
 
+SOURCE_STEP = 4  # every fourth module is code enough
 HELD_OUT = 8  # every eighth text is measured on, not taught
 _SIGNS = string.ascii_letters + string.digits + "!?.,;:-_#%&/()=+*<>[]{}$@'~^|\\¿¡§¶•ªº–œ∑®†¥øπéüñß"
 
@@ -32,12 +37,21 @@ def kinds() -> dict[str, tuple[str, ...]]:
 
 @cache
 def _sources() -> tuple[tuple[str, ...], ...]:
-    """The lines of the package's own modules."""
-    homes = [resources.files("dlp_edge"), resources.files("dlp_edge.models")]
-    names = sorted((path.name, path) for home in homes for path in home.iterdir())
-    return tuple(
-        tuple(path.read_text("utf-8").split("\n")) for name, path in names if name.endswith(".py")
-    )
+    """The lines of Python modules: the package's own and, where they lie there as files, the
+    standard library's."""
+    paths = [
+        *Path(str(resources.files("dlp_edge.models"))).glob("*.py"),
+        *Path(sysconfig.get_path("stdlib")).glob("*.py"),
+    ]
+    chosen = sorted(paths, key=lambda path: path.name)[::SOURCE_STEP]
+    return tuple(tuple(path.read_text("utf-8", "replace").split("\n")) for path in chosen)
+
+
+@cache
+def _manual() -> tuple[str, ...]:
+    """The paragraphs of Python's manual."""
+    pages = (page for _, page in sorted(pydoc_data.topics.topics.items()))
+    return tuple(part for page in pages for part in page.split("\n\n") if len(part) > 60)
 
 
 class OtherTexts:
@@ -56,13 +70,17 @@ class OtherTexts:
         self._words = [word for text in self.texts for word in text.split()]
 
     def make(self, rng: random.Random) -> str:
-        """One text: code, whole texts, a heap of words or pieces, or noise."""
+        """One text: whole texts, made-up ones, code, a page of a manual, a heap of words, noise."""
         draw = rng.random()
-        if draw < 0.08:
-            return _code(rng)
-        if draw < 0.70:
+        if draw < 0.32:
             return self._some_texts(rng)
+        if draw < 0.66:
+            return _some_made_up(rng)
+        if draw < 0.74:
+            return _code(rng)
         if draw < 0.78:
+            return cut(rng.choice(_manual()), rng)
+        if draw < 0.83:
             return " ".join(rng.choices(self._words, k=rng.randint(1, 40)))
         if draw < 0.88:
             return " ".join(self.snippet(rng) for _ in range(rng.randint(1, 4)))
@@ -70,13 +88,16 @@ class OtherTexts:
 
     def snippet(self, rng: random.Random) -> str:
         """Two to ten words in a row of one text, such as people say before they ask."""
-        words = rng.choice(self.texts).split()
+        text = made_up("sentences", rng) if rng.random() < 0.5 else rng.choice(self.texts)
+        words = text.split()
         count = rng.randint(2, 10)
         start = rng.randint(0, max(0, len(words) - count))
         return " ".join(words[start : start + count])
 
     def request(self, rng: random.Random) -> str:
         """What people ask of an assistant."""
+        if rng.random() < 0.5:
+            return made_up("requests", rng)
         return rng.choice(self._kinds["requests"])
 
     def reply(self, rng: random.Random) -> str:
@@ -93,6 +114,16 @@ class OtherTexts:
         return with_typos(text, rng) if draw < 0.45 else text
 
 
+def _some_made_up(rng: random.Random) -> str:
+    kind = "requests" if rng.random() < 0.35 else "sentences"
+    count = rng.choice((1, 1, 2)) if kind == "requests" else rng.choice((1, 1, 2, 3, 4, 6))
+    text = rng.choice((" ", " ", "\n")).join(made_up(kind, rng) for _ in range(count))
+    draw = rng.random()
+    if draw < 0.15:
+        return with_typos(text, rng)
+    return text.lower() if draw < 0.25 else text
+
+
 def random_pieces(count: int, vocab_size: int, rng: random.Random) -> Iterator[list[int]]:
     """Token ids drawn evenly: what a piece says without company, which is nothing."""
     for _ in range(count):
@@ -107,12 +138,18 @@ def _code(rng: random.Random) -> str:
 
 
 def _noise(rng: random.Random) -> str:
-    if rng.random() < 0.5:
+    draw = rng.random()
+    if draw < 0.35:
+        signs = string.ascii_lowercase if rng.random() < 0.6 else _SIGNS
         words = (
-            "".join(rng.choices(string.ascii_lowercase, k=rng.randint(1, 9)))
-            for _ in range(rng.randint(1, 20))
+            "".join(rng.choices(signs, k=rng.randint(1, 9))) for _ in range(rng.randint(1, 20))
         )
         return " ".join(words)
+    if draw < 0.5:
+        few = rng.choices(rng.choice(_manual()).split(), k=rng.randint(1, 3))
+        return " ".join(rng.choices(few, k=rng.randint(1, 12)))
+    if draw < 0.65:
+        return "".join(rng.choices(rng.choices(_SIGNS, k=3), k=rng.randint(1, 20)))
     return "".join(
         rng.choice(_SIGNS) * rng.choice((1, 1, 1, 1, 3)) for _ in range(rng.randint(1, 80))
     )

@@ -19,6 +19,7 @@ import itertools
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from dlp_edge.models.network import RouterNetwork
 from dlp_edge.runtime.router import ANSWER_SEGMENTS, PROMPT_SEGMENTS, SEGMENTS
@@ -28,7 +29,6 @@ MEANS = 4
 HIDDEN = (512, 768, 512)
 SPREAD = 0.1  # of new embeddings: small, so that a word never seen says little
 DROPOUT = 0.15
-MASKED = -1e4  # added to what the maximum must not see
 
 # How the four means begin: the prompt from its beginning, from its end, what is done, what is
 # being begun.
@@ -83,26 +83,43 @@ class RouterMLP(RouterNetwork):
     def pool(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """[B, 768]: four means, the maximum, the mean of the matching parts of the prompt."""
         segment = ((input_ids == self.separator) & mask).long().cumsum(1)
-        member = nn.functional.one_hot(segment, SEGMENTS) * mask.unsqueeze(-1)
+        member = functional.one_hot(segment, SEGMENTS) * mask.unsqueeze(-1)
         members = member.to(self.mean_scale.dtype)  # [B, L, S]
         tokens = self.embedding(input_ids)  # [B, L, 128]
         share = members / members.sum(1, keepdim=True).clamp(min=1)
         means = torch.bmm(share.transpose(1, 2), tokens)  # [B, S, 128]
         weighed = torch.einsum("bse,mse->bme", means, self.mean_scale).flatten(1)
-
-        before = nn.functional.pad(tokens[:, :-1], (0, 0, 1, 0))
-        hidden = (~mask).unsqueeze(-1) * MASKED
-        scaled = tokens * (members @ self.max_scale) + members @ self.max_shift + hidden
-        # `max` over `amax`: its gradient goes to one token and takes a third of the time.
-        highest = (scaled + before * self.before_scale).max(1).values
-
-        asked, answered = members.split([PROMPT_SEGMENTS, ANSWER_SEGMENTS], 2)
-        same = (input_ids.unsqueeze(2) == input_ids.unsqueeze(1)).to(tokens.dtype)  # [B, L, L]
-        shared = torch.bmm(same, (answered @ self.match_weight).unsqueeze(2)).squeeze(2)
-        found = torch.bmm((shared * self.rarity[input_ids]).unsqueeze(1), asked)  # [B, 1, P]
         parts = means[:, :PROMPT_SEGMENTS] * self.match_scale
-        matching = torch.bmm(found.softmax(2), parts).squeeze(1)
-        return torch.cat([weighed, highest, matching], 1)
+        weights = self._part_weights(input_ids, members).unsqueeze(1)
+        matching = torch.bmm(weights, parts).squeeze(1)
+        return torch.cat([weighed, self._maximum(tokens, segment, mask), matching], 1)
+
+    def _maximum(self, tokens: Tensor, segment: Tensor, mask: Tensor) -> Tensor:
+        """[B, 128]. Which token is highest is found first, without gradients, so that they need
+        not go through all tokens: half of the time of training."""
+        with torch.no_grad():
+            scaled = functional.embedding(segment, self.max_scale).mul_(tokens)
+            scaled += functional.embedding(segment, self.max_shift)
+            scaled[:, 1:].addcmul_(tokens[:, :-1], self.before_scale)
+            highest = scaled.masked_fill_(~mask.unsqueeze(-1), -torch.inf).argmax(1, keepdim=True)
+        before = tokens.gather(1, (highest - 1).clamp(min=0)) * (highest > 0)
+        at = segment.gather(1, highest.squeeze(1)).unsqueeze(1)  # [B, 1, 128]
+        scale, shift = (
+            each.unsqueeze(0).expand(len(at), -1, -1).gather(1, at)
+            for each in (self.max_scale, self.max_shift)
+        )
+        found = tokens.gather(1, highest) * scale + shift + before * self.before_scale
+        return found.squeeze(1)
+
+    def _part_weights(self, input_ids: Tensor, members: Tensor) -> Tensor:
+        """[B, P]: how much each part of the prompt shares with the answer; they sum to 1."""
+        asked, answered = members.split([PROMPT_SEGMENTS, ANSWER_SEGMENTS], 2)
+        begun = int((answered.sum(2) > 0).any(0).int().argmax())  # no answer begins before it
+        weights = answered[:, begun:] @ self.match_weight  # [B, A]
+        same = input_ids.unsqueeze(2) == input_ids[:, begun:].unsqueeze(1)  # [B, L, A]
+        shared = (same * weights.unsqueeze(1)).sum(2)  # [B, L]
+        found = torch.bmm((shared * self.rarity[input_ids]).unsqueeze(1), asked)  # [B, 1, P]
+        return found.softmax(2).squeeze(1)
 
 
 def _first_scales() -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dlp_edge.models.router_examples import Example
-from dlp_edge.runtime.router import WindowReader
+from dlp_edge.runtime.router import ANSWER_SEGMENTS, WindowReader
 
 # Shares of a window's tokens that are left out in training, so that no single word is leaned on.
 GAPS = (0.0, 0.1, 0.3)
@@ -63,13 +63,11 @@ class Windows:
         return found.clamp(min=0), found >= 0
 
     def shuffled(self, size: int, rng: random.Random) -> Iterator[list[int]]:
-        """Batches of rows of about equal lengths, in random order."""
+        """Batches of rows of about equal extents, in random order."""
         order = rng.sample(range(len(self)), len(self))
         batches: list[list[int]] = []
         for start in range(0, len(order), BUCKET * size):
-            bucket = sorted(
-                order[start : start + BUCKET * size], key=lambda row: len(self.ids[row])
-            )
+            bucket = sorted(order[start : start + BUCKET * size], key=self._extent)
             batches += [bucket[i : i + size] for i in range(0, len(bucket), size)]
         rng.shuffle(batches)
         return iter(batches)
@@ -95,6 +93,11 @@ class Windows:
         return torch.from_numpy(
             np.clip(np.log(len(self.ids[::7]) / (seen + 1)) / 4, 0, 2).astype(np.float32)
         )
+
+    def _extent(self, row: int) -> tuple[bool, int]:
+        """Whether a window has an answer, and its length."""
+        ids = self.ids[row]
+        return bool((ids[-ANSWER_SEGMENTS:] != self.separator).any()), len(ids)
 
     def _with_gaps(self, ids: np.ndarray, gaps: np.random.Generator) -> np.ndarray:
         kept = gaps.random(len(ids)) >= GAPS[int(gaps.integers(len(GAPS)))]

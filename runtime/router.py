@@ -27,6 +27,11 @@ LINE_START_TOKENS = 6
 RECENT_TOKENS = 8
 OPENING_TOKENS = 2
 _FIXED_TOKENS = LINE_START_TOKENS + RECENT_TOKENS + OPENING_TOKENS
+# A prompt that asks for several skills is answered in its order. Where a skill is RIVAL times as
+# likely as the likeliest one, and the prompt's first BEGINNING_TOKENS are CLEAR about it, it leads.
+BEGINNING_TOKENS = 32
+RIVAL = 0.4
+CLEAR = 0.8
 # Text beyond this many characters a token is not even tokenized; English has 4 to 5.
 CHARACTERS_PER_TOKEN = 5
 
@@ -74,6 +79,12 @@ class WindowReader:
         asked = dict(zip(distinct, self._prompts(distinct), strict=True))
         answered = self._answers(generated)
         return [[*asked[prompt], *rest] for prompt, rest in zip(prompts, answered, strict=True)]
+
+    def beginning(self, window: list[int]) -> list[int]:
+        """The window of the first tokens of another window's prompt, of which nothing is answered
+        yet."""
+        ids = [token for token in window if token != self._separator][:BEGINNING_TOKENS]
+        return [*split_prompt(ids, self._separator), *[self._separator] * ANSWER_SEGMENTS]
 
     def _prompts(self, texts: Sequence[str]) -> list[list[int]]:
         """The prompt's segments; of a long text, the ids of its beginning and of its end."""
@@ -206,18 +217,36 @@ class Router:
             generated: the answer so far, up to and including the first token of the sentence
                 that is about to be written; empty at its beginning.
         """
-        z = self._head.scores(self.features(prompt, generated)[None])[0]
+        window = self._reader.window(prompt, generated)
+        shares, doubt = self._shares(window)
+        if not generated and len(shares) > 1 and shares.max() <= 1 / (1 + RIVAL):
+            self._let_lead(shares, window)
+        return Judgement(dict(zip(self.labels, shares.tolist(), strict=True)), doubt)
+
+    def _shares(self, window: list[int]) -> tuple[npt.NDArray[np.float64], float]:
+        """The adapters' probabilities [N], given that one is meant, and the doubt."""
+        z = self._head.scores(self._features(window)[None])[0]
         y = _softmax(z / self._settings.temperature)
         own = y[: len(self.labels)]
-        doubt = float(y[len(self.labels) :].sum())
         shares = own / own.sum() if own.sum() > 0 else np.full(len(own), 1 / max(1, len(own)))
-        return Judgement(dict(zip(self.labels, shares.tolist(), strict=True)), doubt)
+        return shares, float(y[len(self.labels) :].sum())
+
+    def _let_lead(self, shares: npt.NDArray[np.float64], window: list[int]) -> None:
+        """Swaps the likeliest skill's probability with that of the one that the prompt begins
+        with, where it clearly begins with another likely one."""
+        begun, doubt = self._shares(self._reader.beginning(window))
+        first, likeliest = int(begun.argmax()), int(shares.argmax())
+        if begun[first] * (1 - doubt) >= CLEAR and shares[first] >= RIVAL * shares[likeliest]:
+            shares[[first, likeliest]] = shares[[likeliest, first]]
 
     def features(self, prompt: str, generated: str = "") -> npt.NDArray[np.float32]:
         """What the last layer reads of a text, [F]."""
-        ids = self._reader.window(prompt, generated)
+        return self._features(self._reader.window(prompt, generated))
+
+    def _features(self, window: list[int]) -> npt.NDArray[np.float32]:
         try:
-            (output,) = self._session.run(["features"], {"input_ids": np.array([ids], np.int64)})
+            ids = np.array([window], np.int64)
+            (output,) = self._session.run(["features"], {"input_ids": ids})
         except Exception as error:  # onnxruntime's errors share no base but Exception
             raise RouterError(
                 f"the router's model does not run ({error})",

@@ -29,6 +29,7 @@ from dlp_edge.models.router_mlp import RouterMLP
 from dlp_edge.router_head import RouterHead, head_from_bytes
 from dlp_edge.runtime.router import (
     ANSWER_SEGMENTS,
+    BEGINNING_TOKENS,
     MAX_WINDOW,
     PROMPT_SEGMENTS,
     SEGMENTS,
@@ -115,6 +116,14 @@ class TestWindow:
         assert [len(part) for part in short[:PROMPT_SEGMENTS]] == [8, 2, 0, 0, 0, 0, 0, 0]
         long = segments(reader.window(" ".join(WORDS * 2), ""))
         assert [len(part) for part in long[:PROMPT_SEGMENTS]] == [13] * 7 + [9]
+
+    def test_the_beginning_of_a_window_has_the_first_tokens_alone(
+        self, word_tokenizer: Tokenizer
+    ) -> None:
+        reader = WindowReader(word_tokenizer, settings(prompt_tokens=128))
+        begun = reader.beginning(reader.window(" ".join(WORDS), ""))
+        assert asked(begun) == list(range(1, BEGINNING_TOKENS + 1))
+        assert begun == reader.window(" ".join(WORDS[:BEGINNING_TOKENS]), "")
 
     def test_keeps_apart_what_is_done_and_what_begins(self, word_tokenizer: Tokenizer) -> None:
         reader = WindowReader(word_tokenizer, settings(generated_tokens=24))
@@ -277,6 +286,38 @@ class TestRouter:
         ):
             y = router.judge(prompt, generated).probabilities
             assert max(y, key=lambda name: y[name]) == expected
+
+    def test_what_is_asked_first_leads(self, router: Router) -> None:
+        asked_for = {
+            "email": "Write an email to Ann about day 9, and tell her that it is the day of days.",
+            "sums": "Tom has 13 apples and buys 13 more of them at the shop. How many has he now?",
+        }
+        for first, second in (("email", "sums"), ("sums", "email")):
+            y = router.judge(f"{asked_for[first]}\n{asked_for[second]}").probabilities
+            assert max(y, key=lambda name: y[name]) == first
+
+    @pytest.mark.parametrize(
+        ("shares", "begun", "doubt", "expected"),
+        [
+            ([0.5, 0.4, 0.1], [0.1, 0.9, 0.0], 0.1, [0.4, 0.5, 0.1]),
+            ([0.5, 0.4, 0.1], [0.9, 0.1, 0.0], 0.1, [0.5, 0.4, 0.1]),  # it leads already
+            ([0.6, 0.1, 0.3], [0.1, 0.9, 0.0], 0.1, [0.6, 0.1, 0.3]),  # not likely enough
+            ([0.5, 0.4, 0.1], [0.25, 0.75, 0.0], 0.0, [0.5, 0.4, 0.1]),  # the beginning is unclear
+            ([0.5, 0.4, 0.1], [0.1, 0.9, 0.0], 0.5, [0.5, 0.4, 0.1]),  # or nobody's
+        ],
+    )
+    def test_only_a_likely_skill_that_clearly_begins_takes_the_lead(
+        self,
+        router: Router,
+        monkeypatch: pytest.MonkeyPatch,
+        shares: list[float],
+        begun: list[float],
+        doubt: float,
+        expected: list[float],
+    ) -> None:
+        read = iter([(np.array(shares), 0.0), (np.array(begun), doubt)])
+        monkeypatch.setattr(router, "_shares", lambda window: next(read))
+        assert list(router.judge("any text").probabilities.values()) == expected
 
     @given(prompt=st.text(max_size=400), generated=st.text(max_size=400))
     def test_probabilities_sum_to_one(self, router: Router, prompt: str, generated: str) -> None:

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import random
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,7 @@ from dlp_edge.errors import RouterError, UsageError
 from dlp_edge.export.router import router_labels
 from dlp_edge.models.disturbances import cut, with_gaps, with_typos
 from dlp_edge.models.evaluation import Judged, calibration_error, confusions, judged
+from dlp_edge.models.made_up_texts import grammar, made_up
 from dlp_edge.models.other_texts import OtherTexts
 from dlp_edge.models.router_examples import ExampleMaker
 from dlp_edge.models.router_tokenizer import open_tokenizer, train_tokenizer
@@ -102,9 +104,31 @@ class TestExamples:
         common = CommonText([sample.prompt for sample in samples])
         assert common.strip(samples[3]) == "3 th 4"
 
+    def test_fixed_lines_go_and_fixed_beginnings_stay(self) -> None:
+        samples = [
+            Sample(
+                f"Choose.\nQuestion: what is {i} th {i + 1}?\nchoice: a\nchoice: {i}", "a", ("a",)
+            )
+            for i in range(40)
+        ]
+        common = CommonText([sample.prompt for sample in samples])
+        assert common.strip_lines(samples[3]) == "Question: what is 3 th 4?\nchoice: 3"
+        assert common.fixed_words(samples[3]) == "Choose. choice: a Question: what is".split()
+        assert common.strip_lines(Sample("Quite another text", "x")) is None
+
     def test_a_prompt_without_common_text_has_no_second_form(self) -> None:
         prompts = [f"{i} {i + 1} {i + 2} {i + 3}" for i in range(40)]
         assert CommonText(prompts).strip(Sample(prompts[0], "x")) is None
+
+    def test_made_up_texts_fill_every_slot(self) -> None:
+        rules = grammar()
+        for kind, texts in rules.items():
+            for text in texts:
+                assert set(re.findall(r"{(.*?)}", text)) <= set(rules), (kind, text)
+        rng = random.Random(0)
+        made = {made_up(kind, rng) for kind in ("sentences", "requests") for _ in range(500)}
+        assert len(made) > 700
+        assert not any(re.search(r"[{}\\]", text) for text in made)
 
     @given(text=st.text(max_size=200), seed=st.integers(0, 1000))
     def test_disturbed_text_is_still_text(self, text: str, seed: int) -> None:
