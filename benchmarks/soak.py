@@ -209,17 +209,15 @@ def change(runtime: Runtime, name: str, folder: Path) -> None:
 
 def tenths(points: Sequence[tuple[float, int, int]]) -> list[dict[str, float]]:
     """The run in ten parts of as many requests each: sentences, seconds, mean and highest MB."""
-    rows = []
-    for part in np.array_split(np.array(points, float), TENTHS):
-        rows.append(
-            {
-                "minutes": part[-1, 0] / 60,
-                "sentences": part[-1, 1],
-                "mean_mb": part[:, 2].mean() / 1e6,
-                "highest_mb": part[:, 2].max() / 1e6,
-            }
-        )
-    return rows
+    return [
+        {
+            "minutes": part[-1, 0] / 60,
+            "sentences": part[-1, 1],
+            "mean_mb": part[:, 2].mean() / 1e6,
+            "highest_mb": part[:, 2].max() / 1e6,
+        }
+        for part in np.array_split(np.array(points, float), TENTHS)
+    ]
 
 
 def drift(points: Sequence[tuple[float, int, int]]) -> float:

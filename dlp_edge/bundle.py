@@ -15,6 +15,7 @@ from dlp_edge import stack
 from dlp_edge.errors import BundleError, DlpEdgeError, RouterError
 from dlp_edge.manifest import FORMAT, VERSION, Manifest, edition_name
 from dlp_edge.router_head import RouterHead, head_from_bytes
+from dlp_edge.signing import TrustedKey, read_signature
 
 MANIFEST = "manifest.json"
 BACKBONE = "backbone.onnx"
@@ -102,11 +103,15 @@ class Bundle:
             raise _damaged(name, "has been changed since the export")
 
 
-def open_bundle(folder: str | Path) -> Bundle:
+def open_bundle(folder: str | Path, trusted_key: TrustedKey | None = None) -> Bundle:
     """Reads the manifest and checks that every file is there with its size.
 
+    Args:
+        trusted_key: what the manifest must be signed with; checked before it is parsed.
+
     Raises:
-        BundleError: no bundle, another format version, a field or file that is wrong.
+        BundleError: no bundle, not signed with the key, another format version, a field or file
+            that is wrong.
     """
     root = Path(folder)
     path = root / MANIFEST
@@ -123,9 +128,13 @@ def open_bundle(folder: str | Path) -> Bundle:
     if path.stat().st_size > MAX_MANIFEST_BYTES:
         raise BundleError(f"{MANIFEST} is larger than any real one", _REEXPORT)
     try:
-        document = json.loads(path.read_bytes())
+        data = path.read_bytes()
     except OSError as error:
         raise _damaged(MANIFEST, f"cannot be read ({error.strerror})") from error
+    if trusted_key is not None:
+        trusted_key.check(data, read_signature(root))
+    try:
+        document = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{MANIFEST} is not valid JSON ({error})", _REEXPORT) from error
     manifest = parse_manifest(document)
