@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from dlp_edge.errors import RouterError
+from dlp_edge.safetensors_header import check_bytes
 
 Matrix = npt.NDArray[np.float32]
 Half = npt.NDArray[np.float16]
@@ -102,6 +103,7 @@ def head_from_bytes(data: bytes) -> RouterHead:
         RouterError: the bytes are no such file, or the tensors do not fit each other.
     """
     try:
+        check_bytes(data)
         tensors = load(data)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise RouterError(f"the router's last layer cannot be read ({error})", _REMEDY) from error

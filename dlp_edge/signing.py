@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dlp_edge.errors import BundleError, ResourceError, UsageError
+from dlp_edge.regular_file import read_at_most
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import (
@@ -62,11 +63,9 @@ class TrustedKey:
 
 
 def read_signature(folder: Path) -> bytes | None:
-    """What a bundle's folder has as its signature, cut where it is longer than any; None where
-    there is none."""
+    """What a bundle's folder has as its signature; None where it has none that could be one."""
     try:
-        with (folder / SIGNATURE).open("rb") as file:
-            return file.read(SIGNATURE_BYTES + 1)
+        return read_at_most(folder / SIGNATURE, SIGNATURE_BYTES)
     except OSError:
         return None
 

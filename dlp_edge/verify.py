@@ -50,15 +50,9 @@ def verify_bundle(
     """
     begun = time.perf_counter()
     bundle = open_bundle(folder, trusted_key)
-    sizes = {name: entry.size for name, entry in bundle.manifest.files.items()}
-    total, done = sum(sizes.values()), 0
-    for name, size in sizes.items():
-        bundle.verify(name, lambda part, b=done, s=size: tell((b + part * s) / total))
-        done += size
-    bundle.adapters()
-    if bundle.manifest.router is not None:
-        bundle.router_head()
+    bundle.check(tell)
     seconds = time.perf_counter() - begun
+    total = sum(entry.size for entry in bundle.manifest.files.values())
     if trusted_key is not None:
         return Verified(total, seconds, "good")
     there = read_signature(bundle.folder) is not None

@@ -20,7 +20,7 @@ from dlp_edge.runtime.options import GenerateOptions, check_option_names, decodi
 from dlp_edge.runtime.prompt import last_user_text, messages_of
 from dlp_edge.runtime.router import Router
 from dlp_edge.runtime.steering import Pinned, Steering, check_routing, load_router, route_with
-from dlp_edge.runtime.text import ChatTemplate, parse_tokenizer
+from dlp_edge.runtime.text import ChatTemplate
 from dlp_edge.stack import AdapterStack
 from dlp_edge.types import Message
 
@@ -74,7 +74,8 @@ class Loaded:
         if router is not None and bundle.manifest.router is not None:
             router = router.with_head(bundle.router_head(), bundle.manifest.router.settings)
         return _assemble(
-            bundle,
+            bundle.manifest,
+            bundle.adapters(),
             self.template,
             router,
             self.backbone,
@@ -100,24 +101,28 @@ def read(
     Raises:
         BundleError, DeviceError, ResourceError: see `Runtime`.
     """
-    backbone = bundle.manifest.backbone
+    entry = bundle.manifest.backbone
+    stack = bundle.adapters()
+    model, graph = bundle.graph()
     template = ChatTemplate(bundle.manifest.chat_template)
     tell("tokenizer", 0.05)
-    tokenizer = parse_tokenizer(bundle.read(files.TOKENIZER), files.TOKENIZER)
-    vocabulary = Vocabulary(tokenizer, backbone.vocab_size, frozenset(backbone.eos_token_ids))
+    tokenizer = bundle.tokenizer(files.TOKENIZER)
+    vocabulary = Vocabulary(tokenizer, entry.vocab_size, frozenset(entry.eos_token_ids))
     tell("router", 0.15)
     router = load_router(bundle)
     tell("checksums", 0.2)
-    bundle.verify(files.BACKBONE)
-    bundle.verify(files.BACKBONE_DATA, lambda part: tell("checksums", 0.2 + 0.3 * part))
+    weights = bundle.weights(graph, lambda part: tell("checksums", 0.2 + 0.3 * part))
     tell("backbone", 0.5)
-    graph = open_backbone(bundle.path(files.BACKBONE), backbone, device)
-    room = min(max_context, backbone.context_length)
-    return _assemble(bundle, template, router, graph, vocabulary, room, cache_budget)
+    backbone = open_backbone(model, entry, device, weights)
+    room = min(max_context, entry.context_length)
+    return _assemble(
+        bundle.manifest, stack, template, router, backbone, vocabulary, room, cache_budget
+    )
 
 
 def _assemble(
-    bundle: Bundle,
+    manifest: Manifest,
+    stack: AdapterStack,
     template: ChatTemplate,
     router: Router | None,
     backbone: Backbone,
@@ -126,9 +131,8 @@ def _assemble(
     cache_budget: int | None,
 ) -> Loaded:
     """Engines over the bundle's adapters, beside its other parts."""
-    stack = bundle.adapters()
     engine = make_engine(backbone, stack, max_context)
     caches = SessionCaches(
         lambda: make_engine(backbone, stack, max_context, reuse=True), cache_budget
     )
-    return Loaded(bundle.manifest, template, router, backbone, stack, vocabulary, engine, caches)
+    return Loaded(manifest, template, router, backbone, stack, vocabulary, engine, caches)

@@ -67,21 +67,6 @@ def _refuse(message: str) -> None:
     raise TemplateError(message)
 
 
-def parse_tokenizer(data: bytes, name: str) -> Tokenizer:
-    """A tokenizer from the bytes of a `tokenizer.json`, without its padding and truncation.
-
-    Raises:
-        BundleError: the bytes are no tokenizer.
-    """
-    try:
-        tokenizer = Tokenizer.from_buffer(data)
-    except Exception as error:  # the library raises bare Exception
-        raise BundleError(f"{name} is no tokenizer ({error})", "Export the bundle again") from error
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer
-
-
 class Detokenizer:
     """Turns generated ids into text piece by piece, never splitting a character.
 
