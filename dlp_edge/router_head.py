@@ -8,6 +8,7 @@ alone.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,6 +83,13 @@ class RouterHead:
         order = [row for row in range(len(self.bias)) if row != at] + [at]
         rank = np.argsort(order)
         return RouterHead(self.weight[order], self.bias[order], self.features, rank[self.rows])
+
+    def without(self, gone: Collection[int]) -> RouterHead:
+        """The other rows, with their features."""
+        left = np.array([row for row in range(len(self.bias)) if row not in gone])
+        kept = np.isin(self.rows, left)
+        rank = np.searchsorted(left, self.rows[kept])
+        return RouterHead(self.weight[left], self.bias[left], self.features[kept], rank)
 
 
 def head_to_bytes(head: RouterHead) -> bytes:
