@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from dlp_edge import bundle as files
 from dlp_edge.bundle import Bundle
-from dlp_edge.errors import ContextLengthError, UsageError
+from dlp_edge.errors import BundleError, ContextLengthError, ResourceError, UsageError
 from dlp_edge.manifest import Manifest
 from dlp_edge.runtime.answer import Answer, Vocabulary
 from dlp_edge.runtime.backbone import Backbone, open_backbone
@@ -16,6 +16,7 @@ from dlp_edge.runtime.caches import SessionCaches
 from dlp_edge.runtime.device import Device
 from dlp_edge.runtime.fusion import parse_weights
 from dlp_edge.runtime.generation import Engine, make_engine
+from dlp_edge.runtime.memory import check_room
 from dlp_edge.runtime.options import GenerateOptions, check_option_names, decoding_of
 from dlp_edge.runtime.prompt import last_user_text, messages_of
 from dlp_edge.runtime.router import Router
@@ -59,6 +60,11 @@ class Loaded:
         ids = tokenizer.encode(text, add_special_tokens=self.template.is_plain).ids
         if not ids:
             raise UsageError("the chat template makes an empty prompt of this", "Give it some text")
+        if max(ids) >= backbone.vocab_size:
+            raise BundleError(
+                f"the tokenizer gives the id {max(ids)}, the backbone knows {backbone.vocab_size}",
+                "Export the bundle again",
+            )
         room = self.engine.decoder.max_context
         if len(ids) >= room:
             raise ContextLengthError(
@@ -102,6 +108,7 @@ def read(
         BundleError, DeviceError, ResourceError: see `Runtime`.
     """
     entry = bundle.manifest.backbone
+    check_room(bundle)
     stack = bundle.adapters()
     model, graph = bundle.graph()
     template = ChatTemplate(bundle.manifest.chat_template)
@@ -111,7 +118,13 @@ def read(
     tell("router", 0.15)
     router = load_router(bundle)
     tell("checksums", 0.2)
-    weights = bundle.weights(graph, lambda part: tell("checksums", 0.2 + 0.3 * part))
+    try:
+        weights = bundle.weights(graph, lambda part: tell("checksums", 0.2 + 0.3 * part))
+    except MemoryError as error:
+        raise ResourceError(
+            "there is not enough memory to load the backbone",
+            "Close other programs, or use a smaller or quantised bundle",
+        ) from error
     tell("backbone", 0.5)
     backbone = open_backbone(model, entry, device, weights)
     room = min(max_context, entry.context_length)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from datetime import datetime
-from typing import Any
 
 from jinja2 import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from dlp_edge.errors import BundleError, UsageError
+from dlp_edge.runtime.sandbox import MAX_SOURCE, SandboxedEnvironment, render
 from dlp_edge.types import Message
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
@@ -25,18 +22,17 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str | None) -> None:
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.filters["tojson"] = _to_json
-        environment.globals["raise_exception"] = _refuse
-        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+        self.is_plain = source is None
+        self._template = None
+        if source is None:
+            return
         try:
-            self._template = None if source is None else environment.from_string(source)
-            self.is_plain = source is None
-        except TemplateError as error:
+            if len(source) > MAX_SOURCE:
+                raise TemplateError(f"it has {len(source)} characters")
+            self._template = SandboxedEnvironment().from_string(source)
+        except Exception as error:  # what Jinja makes of a text can fail in Python's compiler, too
             raise BundleError(
-                f"the bundle's chat template is not valid ({error})",
+                f"the bundle's chat template is not valid ({str(error)[:300]})",
                 "Export the bundle with another one",
             ) from error
 
@@ -49,22 +45,18 @@ class ChatTemplate:
         if self._template is None:
             return messages[-1]["content"]
         try:
-            return self._template.render(
-                messages=list(messages), add_generation_prompt=True, bos_token=bos, eos_token=eos
+            return render(
+                self._template,
+                messages=list(messages),
+                add_generation_prompt=True,
+                bos_token=bos,
+                eos_token=eos,
             )
         except Exception as error:  # a template can fail in any way that Python can
             raise UsageError(
-                f"the chat template refuses these messages ({error})", "Change their roles or order"
+                f"the chat template refuses these messages ({str(error)[:300]})",
+                "Change their roles or order",
             ) from error
-
-
-def _to_json(value: Any, **options: Any) -> str:
-    """Jinja's own filter escapes for HTML; chat templates expect plain JSON."""
-    return json.dumps(value, **{"ensure_ascii": False, **options})
-
-
-def _refuse(message: str) -> None:
-    raise TemplateError(message)
 
 
 class Detokenizer:
