@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Literal
 
 from dlp_edge.bundle import MANIFEST, open_bundle
+from dlp_edge.errors import BundleError, UsageError
 from dlp_edge.lock import locked
+from dlp_edge.manifest import Manifest
+from dlp_edge.runtime.text import ChatTemplate
 from dlp_edge.signing import SIGNATURE, TrustedKey, read_signature, sign_manifest
 from dlp_edge.writer import resource_error, write_file
 
@@ -51,12 +54,20 @@ def verify_bundle(
     begun = time.perf_counter()
     bundle = open_bundle(folder, trusted_key)
     bundle.check(tell)
+    _check_template(bundle.manifest)
     seconds = time.perf_counter() - begun
     total = sum(entry.size for entry in bundle.manifest.files.values())
     if trusted_key is not None:
         return Verified(total, seconds, "good")
     there = read_signature(bundle.folder) is not None
     return Verified(total, seconds, "present" if there else "none")
+
+
+def _check_template(manifest: Manifest) -> None:
+    try:
+        ChatTemplate(manifest.chat_template).render([{"role": "user", "content": "Hello"}])
+    except UsageError as error:  # whatever the template did: exports write none that refuses this
+        raise BundleError(error.cause, "Export the bundle again, with another template") from error
 
 
 def sign_bundle(folder: Path, key: Path) -> None:
