@@ -26,6 +26,7 @@ from dlp_edge.manifest import FORMAT, VERSION, Manifest, edition_name
 from dlp_edge.onnx_graph import Graph
 from dlp_edge.regular_file import BLOCK, check_regular, open_regular, read_at_most
 from dlp_edge.router_head import RouterHead, head_from_bytes
+from dlp_edge.runtime.text import ChatTemplate
 from dlp_edge.signing import TrustedKey, read_signature
 from dlp_edge.strict_json import parse
 from dlp_edge.tokenizer_file import load_tokenizer
@@ -44,7 +45,7 @@ REPORT = "report.json"
 EDITED = (ADAPTERS, ROUTER_HEAD)  # what adding or removing an adapter writes anew
 REQUIRED = (BACKBONE, BACKBONE_DATA, ADAPTERS, TOKENIZER, REPORT)
 ROUTER_FILES = (ROUTER, ROUTER_HEAD, ROUTER_TOKENIZER)
-MAX_MANIFEST_BYTES = 4 << 20
+MAX_MANIFEST_BYTES = 1 << 20
 # Files that are held in memory whole while they are checked; the largest real ones have a third.
 MAX_BYTES = {
     BACKBONE: 32 << 20,
@@ -216,6 +217,7 @@ class Bundle:
         """
         self.adapters()
         self.graph()
+        ChatTemplate(self.manifest.chat_template)
         if self.manifest.router is not None:
             self.router()
             self.tokenizer(ROUTER_TOKENIZER)

@@ -28,8 +28,10 @@ ROUTER_OPERATORS = {
         " Reshape Shape Slice Softmax Sqrt Sub Tanh Transpose Unsqueeze Where".split()
     ),
 }
+MAX_PADDING = 1 << 20  # after the last tensor of the weight file
 _FLOATS = {"float32": FLOAT, "float16": FLOAT16}
-_NUMPY_FLOATS = {FLOAT: np.dtype("<f4"), FLOAT16: np.dtype("<f2")}
+_NUMPYMAX_PADDING = 1 << 20  # after the last tensor of the weight file
+_FLOATS = {FLOAT: np.dtype("<f4"), FLOAT16: np.dtype("<f2")}
 
 # A free dimension of a rule fits anything.
 _Shape = tuple[int | None, ...]
@@ -48,6 +50,9 @@ def check_backbone(data: bytes, entry: BackboneEntry, external: str, external_si
     inputs, outputs = _backbone_values(entry)
     _compare(graph.inputs, inputs, "input")
     _compare(graph.outputs, outputs, "output")
+    end = max((t.offset + t.size for t in graph.tensors.values() if t.raw is None), default=0)
+    if external_size - end > MAX_PADDING:
+        raise ValueError(f"{external} has {external_size - end} bytes that no tensor needs")
     if graph.inputs.keys() & graph.tensors.keys():
         raise ValueError("an input of it is a constant, too")
     return graph

@@ -13,8 +13,8 @@ from typing import Any
 
 from dlp_edge.strict_json import parse
 
-MAX_HEADER = 16 << 20
-MAX_TENSORS = 100_000
+MAX_HEADER = 4 << 20
+MAX_TENSORS = 20_000
 MAX_RANK = 8
 SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8}  # bytes of what we read
 

@@ -21,6 +21,8 @@ MAX_STRING = 2_000
 _PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 _BLOBS = ("precompiled_charsmap",)  # 0.3 MB of base64 in real files
 
+_PROBE = "Hello,  world!\n\tIt's 12345 aaaaaaaaaaaaaaaa \u00e9\u4e16\U0001f600"
+
 T = TypeVar("T")
 
 
@@ -55,6 +57,7 @@ def load_tokenizer(data: bytes, vocab_size: int | None = None) -> Tokenizer:
         raise ValueError("its replacements make too much of a text")
     if vocab_size is not None and size > vocab_size:
         raise ValueError(f"it has {size} tokens, the backbone {vocab_size}")
+    _without_panic(lambda: tokenizer.decode(tokenizer.encode(_PROBE).ids))
     return cast("Tokenizer", GuardedTokenizer(tokenizer))
 
 

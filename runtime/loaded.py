@@ -108,9 +108,9 @@ def read(
         BundleError, DeviceError, ResourceError: see `Runtime`.
     """
     entry = bundle.manifest.backbone
-    check_room(bundle)
     stack = bundle.adapters()
     model, graph = bundle.graph()
+    check_room(bundle)
     template = ChatTemplate(bundle.manifest.chat_template)
     tell("tokenizer", 0.05)
     tokenizer = bundle.tokenizer(files.TOKENIZER)

@@ -48,8 +48,8 @@ def check_room(bundle: Bundle) -> None:
     found = _estimate(bundle.manifest, 1)
     if not found.fits:
         raise ResourceError(
-            f"loading takes about {found.total / 1e9:.1f} GB, {(found.available or 0) / 1e9:.1f} GB "
-            "are free",
+            f"loading takes about {found.total / 1e9:.1f} GB of memory, and "
+            f"{(found.available or 0) / 1e9:.1f} GB are free",
             "Close other programs, or use a smaller or quantised bundle",
         )
 

@@ -48,6 +48,10 @@ _METHODS = {
 _DATE = re.compile(r"(?:%[-#]?[A-Za-z%]|[^%])*")
 
 
+class HostileTemplateError(TemplateError):
+    """A template takes or makes too much: no messages are to blame."""
+
+
 class Budget:
     """What one rendering may still spend."""
 
@@ -60,14 +64,14 @@ class Budget:
         """Counts steps. Raises TemplateError where there were too many, or time is up."""
         self._steps -= count
         if self._steps < 0 or perf_counter() > self._end:
-            raise TemplateError("the chat template does not come to an end")
+            raise HostileTemplateError("the chat template does not come to an end")
 
     def text(self, length: int) -> None:
         """Counts characters that come to be."""
         self.step()
         self._characters -= length
         if self._characters < 0:
-            raise TemplateError("the chat template writes too much")
+            raise HostileTemplateError("the chat template writes too much")
 
     def value(self, value: Any) -> Any:
         """Counts a value; gives it back."""
@@ -144,7 +148,9 @@ class SandboxedEnvironment(ImmutableSandboxedEnvironment):
             return budget.value(super().call_binop(context, operator, left, right))
         numbers = isinstance(left, (int, float)) and isinstance(right, (int, float))
         if not numbers or operator == "**" or max(abs(left), abs(right)) > 1e15:
-            raise TemplateError(f"the chat template uses {operator} on what is no small number")
+            raise HostileTemplateError(
+                f"the chat template uses {operator} on what is no small number"
+            )
         budget.step()
         return super().call_binop(context, operator, left, right)
 
@@ -243,7 +249,7 @@ def _items(value: Any) -> int:
         elif isinstance(inner, (list, tuple)):
             waiting += inner
         if count + len(waiting) > MAX_ITEMS:
-            raise TemplateError("the chat template makes too long a list")
+            raise HostileTemplateError("the chat template makes too long a list")
     return count
 
 
@@ -303,7 +309,7 @@ def _range(*args: Any) -> range:
     numbers = range(*args)
     _budget.get().step(len(numbers))
     if len(numbers) > MAX_ITEMS:
-        raise TemplateError("the chat template makes too long a list")
+        raise HostileTemplateError("the chat template makes too long a list")
     return numbers
 
 
@@ -312,13 +318,13 @@ def _to_json(
 ) -> str:
     """Jinja's own filter escapes for HTML; chat templates expect plain JSON."""
     if indent is not None and not 0 <= indent <= 8:
-        raise TemplateError("the chat template indents by too much")
+        raise HostileTemplateError("the chat template indents by too much")
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, sort_keys=sort_keys)
 
 
 def _now(form: str) -> str:
     if len(form) > 100 or not _DATE.fullmatch(form):
-        raise TemplateError("the chat template asks for a date in a form that is not known")
+        raise HostileTemplateError("the chat template asks for a date in a form that is not known")
     return datetime.now().strftime(form)
 
 

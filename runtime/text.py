@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 from jinja2 import TemplateError
+from jinja2.exceptions import SecurityError
 from tokenizers import Tokenizer
 
 from dlp_edge.errors import BundleError, UsageError
-from dlp_edge.runtime.sandbox import MAX_SOURCE, SandboxedEnvironment, render
+from dlp_edge.runtime.sandbox import (
+    MAX_SOURCE,
+    HostileTemplateError,
+    SandboxedEnvironment,
+    render,
+)
 from dlp_edge.types import Message
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+_PROBE: list[Message] = [{"role": "user", "content": "Hello"}]
 LONGEST_CHARACTER = 4  # bytes in UTF-8, and so tokens at the most
 
 
@@ -35,12 +43,15 @@ class ChatTemplate:
                 f"the bundle's chat template is not valid ({str(error)[:300]})",
                 "Export the bundle with another one",
             ) from error
+        with contextlib.suppress(UsageError):  # it may want other messages
+            self.render(_PROBE)  # what has no end is refused before anyone waits for it
 
     def render(self, messages: Sequence[Message], bos: str = "", eos: str = "") -> str:
         """The prompt for these messages, ending where the assistant begins.
 
         Raises:
             UsageError: the template refuses the messages.
+            BundleError: it takes or makes too much, or reaches for what is none of its business.
         """
         if self._template is None:
             return messages[-1]["content"]
@@ -52,6 +63,11 @@ class ChatTemplate:
                 bos_token=bos,
                 eos_token=eos,
             )
+        except (HostileTemplateError, SecurityError, RecursionError, MemoryError) as error:
+            raise BundleError(
+                f"the bundle's chat template is not harmless ({str(error)[:300]})",
+                "Export the bundle with another one",
+            ) from error
         except Exception as error:  # a template can fail in any way that Python can
             raise UsageError(
                 f"the chat template refuses these messages ({str(error)[:300]})",

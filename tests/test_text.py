@@ -43,7 +43,7 @@ def test_broken_template_is_a_bundle_error() -> None:
 
 
 def test_broken_tokenizer_is_refused() -> None:
-    with pytest.raises(ValueError, match="tokenizer|model|missing"):
+    with pytest.raises(ValueError, match=r"tokenizer|model|missing"):
         load_tokenizer(b"{}")
 
 
