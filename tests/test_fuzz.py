@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("atheris", reason="atheris is not installed (Linux x86-64, Python 3.11 to 3.13)")
+pytest.importorskip(
+    "atheris", reason="atheris is not installed (Linux x86-64, Python 3.11 to 3.13)"
+)
 
 FUZZ = Path(__file__).parent / "fuzz" / "fuzz.py"
 SECONDS = {"bundle": 10, "runtime": 6, "peft": 5, "session": 2, "samples": 2}

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from attacks import ATTACKS, Attack
 from test_skills import parrot  # noqa: F401
 
 from dlp_edge import BundleError, Runtime, UsageError
@@ -272,3 +273,51 @@ def test_without_the_package_the_extra_is_named(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("UsageError")
     assert "dlp-edge[sign]" in done.stdout
+
+
+@pytest.mark.parametrize(("name", "attack", "expected"), ATTACKS, ids=[a[0] for a in ATTACKS])
+def test_verify_says_in_one_line_what_is_wrong(
+    bundle_copy: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    attack: Attack,
+    expected: type[Exception],
+) -> None:
+    attack(bundle_copy)
+    capsys.readouterr()
+    assert main(["verify", str(bundle_copy)]) == 3
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("error: ")
+    assert len(shown.err.splitlines()) == 1
+    with pytest.raises(expected):
+        verify_bundle(bundle_copy)
+
+
+def test_verify_tells_what_is_wrong_as_json(
+    bundle_copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (bundle_copy / "tokenizer.json").unlink()
+    assert main(["verify", str(bundle_copy), "--json"]) == 3
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["type"] == "BundleError"
+    assert "tokenizer.json" in error["cause"]
+
+
+def test_verify_in_a_process_of_its_own(bundle_copy: Path, tmp_path: Path) -> None:
+    """The good twin, and every fortieth attack."""
+
+    def verify(folder: Path) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "dlp_edge.cli.main", "verify", str(folder)]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    done = verify(bundle_copy)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "GB/s" in done.stdout
+    for number, (_, attack, _) in enumerate(ATTACKS[::40]):
+        folder = Path(shutil.copytree(bundle_copy, tmp_path / f"bad-{number}"))
+        attack(folder)
+        done = verify(folder)
+        assert done.returncode == 3, done.stderr
+        assert done.stdout == ""
+        assert len(done.stderr.splitlines()) == 1

@@ -84,9 +84,11 @@ def _bytes(data: bytes, chance: random.Random) -> bytes:
     """Some bytes exchanged where they are, so that the lengths around them stay right."""
     changed = bytearray(data)
     for _ in range(chance.choice((1, 1, 2, 4))):
-        changed[chance.randrange(len(changed))] = chance.choice((0, 1, 0x7F, 0x80, 0xFF)) if (
-            chance.random() < 0.5
-        ) else chance.randrange(256)
+        changed[chance.randrange(len(changed))] = (
+            chance.choice((0, 1, 0x7F, 0x80, 0xFF))
+            if (chance.random() < 0.5)
+            else chance.randrange(256)
+        )
     return bytes(changed)
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from targets import KEPT, PARTS
+
 from dlp_edge import stack
 from dlp_edge.bundle import open_bundle
-from targets import KEPT, PARTS
 
 _CHAT = {
     "format": "dlp-edge-session",
