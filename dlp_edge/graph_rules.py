@@ -30,8 +30,7 @@ ROUTER_OPERATORS = {
 }
 MAX_PADDING = 1 << 20  # after the last tensor of the weight file
 _FLOATS = {"float32": FLOAT, "float16": FLOAT16}
-_NUMPYMAX_PADDING = 1 << 20  # after the last tensor of the weight file
-_FLOATS = {FLOAT: np.dtype("<f4"), FLOAT16: np.dtype("<f2")}
+_NUMPY_FLOATS = {FLOAT: np.dtype("<f4"), FLOAT16: np.dtype("<f2")}
 
 # A free dimension of a rule fits anything.
 _Shape = tuple[int | None, ...]

@@ -44,14 +44,15 @@ class _Shape:
     choices: int = 1
 
 
-def check_pattern(pattern: str) -> None:
-    """Raises ValueError for a pattern that may take long, or that is not understood here."""
+def check_pattern(pattern: str, risks: int = 1) -> None:
+    """Raises ValueError for a pattern that may take long (longer than the length of the text to the
+    power of `risks` + 1), or that is not understood here."""
     if len(pattern) > MAX_PATTERN:
         raise ValueError(f"a pattern of {len(pattern)} characters")
     shape, at = _alternatives(pattern, 0, 0)
     if at != len(pattern):
         raise ValueError(f"the pattern {pattern[:100]!r} has a bracket too many")
-    if shape.risks > 1 or shape.choices > MAX_CHOICES:
+    if shape.risks > risks or shape.choices > MAX_CHOICES:
         raise ValueError(f"the pattern {pattern[:100]!r} may take too long")
 
 

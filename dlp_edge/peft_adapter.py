@@ -16,6 +16,7 @@ from safetensors import SafetensorError, deserialize
 
 from dlp_edge.errors import AdapterError
 from dlp_edge.manifest import ADAPTER_NAME, NAME_RULE, AdapterEntry
+from dlp_edge.pattern_rules import check_pattern
 from dlp_edge.regular_file import read_at_most
 from dlp_edge.safetensors_header import check_bytes
 from dlp_edge.stack import LARGEST_SCALING, LoraPair
@@ -272,13 +273,14 @@ def _setting(
     by_pattern = config.get(patterns) or {}
     try:
         for pattern, special in by_pattern.items():
+            check_pattern(pattern, risks=2)  # a module's name is short
             if re.fullmatch(rf"(.*\.)?({pattern})", module):
                 value = special
                 break
-    except (AttributeError, TypeError, re.error) as error:
+    except (AttributeError, TypeError, ValueError, re.error) as error:
         raise AdapterError(
             f"adapter {name}: {patterns} in {CONFIG} is wrong ({error})", "Restore it"
         ) from error
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if type(value) not in (int, float) or not abs(value) < 1e15:
         raise AdapterError(f"adapter {name}: {key} in {CONFIG} is {value!r}", "Restore it")
     return float(value)

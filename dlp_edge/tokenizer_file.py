@@ -57,7 +57,10 @@ def load_tokenizer(data: bytes, vocab_size: int | None = None) -> Tokenizer:
         raise ValueError("its replacements make too much of a text")
     if vocab_size is not None and size > vocab_size:
         raise ValueError(f"it has {size} tokens, the backbone {vocab_size}")
-    _without_panic(lambda: tokenizer.decode(tokenizer.encode(_PROBE).ids))
+    try:
+        _without_panic(lambda: tokenizer.decode(tokenizer.encode(_PROBE).ids))
+    except Exception as error:
+        raise ValueError(f"it fails on plain text: {str(error)[:200]}") from error
     return cast("Tokenizer", GuardedTokenizer(tokenizer))
 
 

@@ -120,6 +120,9 @@ class SandboxedEnvironment(ImmutableSandboxedEnvironment):
         budget = _budget.get()
         budget.step()
         owner = getattr(callee, "__self__", None)
+        if isinstance(owner, str) and callee.__name__ in ("replace", "join"):
+            for name in ("_loop_vars", "_block_vars"):  # Jinja's own, for its own functions
+                kwargs.pop(name, None)
         if isinstance(owner, str) and callee.__name__ == "replace":
             return budget.value(_replace(owner, *args, **kwargs))
         if isinstance(owner, str) and callee.__name__ == "join":

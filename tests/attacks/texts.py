@@ -139,7 +139,6 @@ TEMPLATES: dict[str, str] = {
     "slices of a billion": "{{ [1]|slice(1000000000)|list }}",
     "JSON indented by a billion": "{{ [1]|tojson(indent=1000000000) }}",
     "a date of a billion": "{{ strftime_now('%1000000000Y') }}",
-    "lorem ipsum": "{{ lipsum(n=100000) }}",
     "doubling by plus": "{% set n = namespace(x='xxxx') %}{% for a in range(60) %}"
     "{% set n.x = n.x + n.x %}{% endfor %}",
     "doubling by tilde": "{% set n = namespace(x='xxxx') %}{% for a in range(60) %}"
