@@ -252,6 +252,7 @@ def main() -> None:
     parser.add_argument("--sentences", type=int, default=10_000)
     parser.add_argument("--hours", type=float, default=2.0)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--tokens", type=int, default=64, help="the most of an answer")
     parser.add_argument("--plot", type=Path, metavar="PNG")
     parser.add_argument("--points", type=Path, metavar="JSON", help="every sample, for later")
     arguments = parser.parse_args()
@@ -262,6 +263,7 @@ def main() -> None:
         arguments.sentences,
         3600 * arguments.hours,
         arguments.threads,
+        arguments.tokens,
         tell=lambda line: print(line, file=sys.stderr, flush=True),
     )
     if arguments.points:

@@ -61,10 +61,12 @@ def runtime(data: bytes) -> None:
 
     def load(folder: Path, name: str) -> None:
         verify_bundle(folder)
-        with Runtime(folder, max_context=32, threads=1) as loaded:
-            # A template may make nothing of it, or too much.
-            with contextlib.suppress(UsageError):
-                loaded.generate("Count 3", max_new_tokens=2)
+        # A template may make nothing of the prompt, or too much.
+        with (
+            Runtime(folder, max_context=32, threads=1) as loaded,
+            contextlib.suppress(UsageError),
+        ):
+            loaded.generate("Count 3", max_new_tokens=2)
 
     _with_part(data, load)
 
