@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from dlp_edge.manifest import BackboneEntry, RouterEntry
@@ -30,7 +32,7 @@ ROUTER_OPERATORS = {
 }
 MAX_PADDING = 1 << 20  # after the last tensor of the weight file
 _FLOATS = {"float32": FLOAT, "float16": FLOAT16}
-_NUMPY_FLOATS = {FLOAT: np.dtype("<f4"), FLOAT16: np.dtype("<f2")}
+_NUMPY_FLOATS: dict[int, np.dtype[Any]] = {FLOAT: np.dtype("<f4"), FLOAT16: np.dtype("<f2")}
 
 # A free dimension of a rule fits anything.
 _Shape = tuple[int | None, ...]

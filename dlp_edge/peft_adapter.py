@@ -126,6 +126,8 @@ def read_adapter(
     arrays, digest = _read_weights(name, path)
     pairs = _pair_up(name, arrays, config, sizes, slots_only)
     base_model = config.get("base_model_name_or_path")
+    if base_model is not None and not isinstance(base_model, str):
+        raise AdapterError(f"adapter {name}: its base model in {CONFIG} is no name", "Restore it")
     return PeftAdapter(name, folder, pairs, digest, base_model)
 
 

@@ -56,6 +56,8 @@ def read_at_most(path: Path, size: int) -> bytes:
         OSError: as `open_regular`, or it is larger than `size` bytes.
     """
     with open_regular(path) as file:
+        if os.fstat(file.fileno()).st_size > size:
+            raise OSError(errno.EFBIG, f"it is larger than {size} bytes")
         data = bytearray()
         while block := file.read(min(BLOCK, size + 1 - len(data))):
             data += block

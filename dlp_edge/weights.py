@@ -46,7 +46,7 @@ def read_weights(
     for tensor in sorted(outside, key=lambda tensor: tensor.offset):
         skip(tensor.offset)
         array = np.empty(tensor.shape, _TYPES[tensor.dtype])
-        view = memoryview(array.reshape(-1).view(np.uint8))
+        view = array.reshape(-1).view(np.uint8).data
         at += file.readinto(view)  # type: ignore[attr-defined]
         digest.update(view)
         weights[tensor.name] = array

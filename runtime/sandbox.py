@@ -223,7 +223,7 @@ def _counted_form(node: Any) -> Any:
     return _filtered(node, "_value") if loads else node
 
 
-def _filtered(node: nodes.Expr, name: str) -> nodes.Filter:
+def _filtered(node: Any, name: str) -> nodes.Filter:
     return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno or 1)
 
 
@@ -297,7 +297,7 @@ def _counted(function: Callable[..., Any]) -> Callable[..., Any]:
 def _replace(text: Any, old: str, new: str, count: int | None = None) -> str:
     text, old, new = str(text), str(old), str(new)
     _budget.get().text(len(text) + (text.count(old) if old else len(text) + 1) * len(new))
-    return text.replace(old, new, -1 if count is None else count)
+    return str(text.replace(old, new, -1 if count is None else count))
 
 
 def _join(values: Iterable[Any], between: str = "", attribute: str | None = None) -> str:
