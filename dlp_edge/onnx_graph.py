@@ -203,6 +203,8 @@ def _value(data: memoryview) -> Value:
 
 def _dimension(data: memoryview) -> int | None:
     message = read_message(data, _DIMENSION)
+    if len(text(message, 2)) > MAX_NAME:  # onnxruntime's bindings fail where it is no UTF-8
+        raise ValueError("it has a name of many thousand characters")
     return varint(message, 1) if 1 in message else None
 
 

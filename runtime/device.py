@@ -102,7 +102,8 @@ def _out_of_memory() -> ResourceError:
 
 def first_line(error: Exception) -> str:
     """What an onnxruntime error says, without its stack."""
-    return str(error).strip().splitlines()[0][:300]
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
 
 
 def _default_threads() -> int:

@@ -11,7 +11,9 @@ folder, as crash-* or timeout-*; give it in place of CORPUS to try it again.
 from __future__ import annotations
 
 import atexit
+import hashlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import atheris
@@ -25,6 +27,19 @@ from seeds import seeds_of, write_seeds
 LIMITS = ("-timeout=10", "-rss_limit_mb=2048", "-max_len=400000", "-len_control=0")
 
 
+def keeping(target: Callable[[bytes], None]) -> Callable[[bytes], None]:
+    """The target; an input that makes it raise is kept, which libFuzzer does for signals only."""
+
+    def run(data: bytes) -> None:
+        try:
+            target(data)
+        except BaseException:
+            Path(f"crash-{hashlib.sha256(data).hexdigest()[:16]}").write_bytes(data)
+            raise
+
+    return run
+
+
 def main() -> None:
     if len(sys.argv) < 3 or sys.argv[1] not in targets.TARGETS:
         sys.exit(__doc__)
@@ -33,7 +48,9 @@ def main() -> None:
         write_seeds(name, corpus)
     atexit.register(targets.clean_up)
     words = [sys.argv[0], str(corpus), *LIMITS, *sys.argv[3:]]
-    atheris.Setup(words, targets.TARGETS[name], custom_mutator=mutator(name, seeds_of(name)))
+    atheris.Setup(
+        words, keeping(targets.TARGETS[name]), custom_mutator=mutator(name, seeds_of(name))
+    )
     atheris.Fuzz()
 
 
