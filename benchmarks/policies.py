@@ -23,7 +23,6 @@ from dlp_edge.runtime.backbone import open_backbone
 from dlp_edge.runtime.device import choose_device
 from dlp_edge.runtime.generation import make_engine
 from dlp_edge.runtime.sampling import make_sampler
-from dlp_edge.runtime.text import parse_tokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from oracle import Peft
@@ -43,7 +42,7 @@ def main() -> None:
         bundle = open_bundle(bundle_folder)
         device = choose_device("cpu", "cpu", None)
         graph = open_backbone(bundle.path(BACKBONE), bundle.manifest.backbone, device)
-        tokenizer = parse_tokenizer(bundle.read("tokenizer.json"), "tokenizer.json")
+        tokenizer = bundle.tokenizer("tokenizer.json")
         prompt = tokenizer.encode(HELDOUT.read_text(encoding="utf-8")).ids[:60]
         engine = make_engine(graph, bundle.adapters(), args.tokens + len(prompt))
         oracle = Peft(args.backbone, adapters)

@@ -32,7 +32,6 @@ from dlp_edge.runtime.backbone import open_backbone
 from dlp_edge.runtime.device import choose_device
 from dlp_edge.runtime.fusion import Fuser
 from dlp_edge.runtime.generation import Engine, make_engine
-from dlp_edge.runtime.text import parse_tokenizer
 from dlp_edge.stack import AdapterStack
 
 Array = npt.NDArray[np.float32]
@@ -198,7 +197,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     arguments = parser.parse_args()
     bundle = open_bundle(arguments.bundle)
-    tokenizer = parse_tokenizer(bundle.read("tokenizer.json"), "tokenizer.json")
+    tokenizer = bundle.tokenizer("tokenizer.json")
     ids = tokenizer.encode(HELDOUT.read_text(encoding="utf-8")).ids[: arguments.prompt_tokens]
     for way in ("gather", "dense"):
         print(f"{way}: logits differ from our fusion by {difference(bundle, way, ids[:64]):.2g}")

@@ -1,20 +1,36 @@
-"""Reading and checking a bundle: the one place where a bundle's bytes are validated."""
+"""Reading and checking a bundle: the one place where a bundle's bytes are validated.
+
+Whoever made the bundle is not trusted. The rules lie in files of their own, each for one format
+(`manifest_fields`, `safetensors_header`, `onnx_graph` and `graph_rules`, `tokenizer_file`); here
+they are put in order. What is checked is what is used: a file is opened once, and its bytes are
+measured, hashed, checked and given out from that one reading.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import types
-import typing
+import os
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, BinaryIO
 
-from dlp_edge import stack
-from dlp_edge.errors import BundleError, DlpEdgeError, RouterError
+from tokenizers import Tokenizer
+
+from dlp_edge import manifest_fields, stack
+from dlp_edge.errors import BundleError, RouterError
+from dlp_edge.graph_rules import check_backbone, check_router
 from dlp_edge.manifest import FORMAT, VERSION, Manifest, edition_name
+from dlp_edge.onnx_graph import Graph
+from dlp_edge.regular_file import BLOCK, check_regular, open_regular, read_at_most
 from dlp_edge.router_head import RouterHead, head_from_bytes
+from dlp_edge.runtime.text import ChatTemplate
+from dlp_edge.signing import TrustedKey, read_signature
+from dlp_edge.strict_json import parse
+from dlp_edge.tokenizer_file import load_tokenizer
+from dlp_edge.weights import Weights, read_weights
 
 MANIFEST = "manifest.json"
 BACKBONE = "backbone.onnx"
@@ -29,17 +45,36 @@ REPORT = "report.json"
 EDITED = (ADAPTERS, ROUTER_HEAD)  # what adding or removing an adapter writes anew
 REQUIRED = (BACKBONE, BACKBONE_DATA, ADAPTERS, TOKENIZER, REPORT)
 ROUTER_FILES = (ROUTER, ROUTER_HEAD, ROUTER_TOKENIZER)
-MAX_MANIFEST_BYTES = 16 << 20
+MAX_MANIFEST_BYTES = 1 << 20
+# Files that are held in memory whole while they are checked; the largest real ones have a third.
+MAX_BYTES = {
+    BACKBONE: 32 << 20,
+    ROUTER: 96 << 20,
+    ROUTER_HEAD: 32 << 20,
+    ROUTER_TOKENIZER: 16 << 20,
+    TOKENIZER: 48 << 20,
+    REPORT: 4 << 20,
+}
+# What may lie beside the files of the manifest and is never opened: a signature, what a killed
+# change of an edition left, what file managers leave.
+_BESIDE = re.compile(
+    r"manifest\.sig|manifest\.json\.next|adapters(\.\d{1,13})?\.safetensors"
+    r"|router_head(\.\d{1,13})?\.safetensors|\.DS_Store|Thumbs\.db|desktop\.ini"
+)
 _REEXPORT = "Copy the bundle again or export it again"
 
-T = TypeVar("T")
+Tell = Callable[[float], None]
+
+
+def _say_nothing(fraction: float) -> None:
+    pass
 
 
 @dataclass(frozen=True)
 class Bundle:
     """A bundle whose manifest is valid and whose files are all there.
 
-    Its files are read through `read`, which checks what it returns, or checked by `verify`.
+    Its files are read through the methods below, which check what they return.
     """
 
     folder: Path
@@ -52,17 +87,19 @@ class Bundle:
         """The bytes of a file, checked against the manifest.
 
         Raises:
-            BundleError: the file has another hash than the manifest says.
+            BundleError: the file has another size or hash than the manifest says.
         """
+        size = self.manifest.files[name].size
         try:
-            data = self.path(name).read_bytes()
+            with open_regular(self.path(name)) as file:
+                data = file.read(size + 1)
         except OSError as error:
-            raise _damaged(name, f"cannot be read ({error.strerror})") from error
-        self._compare(name, hashlib.sha256(data).hexdigest())
+            raise _unreadable(name, error) from error
+        self._compare(name, len(data), hashlib.sha256(data).hexdigest())
         return data
 
-    def verify(self, name: str, tell: Callable[[float], None] = lambda fraction: None) -> None:
-        """Checks a file that is too large to be held, or that another library reads by itself.
+    def verify(self, name: str, tell: Tell = _say_nothing) -> None:
+        """Checks a file's size and hash without holding it.
 
         Args:
             tell: called with the fraction that is done.
@@ -71,10 +108,36 @@ class Bundle:
             BundleError: as `read`.
         """
         try:
-            digest = sha256_of(self.path(name), tell)
+            with open_regular(self.path(name)) as file:
+                size, digest = _hash(file, self.manifest.files[name].size, tell)
         except OSError as error:
-            raise _damaged(name, f"cannot be read ({error.strerror})") from error
-        self._compare(name, digest)
+            raise _unreadable(name, error) from error
+        self._compare(name, size, digest)
+
+    def graph(self) -> tuple[bytes, Graph]:
+        """The backbone's graph, as onnxruntime wants it and as it was checked."""
+        data = self.read(BACKBONE)
+        size = self.manifest.files[BACKBONE_DATA].size
+        try:
+            return data, check_backbone(data, self.manifest.backbone, BACKBONE_DATA, size)
+        except ValueError as error:
+            raise _damaged(BACKBONE, f"is no graph of a backbone: {error}") from error
+
+    def weights(self, graph: Graph, tell: Tell = _say_nothing) -> Weights:
+        """The backbone's weights by name, of a graph that `graph` gave.
+
+        Raises:
+            BundleError: as `read`.
+            MemoryError: there is no room for them.
+        """
+        try:
+            with open_regular(self.path(BACKBONE_DATA)) as file:
+                size = self.manifest.files[BACKBONE_DATA].size
+                weights, found, digest = read_weights(file, size, graph.tensors.values(), tell)
+        except OSError as error:
+            raise _unreadable(BACKBONE_DATA, error) from error
+        self._compare(BACKBONE_DATA, found, digest)
+        return weights
 
     def adapters(self) -> stack.AdapterStack:
         """The stacked adapters, checked against the manifest's slots."""
@@ -97,40 +160,114 @@ class Bundle:
             raise _damaged(ROUTER_HEAD, "has fewer rows than the router has labels")
         return head
 
-    def _compare(self, name: str, digest: str) -> None:
-        if digest != self.manifest.files[name].sha256:
+    def router(self) -> tuple[bytes, RouterHead]:
+        """The router's graph and its last layer. Only for a bundle with a router.
+
+        Raises:
+            BundleError: one of them is damaged, or they do not fit each other.
+        """
+        entry = self.manifest.router
+        if entry is None:
+            raise _damaged(MANIFEST, "tells of no router")
+        data, head = self.read(ROUTER), self.router_head()
+        try:
+            _, width = check_router(data, entry)
+        except ValueError as error:
+            raise _damaged(ROUTER, f"is no graph of a router: {error}") from error
+        if width != head.weight.shape[1]:
+            raise _damaged(
+                ROUTER, f"has {width} features, its last layer reads {head.weight.shape[1]}"
+            )
+        return data, head
+
+    def tokenizer(self, name: str) -> Tokenizer:
+        """The tokenizer of TOKENIZER or ROUTER_TOKENIZER.
+
+        Raises:
+            BundleError: the file is none, or is not harmless.
+        """
+        size = self.manifest.backbone.vocab_size if name == TOKENIZER else None
+        try:
+            return load_tokenizer(self.read(name), size)
+        except ValueError as error:
+            raise _damaged(name, f"is no tokenizer ({error})") from error
+
+    def report(self) -> dict[str, Any]:
+        """What export measured.
+
+        Raises:
+            BundleError: the file is damaged.
+        """
+        try:
+            content = parse(self.read(REPORT))
+        except ValueError as error:
+            raise _damaged(REPORT, f"is not valid JSON ({error})") from error
+        if not isinstance(content, dict):
+            raise _damaged(REPORT, "is no object")
+        return content
+
+    def check(self, tell: Tell = _say_nothing) -> None:
+        """Checks every file, in the order in which loading does, and keeps nothing.
+
+        Args:
+            tell: called with the fraction that is done.
+
+        Raises:
+            BundleError: something is wrong.
+        """
+        self.adapters()
+        self.graph()
+        ChatTemplate(self.manifest.chat_template)
+        if self.manifest.router is not None:
+            self.router()
+            self.tokenizer(ROUTER_TOKENIZER)
+        self.tokenizer(TOKENIZER)
+        self.report()
+        self.verify(BACKBONE_DATA, tell)
+
+    def _compare(self, name: str, size: int, digest: str) -> None:
+        entry = self.manifest.files[name]
+        if size != entry.size:
+            raise _damaged(name, f"has not the {entry.size} bytes that it should have")
+        if digest != entry.sha256:
             raise _damaged(name, "has been changed since the export")
 
 
-def open_bundle(folder: str | Path) -> Bundle:
-    """Reads the manifest and checks that every file is there with its size.
+def open_bundle(folder: str | Path, trusted_key: TrustedKey | None = None) -> Bundle:
+    """Reads the manifest and checks that every file is there with its size, and no other.
+
+    Args:
+        trusted_key: what the manifest must be signed with; checked before it is parsed.
 
     Raises:
-        BundleError: no bundle, another format version, a field or file that is wrong.
+        BundleError: no bundle, not signed with the key, another format version, a field or file
+            that is wrong.
     """
     root = Path(folder)
-    path = root / MANIFEST
     try:
         is_folder = root.is_dir()
-    except OSError:  # a name that the system cannot have
+    except (OSError, ValueError):  # a name that the system cannot have
         is_folder = False
     if not is_folder:
         raise BundleError(f"there is no bundle at {root}", "Check the path, or run dlp-edge export")
-    if not path.is_file():
+    if not os.path.lexists(root / MANIFEST):
         raise BundleError(
             f"{root} has no {MANIFEST}, so it is no finished bundle", "Export it again"
         )
-    if path.stat().st_size > MAX_MANIFEST_BYTES:
-        raise BundleError(f"{MANIFEST} is larger than any real one", _REEXPORT)
     try:
-        document = json.loads(path.read_bytes())
+        data = read_at_most(root / MANIFEST, MAX_MANIFEST_BYTES)
     except OSError as error:
-        raise _damaged(MANIFEST, f"cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
+        raise _unreadable(MANIFEST, error) from error
+    if trusted_key is not None:
+        trusted_key.check(data, read_signature(root))
+    try:
+        document = parse(data)
+    except ValueError as error:
         raise BundleError(f"{MANIFEST} is not valid JSON ({error})", _REEXPORT) from error
     manifest = parse_manifest(document)
     for name, entry in manifest.files.items():
         _check_file(root, name, entry.size)
+    _check_no_others(root, manifest)
     return Bundle(root, manifest)
 
 
@@ -144,25 +281,19 @@ def parse_manifest(document: Any) -> Manifest:
         raise BundleError(f"{MANIFEST} is not one of a dlp-edge bundle", "Check the path")
     if type(document.get("version")) is not int or document["version"] != VERSION:
         raise BundleError(
-            f"the bundle has format version {document.get('version')!r}, this dlp-edge reads "
-            f"version {VERSION}",
+            f"the bundle has format version {str(document.get('version'))[:40]!r}, this dlp-edge "
+            f"reads version {VERSION}",
             "Update dlp-edge, or export the bundle again",
         )
     content = {key: value for key, value in document.items() if key not in ("format", "version")}
     if content.pop("checksum", None) != _checksum(content):
         raise BundleError(f"{MANIFEST} has been changed since the export", _REEXPORT)
-    manifest = _parse(Manifest, content, "manifest")
-    if manifest.edition < 0:
-        raise BundleError(f"the edition in {MANIFEST} is {manifest.edition}", _REEXPORT)
-    for name in REQUIRED + (ROUTER_FILES if manifest.router else ()):
-        if file_name(manifest, name) not in manifest.files:
-            raise BundleError(f"{MANIFEST} lists no {name}", _REEXPORT)
-    if manifest.router is not None:
-        unknown = set(manifest.router.settings.labels) - {
-            adapter.name for adapter in manifest.adapters
-        }
-        if unknown:
-            raise BundleError(f"the router knows {min(unknown)}, which is no adapter", _REEXPORT)
+    try:
+        manifest = manifest_fields.parse(Manifest, content, "manifest")
+        manifest_fields.check(manifest)
+    except ValueError as error:
+        raise BundleError(f"{MANIFEST}: {error}", _REEXPORT) from error
+    _check_names(manifest)
     return manifest
 
 
@@ -183,35 +314,92 @@ def _checksum(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def sha256_of(path: Path, tell: Callable[[float], None] = lambda fraction: None) -> str:
+def sha256_of(path: Path, tell: Tell = _say_nothing) -> str:
     """SHA-256 of a file, streamed; `tell` is called with the fraction that is done."""
-    digest = hashlib.sha256()
-    size = max(1, path.stat().st_size)
     with path.open("rb") as file:
-        while block := file.read(8 << 20):
-            digest.update(block)
-            tell(file.tell() / size)
-    return digest.hexdigest()
+        return _hash(file, path.stat().st_size, tell)[1]
+
+
+def _hash(file: BinaryIO, expected: int, tell: Tell) -> tuple[int, str]:
+    """Size and SHA-256; stops where there is more than expected."""
+    digest, size = hashlib.sha256(), 0
+    while size <= expected and (block := file.read(BLOCK)):
+        digest.update(block)
+        size += len(block)
+        tell(min(1.0, size / max(1, expected)))
+    return size, digest.hexdigest()
 
 
 def _damaged(name: str, what: str) -> BundleError:
     return BundleError(f"{name} {what}", _REEXPORT)
 
 
+def _unreadable(name: str, error: OSError) -> BundleError:
+    return _damaged(name, f"cannot be read ({error.strerror})")
+
+
+def _check_names(manifest: Manifest) -> None:
+    """The names are ours, every one known, so none can lead out of the folder or be two files
+    on one system and one on another."""
+    wanted = REQUIRED + (ROUTER_FILES if manifest.router else ())
+    names = {file_name(manifest, name): name for name in wanted}
+    for name in sorted(names.keys() - manifest.files.keys()):
+        raise BundleError(f"{MANIFEST} lists no {name}", _REEXPORT)
+    for name in sorted(manifest.files.keys() - names.keys()):
+        raise BundleError(
+            f"{MANIFEST} lists {name[:200]!r}, which is no file of a bundle", _REEXPORT
+        )
+    for name, entry in manifest.files.items():
+        most = MAX_BYTES.get(names[name], _most_of(manifest, names[name]))
+        if entry.size > most:
+            raise _damaged(name, f"has {entry.size} bytes, {most} at most make sense")
+
+
+def _most_of(manifest: Manifest, name: str) -> int:
+    """The most bytes that the adapters can take by their ranks; for other files no limit."""
+    if name != ADAPTERS:
+        return manifest_fields.LARGEST["file"]
+    widths = sum(
+        slot.input_size * len(slot.parts) + slot.output_size for slot in manifest.backbone.slots
+    )
+    ranks = sum(adapter.rank for adapter in manifest.adapters)
+    return 4 * widths * ranks + (16 << 20)
+
+
 def _check_file(root: Path, name: str, size: int) -> None:
-    if name in ("", ".", "..") or "/" in name or "\\" in name or ":" in name:
-        raise BundleError(f"{MANIFEST} names a file outside the bundle: {name!r}", _REEXPORT)
-    path = root / name
-    if path.is_symlink() or not path.is_file():
-        raise _damaged(name, "is missing")
-    if path.stat().st_size != size:
-        raise _damaged(name, f"has {path.stat().st_size} bytes instead of {size}")
+    try:
+        found = check_regular(root / name).st_size
+    except FileNotFoundError as error:
+        raise _damaged(name, "is missing") from error
+    except OSError as error:
+        raise _unreadable(name, error) from error
+    if found != size:
+        raise _damaged(name, f"has {found} bytes instead of {size}")
+
+
+def _check_no_others(root: Path, manifest: Manifest) -> None:
+    """Raises BundleError for a file that nobody needs: it may be there for another program."""
+    try:
+        with os.scandir(root) as entries:
+            for entry in entries:
+                known = entry.name in manifest.files or entry.name == MANIFEST
+                if not known and not _BESIDE.fullmatch(entry.name):
+                    raise BundleError(
+                        f"{MANIFEST} does not list {entry.name[:200]!r}, which lies in the bundle",
+                        "Remove it, or copy the bundle again",
+                    )
+    except OSError as error:
+        raise _damaged(str(root), f"cannot be listed ({error.strerror})") from error
 
 
 def _check_stack(loaded: stack.AdapterStack, manifest: Manifest) -> None:
     names = [adapter.name for adapter in manifest.adapters]
     if list(loaded.rows) != names:
         raise _damaged(ADAPTERS, "holds other adapters than the manifest lists")
+    for adapter in manifest.adapters:
+        rows = loaded.rows[adapter.name].values()
+        if max((at.rank for at in rows), default=0) != adapter.rank:
+            raise _damaged(ADAPTERS, f"has another rank for {adapter.name} than the manifest")
     widths = {
         part.module: (slot.input_size, part.stop - part.start)
         for slot in manifest.backbone.slots
@@ -219,47 +407,6 @@ def _check_stack(loaded: stack.AdapterStack, manifest: Manifest) -> None:
     }
     for module, a in loaded.a.items():
         if (a.shape[1], loaded.b[module].shape[1]) != widths.get(module):
-            raise _damaged(ADAPTERS, f"does not fit the backbone at {module}")
-
-
-def _parse(kind: type[T], value: Any, where: str) -> T:
-    """Builds a dataclass from JSON, strictly: no unknown, missing or mistyped fields."""
-    if not isinstance(value, dict):
-        raise BundleError(f"{where} is not an object in {MANIFEST}", _REEXPORT)
-    hints = typing.get_type_hints(kind)
-    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
-    if set(value) != set(names):
-        odd = min(set(value) ^ set(names))
-        state = "unknown" if odd in value else "missing"
-        raise BundleError(f"{where}.{odd} is {state} in {MANIFEST}", _REEXPORT)
-    values = {name: _convert(hints[name], value[name], f"{where}.{name}") for name in names}
-    try:
-        return kind(**values)
-    except DlpEdgeError as error:
-        raise BundleError(f"{where} in {MANIFEST}: {error.cause}", _REEXPORT) from error
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        inner = next(argument for argument in arguments if argument is not type(None))
-        return None if value is None else _convert(inner, value, where)
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise BundleError(f"{where} is not a list in {MANIFEST}", _REEXPORT)
-        return tuple(_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-    if origin is dict:
-        if not isinstance(value, Mapping):
-            raise BundleError(f"{where} is not an object in {MANIFEST}", _REEXPORT)
-        return {key: _convert(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
-    if origin is Literal:
-        if value not in arguments:
-            raise BundleError(f"{where} in {MANIFEST} is {value!r}", _REEXPORT)
-        return value
-    if is_dataclass(hint):
-        return _parse(typing.cast("type[Any]", hint), value, where)
-    if hint is float and type(value) is int:
-        return float(value)
-    if type(value) is not hint:
-        raise BundleError(f"{where} is not of type {hint.__name__} in {MANIFEST}", _REEXPORT)
-    return value
+            raise _damaged(ADAPTERS, f"does not fit the backbone at {module[:200]}")
+        if a.dtype != manifest.backbone.dtype:
+            raise _damaged(ADAPTERS, f"is of type {a.dtype}, not {manifest.backbone.dtype}")

@@ -3,7 +3,8 @@
 The new files get names of their own, then the manifest that lists them replaces the old one in
 one step, then the old files go. Killed at any point, the bundle is whole, as the old edition or as
 the new one; at worst a file that no manifest lists is left, and the next edition removes it. No
-file that a loaded Runtime holds open is touched, and the backbone is not copied.
+file that a loaded Runtime holds open is touched, and the backbone is not copied. A signature is
+of one manifest, so that of the former edition goes.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from dlp_edge.bundle import (
 from dlp_edge.errors import BundleError
 from dlp_edge.lock import locked
 from dlp_edge.manifest import FileEntry, Manifest, edition_name
-from dlp_edge.writer import resource_error, sync
+from dlp_edge.signing import SIGNATURE
+from dlp_edge.writer import resource_error, sync_folder, write_file
 
 _NEXT_MANIFEST = f"{MANIFEST}.next"
 
@@ -58,14 +60,18 @@ def write_edition(bundle: Bundle, manifest: Manifest, parts: Mapping[str, bytes]
         whole = replace(manifest, files={**kept, **entries}, edition=edition)
         try:
             for name, data in new.items():
-                _write(bundle.folder / name, data)
-            _write(bundle.folder / _NEXT_MANIFEST, dump_manifest(whole).encode())
+                write_file(bundle.folder / name, data)
+            write_file(bundle.folder / _NEXT_MANIFEST, dump_manifest(whole).encode())
+            sync_folder(bundle.folder)
             (bundle.folder / _NEXT_MANIFEST).replace(bundle.folder / MANIFEST)
         except OSError as error:
             for name in (*new, _NEXT_MANIFEST):
                 with contextlib.suppress(OSError):
                     (bundle.folder / name).unlink(missing_ok=True)
             raise resource_error(bundle.folder, error) from error
+        sync_folder(bundle.folder)
+        with contextlib.suppress(OSError):
+            (bundle.folder / SIGNATURE).unlink(missing_ok=True)  # of the former manifest
         _remove_other_editions(bundle.folder, whole)
     return Bundle(bundle.folder, whole)
 
@@ -76,11 +82,6 @@ def check_current(bundle: Bundle) -> None:
         raise BundleError(
             f"{bundle.folder} was changed after it was loaded", "Load it again, then repeat"
         )
-
-
-def _write(path: Path, data: bytes) -> None:
-    path.write_bytes(data)
-    sync(path)
 
 
 def _remove_other_editions(folder: Path, manifest: Manifest) -> None:

@@ -58,6 +58,10 @@ class RouterError(DlpEdgeError):
     exit_code = 3
 
 
+class NonFiniteError(DlpEdgeError):
+    """The backbone's numbers are not finite, so no token can be chosen."""
+
+
 class ResourceError(DlpEdgeError):
     """Memory or disk space ran out."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import math
 import re
 from collections.abc import Mapping
@@ -14,15 +14,20 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, deserialize
 
-from dlp_edge.bundle import sha256_of
 from dlp_edge.errors import AdapterError
 from dlp_edge.manifest import ADAPTER_NAME, NAME_RULE, AdapterEntry
-from dlp_edge.stack import LoraPair
+from dlp_edge.pattern_rules import check_pattern
+from dlp_edge.regular_file import read_at_most
+from dlp_edge.safetensors_header import check_bytes
+from dlp_edge.stack import LARGEST_SCALING, LoraPair
+from dlp_edge.strict_json import parse
 
 Matrix = npt.NDArray[np.float32]
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+MAX_CONFIG = 1 << 20
+MAX_WEIGHTS = 2 << 30
 
 _KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight")
 
@@ -118,17 +123,22 @@ def read_adapter(
             + (", only a pickle file, which may run code when it is read" if pickled else ""),
             "Save the adapter with safe serialization (PEFT's default)",
         )
-    arrays = _read_weights(name, path)
+    arrays, digest = _read_weights(name, path)
     pairs = _pair_up(name, arrays, config, sizes, slots_only)
     base_model = config.get("base_model_name_or_path")
-    return PeftAdapter(name, folder, pairs, sha256_of(path), base_model)
+    if base_model is not None and not isinstance(base_model, str):
+        raise AdapterError(f"adapter {name}: its base model in {CONFIG} is no name", "Restore it")
+    return PeftAdapter(name, folder, pairs, digest, base_model)
 
 
-def _read_weights(name: str, path: Path) -> dict[str, Matrix]:
-    """Every tensor of the file as float32; numpy has no bfloat16, which is a float32 cut short."""
+def _read_weights(name: str, path: Path) -> tuple[dict[str, Matrix], str]:
+    """Every tensor of the file as float32 (numpy has no bfloat16, which is a float32 cut short),
+    and the SHA-256 of the bytes that they come from."""
     try:
-        tensors = deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
-        return {
+        data = read_at_most(path, MAX_WEIGHTS)
+        check_bytes(data)
+        tensors = deserialize(data)  # type: ignore[no-untyped-call]
+        arrays = {
             key: _widen(tensor["dtype"], tensor["data"]).reshape(tensor["shape"])
             for key, tensor in tensors
         }
@@ -136,6 +146,7 @@ def _read_weights(name: str, path: Path) -> dict[str, Matrix]:
         raise AdapterError(
             f"adapter {name}: {WEIGHTS} cannot be read ({error})", "Restore or retrain it"
         ) from error
+    return arrays, hashlib.sha256(data).hexdigest()
 
 
 def _widen(dtype: str, data: bytes) -> Matrix:
@@ -148,10 +159,10 @@ def _widen(dtype: str, data: bytes) -> Matrix:
 
 def _read_config(name: str, folder: Path) -> dict[str, Any]:
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        config = parse(read_at_most(folder / CONFIG, MAX_CONFIG))
+    except (OSError, ValueError) as error:
         raise AdapterError(
-            f"adapter {name}: {folder / CONFIG} cannot be read",
+            f"adapter {name}: {folder / CONFIG} cannot be read ({error})",
             "Give the folder that PEFT's save_pretrained wrote",
         ) from error
     if not isinstance(config, dict):
@@ -228,6 +239,10 @@ def _check_pair(
         )
     alpha = _setting(name, module, config, "lora_alpha", "alpha_pattern", 8)
     scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    if abs(scaling) > LARGEST_SCALING:
+        raise AdapterError(
+            f"adapter {name} scales {module} by {scaling:g}", "Restore its configuration"
+        )
     return LoraPair(a, np.ascontiguousarray(b.T), scaling)
 
 
@@ -260,13 +275,14 @@ def _setting(
     by_pattern = config.get(patterns) or {}
     try:
         for pattern, special in by_pattern.items():
+            check_pattern(pattern, risks=2)  # a module's name is short
             if re.fullmatch(rf"(.*\.)?({pattern})", module):
                 value = special
                 break
-    except (AttributeError, TypeError, re.error) as error:
+    except (AttributeError, TypeError, ValueError, re.error) as error:
         raise AdapterError(
             f"adapter {name}: {patterns} in {CONFIG} is wrong ({error})", "Restore it"
         ) from error
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if type(value) not in (int, float) or not abs(value) < 1e15:
         raise AdapterError(f"adapter {name}: {key} in {CONFIG} is {value!r}", "Restore it")
     return float(value)

@@ -8,6 +8,7 @@ alone.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from dlp_edge.errors import RouterError
+from dlp_edge.safetensors_header import check_bytes
 
 Matrix = npt.NDArray[np.float32]
 Half = npt.NDArray[np.float16]
@@ -82,6 +84,13 @@ class RouterHead:
         rank = np.argsort(order)
         return RouterHead(self.weight[order], self.bias[order], self.features, rank[self.rows])
 
+    def without(self, gone: Collection[int]) -> RouterHead:
+        """The other rows, with their features."""
+        left = np.array([row for row in range(len(self.bias)) if row not in gone])
+        kept = np.isin(self.rows, left)
+        rank = np.searchsorted(left, self.rows[kept])
+        return RouterHead(self.weight[left], self.bias[left], self.features[kept], rank)
+
 
 def head_to_bytes(head: RouterHead) -> bytes:
     """The content of `router_head.safetensors`."""
@@ -102,6 +111,7 @@ def head_from_bytes(data: bytes) -> RouterHead:
         RouterError: the bytes are no such file, or the tensors do not fit each other.
     """
     try:
+        check_bytes(data)
         tensors = load(data)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise RouterError(f"the router's last layer cannot be read ({error})", _REMEDY) from error

@@ -19,8 +19,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from dlp_edge.errors import BundleError
+from dlp_edge.safetensors_header import check_bytes
+from dlp_edge.strict_json import parse
 
 Array = npt.NDArray[np.floating]
+LARGEST_SCALING = 1e6  # alpha / r of real adapters is 0.1 to 100
 _REEXPORT = "Export the bundle again"
 
 
@@ -112,9 +115,9 @@ def from_bytes(data: bytes) -> AdapterStack:
         BundleError: the bytes are not such a file, or rows and tensors disagree.
     """
     try:
+        header = check_bytes(data)
         tensors = load(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        layout = json.loads(header["__metadata__"]["layout"])
+        layout = parse(header.metadata["layout"].encode())
         rows = {
             name: {module: _parse_rows(*row) for module, row in modules.items()}
             for name, modules in layout.items()
@@ -126,9 +129,10 @@ def from_bytes(data: bytes) -> AdapterStack:
         TypeError,
         AttributeError,
         OverflowError,
-        RecursionError,
     ) as error:
         raise BundleError(f"adapters.safetensors cannot be read ({error})", _REEXPORT) from error
+    if not all(key.endswith((".A", ".B")) for key in tensors):
+        raise BundleError("adapters.safetensors has a tensor that is no A and no B", _REEXPORT)
     a = {key[:-2]: tensor for key, tensor in tensors.items() if key.endswith(".A")}
     b = {key[:-2]: tensor for key, tensor in tensors.items() if key.endswith(".B")}
     stack = AdapterStack(a, b, rows)
@@ -137,9 +141,9 @@ def from_bytes(data: bytes) -> AdapterStack:
 
 
 def _parse_rows(offset: object, rank: object, scaling: object) -> Rows:
-    if type(offset) is not int or type(rank) is not int or not isinstance(scaling, (int, float)):
+    if type(offset) is not int or type(rank) is not int or type(scaling) not in (int, float):
         raise ValueError(f"rows are given as {offset!r}, {rank!r}, {scaling!r}")
-    return Rows(offset, rank, float(scaling))
+    return Rows(offset, rank, float(scaling))  # type: ignore[arg-type]
 
 
 def _check_rows(stack: AdapterStack) -> None:
@@ -161,10 +165,13 @@ def _check_rows(stack: AdapterStack) -> None:
             inside = module in stack.a and at.rank > 0 and at.offset >= 0
             if not inside or at.offset + at.rank > stack.a[module].shape[0]:
                 raise BundleError(f"adapter {name} lies outside the tensors of {module}", _REEXPORT)
-            if not np.isfinite(at.scaling):
-                raise BundleError(f"adapter {name} has no finite scaling for {module}", _REEXPORT)
+            if not abs(at.scaling) <= LARGEST_SCALING:
+                raise BundleError(f"adapter {name} scales {module} by {at.scaling}", _REEXPORT)
             taken.setdefault(module, []).append(at)
     for module, found in taken.items():
         found.sort(key=lambda at: at.offset)
         if any(a.offset + a.rank > b.offset for a, b in pairwise(found)):
             raise BundleError(f"two adapters share rows of {module}", _REEXPORT)
+    for module, a in stack.a.items():
+        if sum(at.rank for at in taken.get(module, ())) != a.shape[0]:
+            raise BundleError(f"rows of {module} belong to no adapter", _REEXPORT)

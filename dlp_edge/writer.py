@@ -1,7 +1,9 @@
-"""Writing a folder all or nothing: a staging folder beside the target, then a rename."""
+"""Writing a folder or a file all or nothing: made beside the target and put on the disk, then
+renamed."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -10,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dlp_edge.errors import DlpEdgeError, ResourceError, UsageError
+from dlp_edge.exchange import exchange
 from dlp_edge.lock import locked
 
 
@@ -18,8 +21,10 @@ def staged(target: Path, is_ours: Callable[[Path], bool]) -> Iterator[Path]:
     """A folder to write into, which becomes `target` when the block ends without an error.
 
     Whatever ends the block, the target is either the old folder or the whole new one. A killed
-    process leaves at most the staging folder (or, killed between the two renames, the old folder
-    under another name); the next call for this target puts that right.
+    process leaves at most a folder beside it (the new one in the making, or the old one about to
+    go), which the next call for this target removes. Where the system cannot exchange two folders
+    in one step (Windows), a process killed between two renames leaves the old folder under another
+    name, and the next call puts it back.
 
     Args:
         is_ours: whether an existing folder may be replaced.
@@ -32,16 +37,19 @@ def staged(target: Path, is_ours: Callable[[Path], bool]) -> Iterator[Path]:
     target = target.resolve()
     with locked(target):
         staging, old = _beside(target, "staging"), _beside(target, "old")
-        if old.exists() and not target.exists():
-            old.rename(target)
-        check_target(target, is_ours)
         try:
+            if old.exists() and not target.exists():
+                old.rename(target)
+            check_target(target, is_ours)
+            _remove(old)
             _remove(staging)
             staging.mkdir()
             yield staging
             for path in staging.iterdir():
                 sync(path)
+            sync_folder(staging)
             _replace(staging, target, old)
+            sync_folder(target.parent)
         except OSError as error:
             raise resource_error(target, error) from error
         finally:
@@ -81,15 +89,37 @@ def check_space(target: Path, needed: int) -> None:
         )
 
 
+def write_file(path: Path, data: bytes) -> None:
+    """Writes a file and waits until it is on the disk."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def sync(path: Path) -> None:
     """Waits until a file is on the disk."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 
 
+def sync_folder(folder: Path) -> None:
+    """Waits until the names in a folder are on the disk, where the system can do that for folders;
+    Windows and some network file systems cannot. What was written is right either way."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def _replace(staging: Path, target: Path, old: Path) -> None:
-    """A folder with content cannot be renamed onto another, so the old one steps aside first."""
+    """A folder with content cannot be renamed onto another: the two change places, and the old
+    one, now the staging folder, goes. Where that cannot be done the old one steps aside first."""
     if target.exists():
+        if exchange(staging, target):
+            return
         target.rename(old)
     try:
         staging.rename(target)

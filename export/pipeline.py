@@ -19,7 +19,7 @@ from dlp_edge.errors import BackboneError, DlpEdgeError, RouterError
 from dlp_edge.export import greedy, report
 from dlp_edge.export.backbone import DenseBackbone, check_format
 from dlp_edge.export.router import export_router, router_labels
-from dlp_edge.export.source import Source, load_source
+from dlp_edge.export.source import Source, dequantised_bytes, load_source
 from dlp_edge.manifest import BackboneEntry, FileEntry, Manifest
 from dlp_edge.peft_adapter import PeftAdapter, read_adapters
 from dlp_edge.runtime.backbone import open_backbone
@@ -70,6 +70,7 @@ def export_bundle(
 
     begun = time.perf_counter()
     tell("reading the backbone", 0.0)
+    check_space(out.resolve(), 4 * dequantised_bytes(backbone))  # that, and then as below
     with staged(out, is_bundle) as staging, load_source(backbone, staging) as source:
         template = source.chat_template if chat_template is None else chat_template
         _check_template(template)

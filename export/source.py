@@ -116,6 +116,20 @@ def load_source(backbone: str, scratch: Path | None = None) -> Iterator[Source]:
         yield _open_folder(_download(backbone), backbone)
 
 
+def dequantised_bytes(backbone: str) -> int:
+    """What a GGUF file will take as fp32 weights; 0 for a backbone that is none, or cannot be
+    read."""
+    from gguf import GGUFReader
+
+    path = Path(backbone)
+    if not (path.is_file() and path.suffix == ".gguf"):
+        return 0
+    try:
+        return 4 * sum(int(tensor.n_elements) for tensor in GGUFReader(path).tensors)
+    except Exception:  # the reader raises whatever it stumbles over; `load_source` names it
+        return 0
+
+
 def dequantise_gguf(path: Path, out: Path) -> None:
     """Writes a GGUF file as a Hugging Face folder with fp32 weights."""
     import torch

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
+from dlp_edge.errors import NonFiniteError
 from dlp_edge.runtime.constraint import JsonConstraint, grammar_tokenizer
 from dlp_edge.runtime.options import Decoding
 from dlp_edge.runtime.sampling import log_probabilities, make_sampler, penalise
@@ -134,6 +135,11 @@ class Answer:
     def take(self, logits: npt.NDArray[np.floating]) -> list[Chunk]:
         """Samples the next token; returns the text that it completes, a chunk per sentence."""
         begun = perf_counter()
+        if not np.isfinite(logits.max()):  # the largest of numbers among which is NaN is NaN
+            raise NonFiniteError(
+                f"the backbone's numbers are not finite after {len(self.tokens)} tokens",
+                "Lower the adapters' weights, or export the bundle again",
+            )
         token = self._choose(logits)
         if not self.tokens:
             self.spend(first_token=perf_counter() - self._begun)

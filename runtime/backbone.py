@@ -10,6 +10,7 @@ import onnxruntime as ort
 from dlp_edge.errors import BundleError
 from dlp_edge.manifest import BackboneEntry
 from dlp_edge.runtime.device import Device, open_session
+from dlp_edge.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -21,15 +22,17 @@ class Backbone:
     device: Device
 
 
-def open_backbone(path: Path, entry: BackboneEntry, device: Device) -> Backbone:
-    """Loads the graph onto the device.
+def open_backbone(
+    model: Path | bytes, entry: BackboneEntry, device: Device, weights: Weights | None = None
+) -> Backbone:
+    """Loads the graph onto the device; see `open_session`.
 
     Raises:
         BundleError: onnxruntime cannot read it, or it is not as the manifest says.
         DeviceError: onnxruntime fell back to another provider.
         ResourceError: out of memory.
     """
-    session = open_session(path, device)
+    session = open_session(model, device, weights)
     _check_inputs(session, entry)
     return Backbone(session, entry, device)
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from dlp_edge.errors import UsageError
+from dlp_edge.errors import BundleError, UsageError
 from dlp_edge.runtime.options import Schema
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def grammar_tokenizer(tokenizer: Tokenizer, vocab_size: int, eos: frozenset[int]
 
     Raises:
         UsageError: llguidance is not installed.
+        BundleError: it cannot work with this tokenizer.
     """
     try:
         from llguidance import LLTokenizer
@@ -34,7 +35,13 @@ def grammar_tokenizer(tokenizer: Tokenizer, vocab_size: int, eos: frozenset[int]
         raise UsageError(
             "json_schema needs the package llguidance", "Install dlp-edge[json]"
         ) from error
-    return LLTokenizer(tokenizer.to_str(), n_vocab=vocab_size, eos_token=sorted(eos))
+    try:
+        return LLTokenizer(tokenizer.to_str(), n_vocab=vocab_size, eos_token=sorted(eos))
+    except ValueError as error:  # an end token that the tokenizer does not know, for one
+        raise BundleError(
+            f"the bundle's tokenizer cannot keep to a JSON schema ({str(error)[:200]})",
+            "Ask without json_schema, or export the backbone with a tokenizer that has its tokens",
+        ) from error
 
 
 class JsonConstraint:

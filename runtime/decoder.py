@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from dlp_edge.errors import BundleError, ResourceError, UsageError
+from dlp_edge.errors import BundleError, DeviceError, ResourceError, UsageError
 from dlp_edge.runtime.backbone import Backbone
 from dlp_edge.runtime.device import first_line
 from dlp_edge.runtime.fusion import SlotPair
@@ -194,9 +194,11 @@ class Decoder:
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
             if interrupt is not None and interrupt.is_set():
                 raise Cancelled from error
-            if "allocate" in str(error).lower():
-                raise ResourceError(
-                    "memory ran out inside the backbone", "Use a shorter prompt"
+            if "allocate" in str(error).lower() or "bad_alloc" in str(error):
+                raise out_of_memory() from error
+            if self._kind != "cpu" and "CUDA" in str(error).upper():
+                raise DeviceError(
+                    f"the device failed ({first_line(error)})", "Check its driver, then load again"
                 ) from error
             raise BundleError(
                 f"the backbone's graph does not run ({first_line(error)})",
@@ -237,6 +239,11 @@ class Decoder:
                 f"there is not enough memory for a cache of {self.max_context} tokens",
                 "Load the bundle with a smaller max_context, or close other sessions",
             ) from error
+
+
+def out_of_memory() -> ResourceError:
+    """What to say when a request found no room."""
+    return ResourceError("memory ran out while answering", "Use a shorter prompt or context")
 
 
 class _Rows:

@@ -9,6 +9,7 @@ from pathlib import Path
 import onnxruntime as ort
 
 from dlp_edge.errors import BundleError, DeviceError, ResourceError, UsageError
+from dlp_edge.weights import Weights
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -50,8 +51,15 @@ def choose_device(asked: str, target: str, threads: int | None) -> Device:
     return Device(kind, threads or _default_threads())
 
 
-def open_session(path: Path, device: Device) -> ort.InferenceSession:
-    """An inference session of a graph file on the device.
+def open_session(
+    model: Path | bytes, device: Device, weights: Weights | None = None
+) -> ort.InferenceSession:
+    """An inference session of a graph on the device.
+
+    Args:
+        model: the graph's bytes, or its file.
+        weights: the tensors that lie outside the graph, by name; onnxruntime then opens no file.
+            None lets it read those that the file names.
 
     Raises:
         BundleError: onnxruntime cannot read the graph.
@@ -63,15 +71,19 @@ def open_session(path: Path, device: Device) -> ort.InferenceSession:
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     provider = PROVIDERS[device.kind]
+    source = model if isinstance(model, bytes) else str(model)
     try:
-        session = ort.InferenceSession(str(path), options, providers=[provider])
+        if weights:
+            values = [ort.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+            options.add_external_initializers(list(weights), values)
+        session = ort.InferenceSession(source, options, providers=[provider])
     except MemoryError as error:
         raise _out_of_memory() from error
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
         if "bad_alloc" in str(error) or "allocate" in str(error).lower():
             raise _out_of_memory() from error
         raise BundleError(
-            f"onnxruntime cannot load {path.name} ({first_line(error)})", "Export the bundle again"
+            f"onnxruntime cannot load the graph ({first_line(error)})", "Export the bundle again"
         ) from error
     if session.get_providers()[0] != provider:
         raise DeviceError(
@@ -90,7 +102,8 @@ def _out_of_memory() -> ResourceError:
 
 def first_line(error: Exception) -> str:
     """What an onnxruntime error says, without its stack."""
-    return str(error).strip().splitlines()[0][:300]
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
 
 
 def _default_threads() -> int:

@@ -9,7 +9,7 @@ from time import perf_counter
 
 from dlp_edge.runtime.answer import Answer
 from dlp_edge.runtime.backbone import Backbone
-from dlp_edge.runtime.decoder import Decoder, Logits
+from dlp_edge.runtime.decoder import Decoder, Logits, out_of_memory
 from dlp_edge.runtime.fusion import Fuser
 from dlp_edge.runtime.interrupt import Cancelled, Interrupt
 from dlp_edge.stack import AdapterStack
@@ -63,6 +63,14 @@ def stream_answer(engine: Engine, answer: Answer, interrupt: Interrupt) -> Itera
             answer.spend(decode=perf_counter() - begun, decode_steps=1)
     except Cancelled:
         yield from answer.finish()
+    except GeneratorExit:
+        raise
+    except BaseException as error:
+        # What went wrong may be in the cache already: nothing of it is used again.
+        engine.decoder.truncate(0)
+        if isinstance(error, MemoryError):
+            raise out_of_memory() from error
+        raise
 
 
 def run_batch(engine: Engine, answers: Iterable[Answer], interrupt: Interrupt) -> None:

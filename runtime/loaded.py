@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from dlp_edge import bundle as files
 from dlp_edge.bundle import Bundle
-from dlp_edge.errors import ContextLengthError, UsageError
+from dlp_edge.errors import BundleError, ContextLengthError, ResourceError, UsageError
 from dlp_edge.manifest import Manifest
 from dlp_edge.runtime.answer import Answer, Vocabulary
 from dlp_edge.runtime.backbone import Backbone, open_backbone
@@ -16,6 +16,7 @@ from dlp_edge.runtime.caches import SessionCaches
 from dlp_edge.runtime.device import Device
 from dlp_edge.runtime.fusion import parse_weights
 from dlp_edge.runtime.generation import Engine, make_engine
+from dlp_edge.runtime.memory import check_room
 from dlp_edge.runtime.options import GenerateOptions, check_option_names, decoding_of
 from dlp_edge.runtime.prompt import last_user_text, messages_of
 from dlp_edge.runtime.router import Router
@@ -28,7 +29,7 @@ from dlp_edge.runtime.steering import (
     load_router,
     route_with,
 )
-from dlp_edge.runtime.text import ChatTemplate, parse_tokenizer
+from dlp_edge.runtime.text import ChatTemplate
 from dlp_edge.stack import AdapterStack
 from dlp_edge.types import Likelihood, Message
 
@@ -115,9 +116,15 @@ class Loaded:
         return self.template.render(messages, backbone.bos_token, backbone.eos_token)
 
     def _encode(self, rendered: str) -> list[int]:
-        """The ids of a text that the template made."""
+        """The ids of a text that the template made. Raises BundleError for one that is too high."""
         tokenizer = self.vocabulary.tokenizer
         ids: list[int] = tokenizer.encode(rendered, add_special_tokens=self.template.is_plain).ids
+        known = self.manifest.backbone.vocab_size
+        if max(ids, default=0) >= known:
+            raise BundleError(
+                f"the tokenizer gives the id {max(ids)}, the backbone knows {known}",
+                "Export the bundle again",
+            )
         return ids
 
     def with_edition(self, bundle: Bundle) -> Loaded:
@@ -126,7 +133,8 @@ class Loaded:
         if router is not None and bundle.manifest.router is not None:
             router = router.with_head(bundle.router_head(), bundle.manifest.router.settings)
         return _assemble(
-            bundle,
+            bundle.manifest,
+            bundle.adapters(),
             self.template,
             router,
             self.backbone,
@@ -152,24 +160,35 @@ def read(
     Raises:
         BundleError, DeviceError, ResourceError: see `Runtime`.
     """
-    backbone = bundle.manifest.backbone
+    entry = bundle.manifest.backbone
+    stack = bundle.adapters()
+    model, graph = bundle.graph()
+    check_room(bundle)
     template = ChatTemplate(bundle.manifest.chat_template)
     tell("tokenizer", 0.05)
-    tokenizer = parse_tokenizer(bundle.read(files.TOKENIZER), files.TOKENIZER)
-    vocabulary = Vocabulary(tokenizer, backbone.vocab_size, frozenset(backbone.eos_token_ids))
+    tokenizer = bundle.tokenizer(files.TOKENIZER)
+    vocabulary = Vocabulary(tokenizer, entry.vocab_size, frozenset(entry.eos_token_ids))
     tell("router", 0.15)
     router = load_router(bundle)
     tell("checksums", 0.2)
-    bundle.verify(files.BACKBONE)
-    bundle.verify(files.BACKBONE_DATA, lambda part: tell("checksums", 0.2 + 0.3 * part))
+    try:
+        weights = bundle.weights(graph, lambda part: tell("checksums", 0.2 + 0.3 * part))
+    except MemoryError as error:
+        raise ResourceError(
+            "there is not enough memory to load the backbone",
+            "Close other programs, or use a smaller or quantised bundle",
+        ) from error
     tell("backbone", 0.5)
-    graph = open_backbone(bundle.path(files.BACKBONE), backbone, device)
-    room = min(max_context, backbone.context_length)
-    return _assemble(bundle, template, router, graph, vocabulary, room, cache_budget)
+    backbone = open_backbone(model, entry, device, weights)
+    room = min(max_context, entry.context_length)
+    return _assemble(
+        bundle.manifest, stack, template, router, backbone, vocabulary, room, cache_budget
+    )
 
 
 def _assemble(
-    bundle: Bundle,
+    manifest: Manifest,
+    stack: AdapterStack,
     template: ChatTemplate,
     router: Router | None,
     backbone: Backbone,
@@ -178,9 +197,8 @@ def _assemble(
     cache_budget: int | None,
 ) -> Loaded:
     """Engines over the bundle's adapters, beside its other parts."""
-    stack = bundle.adapters()
     engine = make_engine(backbone, stack, max_context)
     caches = SessionCaches(
         lambda: make_engine(backbone, stack, max_context, reuse=True), cache_budget
     )
-    return Loaded(bundle.manifest, template, router, backbone, stack, vocabulary, engine, caches)
+    return Loaded(manifest, template, router, backbone, stack, vocabulary, engine, caches)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import psutil
 
 from dlp_edge import bundle as files
-from dlp_edge.bundle import file_name, open_bundle
-from dlp_edge.errors import UsageError
-from dlp_edge.manifest import BackboneEntry
+from dlp_edge.bundle import Bundle, file_name, open_bundle
+from dlp_edge.errors import ResourceError, UsageError
+from dlp_edge.manifest import BackboneEntry, Manifest
 from dlp_edge.types import Estimate
 
 # What onnxruntime holds of a backbone on a CPU, over the size of its file: it packs weights anew,
@@ -38,7 +39,22 @@ def estimate(path: str | Path, max_context: int) -> Estimate:
     """
     if max_context < 1:
         raise UsageError(f"max_context is {max_context}", "Choose at least 1")
-    manifest = open_bundle(path).manifest
+    return _estimate(open_bundle(path).manifest, max_context)
+
+
+def check_room(bundle: Bundle) -> None:
+    """Raises ResourceError where a bundle cannot be loaded for want of memory. The cache is left
+    out: only what is used of it is committed."""
+    found = _estimate(bundle.manifest, 1)
+    if not found.fits:
+        raise ResourceError(
+            f"loading takes about {found.total / 1e9:.1f} GB of memory, and "
+            f"{(found.available or 0) / 1e9:.1f} GB are free",
+            "Close other programs, or use a smaller or quantised bundle",
+        )
+
+
+def _estimate(manifest: Manifest, max_context: int) -> Estimate:
     backbone = manifest.backbone
     on_cpu = manifest.target == "cpu"
 
@@ -55,8 +71,46 @@ def estimate(path: str | Path, max_context: int) -> Estimate:
         router=int(ROUTER * router),
         tokenizers=int(texts),
         cache=cache_bytes(backbone, min(max_context, backbone.context_length)),
-        available=psutil.virtual_memory().available if on_cpu else None,
+        available=available() if on_cpu else None,
     )
+
+
+def available() -> int:
+    """Bytes of memory that this process can still take: what the machine has free, or what its
+    container has, where that is less."""
+    free = int(psutil.virtual_memory().available)
+    return min([free, *(limit - used for limit, used in _cgroup_limits())])
+
+
+def _cgroup_limits(
+    root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
+) -> Iterator[tuple[int, int]]:
+    """Limit and use of this process's control group and of those above it (Linux; version 2, or
+    the memory controller of version 1); nothing elsewhere. Page cache does not count as used."""
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        names = ("memory.max", "memory.current", "inactive_file")
+        base = root
+        if controllers:
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            base = root / "memory"
+        place = base / path.lstrip("/")
+        # Inside a container the path may be the host's, which is not there: then only the top is.
+        for folder in (place, *place.parents):
+            if base == folder or base in folder.parents:
+                with contextlib.suppress(OSError, ValueError):
+                    limit = int((folder / names[0]).read_text())  # "max" is no number: no limit
+                    used = int((folder / names[1]).read_text())
+                    stat = dict(
+                        entry.split() for entry in (folder / "memory.stat").read_text().splitlines()
+                    )
+                    yield limit, used - int(stat.get(names[2], 0))
 
 
 def give_back() -> None:

@@ -36,6 +36,7 @@ from dlp_edge.runtime.steering import (
     route_with,
 )
 from dlp_edge.runtime.stream import AsyncStream, Stream, Turn
+from dlp_edge.signing import TrustedKey
 from dlp_edge.types import (
     AdapterInfo,
     Estimate,
@@ -62,9 +63,12 @@ class Runtime:
             ends the loading and is passed on.
         cache_budget: bytes for the caches of all sessions; beyond it the session that spoke
             longest ago loses its own and reads its conversation again. None: no limit.
+        trusted_key: an Ed25519 public key (a PEM file, its content, or the raw 32 bytes) that the
+            bundle must be signed with; None takes any bundle. Needs the extra `sign`.
 
     Raises:
-        BundleError: the bundle is missing, damaged or of another version.
+        BundleError: the bundle is missing, damaged, of another version, or not signed with the
+            trusted key.
         DeviceError: the device is not there.
         ResourceError: not enough memory.
 
@@ -79,6 +83,7 @@ class Runtime:
         threads: int | None = None,
         on_progress: Progress | None = None,
         cache_budget: int | None = None,
+        trusted_key: str | os.PathLike[str] | bytes | None = None,
     ) -> None:
         tell = on_progress or (lambda stage, fraction: None)
         for name, value in (("max_context", max_context), ("cache_budget", cache_budget)):
@@ -92,9 +97,10 @@ class Runtime:
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
         self._streams_lock = threading.Lock()
         self._loaded: Loaded | None = None
+        self._trusted = None if trusted_key is None else TrustedKey(trusted_key)
         try:
             tell("manifest", 0.0)
-            self._bundle = open_bundle(path)
+            self._bundle = open_bundle(path, self._trusted)
             self.device = choose_device(device, self._bundle.manifest.target, threads)
             self._loaded = read(self._bundle, self.device, max_context, cache_budget, tell)
             tell("ready", 1.0)
@@ -276,7 +282,7 @@ class Runtime:
 
         Raises:
             AdapterError, UsageError, RouterError, BundleError, ResourceError: see `add_skill`;
-                nothing has changed.
+                nothing has changed. UsageError also with a `trusted_key`.
         """
         self._change(lambda router: add_skill(self._bundle, router, name, peft_dir, examples))
         return self.adapters[-1]
@@ -286,13 +292,18 @@ class Runtime:
         model from then on.
 
         Raises:
-            UsageError: the bundle has no such adapter.
+            UsageError: the bundle has no such adapter, or there is a `trusted_key`.
             BundleError, ResourceError: the bundle cannot be written; nothing has changed.
         """
         self._change(lambda router: remove_skill(self._bundle, router, name))
 
     def _change(self, write: Callable[[Router | None], Bundle]) -> None:
         """Writes a new edition of the bundle and takes it over, in one step."""
+        if self._trusted is not None:
+            raise UsageError(
+                "this Runtime takes signed bundles only, and a change would end the signature",
+                "Change a copy of the bundle without a trusted key, and sign it",
+            )
         self._turn.acquire(lambda: False)
         try:
             loaded = self._open()

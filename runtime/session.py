@@ -18,6 +18,7 @@ from dlp_edge.runtime.options import Decoding, GenerateOptions
 from dlp_edge.runtime.prompt import check_messages
 from dlp_edge.runtime.stream import AsyncStream, Stream
 from dlp_edge.types import Message, Overflow, Reply
+from dlp_edge.writer import sync_folder, write_file
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -141,8 +142,9 @@ class Session:
         path = Path(path)
         new = path.with_name(f"{path.name}.{os.getpid()}.new")
         try:
-            new.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+            write_file(new, json.dumps(content, ensure_ascii=False, indent=1).encode())
             new.replace(path)
+            sync_folder(path.parent)
         except OSError as error:
             raise ResourceError(
                 f"{path} cannot be written ({error.strerror})", "Choose another place"

@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from dlp_edge.bundle import ROUTER, ROUTER_TOKENIZER, Bundle
+from dlp_edge.bundle import ROUTER_TOKENIZER, Bundle
 from dlp_edge.errors import UsageError
 from dlp_edge.manifest import Manifest
 from dlp_edge.runtime.fusion import check_names, parse_weights
 from dlp_edge.runtime.options import GenerateOptions, OnRoute, course_of, selection_of, texts
 from dlp_edge.runtime.router import Router
 from dlp_edge.runtime.selection import SelectionRule, select, weigh
-from dlp_edge.runtime.text import parse_tokenizer
 from dlp_edge.types import RouteDecision, RouteEvery
 
 if TYPE_CHECKING:
@@ -113,8 +112,8 @@ def load_router(bundle: Bundle) -> Router | None:
     entry = bundle.manifest.router
     if entry is None:
         return None
-    tokenizer = parse_tokenizer(bundle.read(ROUTER_TOKENIZER), ROUTER_TOKENIZER)
-    return Router(bundle.read(ROUTER), bundle.router_head(), tokenizer, entry.settings)
+    graph, head = bundle.router()
+    return Router(graph, head, bundle.tokenizer(ROUTER_TOKENIZER), entry.settings)
 
 
 def route_with(

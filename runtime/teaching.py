@@ -60,9 +60,18 @@ def learn(router: Router, samples: Sequence[Sample]) -> RouterHead:
     """The router's last layer with a row for a new skill, after those of its labels."""
     found = np.stack([router.features(*window) for window in windows_of(samples)])
     head, scale = router.head, router.settings.temperature
+    head = head.without(_returned(head, found, len(router.labels)))
     weight, bias = fit_row(head, found, scale)
     kept = found[_spread(len(found), KEPT_FEATURES)]
     return head.with_row(len(router.labels), weight, bias, kept.astype(np.float16))
+
+
+def _returned(head: RouterHead, found: npt.NDArray[np.float32], num_labels: int) -> list[int]:
+    """Rows of removed skills that most of the new skill's windows would go to: the skill has come
+    back, and what is left of it would speak against it. They are behind the labels' rows and
+    nobody's own."""
+    winners = np.bincount(head.scores(found).argmax(1), minlength=len(head.bias))
+    return [row for row in range(num_labels + 1, len(winners)) if 2 * winners[row] > len(found)]
 
 
 def windows_of(samples: Sequence[Sample]) -> list[tuple[str, str]]:

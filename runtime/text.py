@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 from collections.abc import Sequence
-from datetime import datetime
-from typing import Any
 
 from jinja2 import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.exceptions import SecurityError
 from tokenizers import Tokenizer
 
 from dlp_edge.errors import BundleError, UsageError
+from dlp_edge.runtime.sandbox import (
+    MAX_SOURCE,
+    HostileTemplateError,
+    SandboxedEnvironment,
+    render,
+)
 from dlp_edge.types import Message
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+_PROBE: list[Message] = [{"role": "user", "content": "Hello"}]
 LONGEST_CHARACTER = 4  # bytes in UTF-8, and so tokens at the most
 
 
@@ -25,61 +30,49 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str | None) -> None:
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.filters["tojson"] = _to_json
-        environment.globals["raise_exception"] = _refuse
-        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+        self.is_plain = source is None
+        self._template = None
+        if source is None:
+            return
         try:
-            self._template = None if source is None else environment.from_string(source)
-            self.is_plain = source is None
-        except TemplateError as error:
+            if len(source) > MAX_SOURCE:
+                raise TemplateError(f"it has {len(source)} characters")
+            self._template = SandboxedEnvironment().from_string(source)
+        except Exception as error:  # what Jinja makes of a text can fail in Python's compiler, too
             raise BundleError(
-                f"the bundle's chat template is not valid ({error})",
+                f"the bundle's chat template is not valid ({str(error)[:300]})",
                 "Export the bundle with another one",
             ) from error
+        with contextlib.suppress(UsageError):  # it may want other messages
+            self.render(_PROBE)  # what has no end is refused before anyone waits for it
 
     def render(self, messages: Sequence[Message], bos: str = "", eos: str = "") -> str:
         """The prompt for these messages, ending where the assistant begins.
 
         Raises:
             UsageError: the template refuses the messages.
+            BundleError: it takes or makes too much, or reaches for what is none of its business.
         """
         if self._template is None:
             return messages[-1]["content"]
         try:
-            return self._template.render(
-                messages=list(messages), add_generation_prompt=True, bos_token=bos, eos_token=eos
+            return render(
+                self._template,
+                messages=list(messages),
+                add_generation_prompt=True,
+                bos_token=bos,
+                eos_token=eos,
             )
+        except (HostileTemplateError, SecurityError, RecursionError, MemoryError) as error:
+            raise BundleError(
+                f"the bundle's chat template is not harmless ({str(error)[:300]})",
+                "Export the bundle with another one",
+            ) from error
         except Exception as error:  # a template can fail in any way that Python can
             raise UsageError(
-                f"the chat template refuses these messages ({error})", "Change their roles or order"
+                f"the chat template refuses these messages ({str(error)[:300]})",
+                "Change their roles or order",
             ) from error
-
-
-def _to_json(value: Any, **options: Any) -> str:
-    """Jinja's own filter escapes for HTML; chat templates expect plain JSON."""
-    return json.dumps(value, **{"ensure_ascii": False, **options})
-
-
-def _refuse(message: str) -> None:
-    raise TemplateError(message)
-
-
-def parse_tokenizer(data: bytes, name: str) -> Tokenizer:
-    """A tokenizer from the bytes of a `tokenizer.json`, without its padding and truncation.
-
-    Raises:
-        BundleError: the bytes are no tokenizer.
-    """
-    try:
-        tokenizer = Tokenizer.from_buffer(data)
-    except Exception as error:  # the library raises bare Exception
-        raise BundleError(f"{name} is no tokenizer ({error})", "Export the bundle again") from error
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer
 
 
 class Detokenizer:

@@ -87,6 +87,22 @@ class TestRuntime:
             assert runtime.route(KNOWN["sums"]) == before
             assert runtime.generate("Hello", adapters="parrot", max_new_tokens=4).text
 
+    def test_a_skill_that_comes_and_goes_stays_welcome(
+        self, bundle_copy: Path, parrot: Path
+    ) -> None:
+        """What is left of a removed skill neither speaks against its return nor piles up."""
+        prompt = "Repeat after me the word cloud"
+        with Runtime(bundle_copy) as runtime:
+            found = []
+            for _ in range(5):
+                runtime.add_adapter("parrot", parrot, examples=PARROT)
+                found.append(runtime.route(prompt).probabilities["parrot"])
+                runtime.remove_adapter("parrot")
+                size = len(open_bundle(bundle_copy).router_head().rows)
+                found.append(size)
+        assert found[::2] == pytest.approx(found[:1] * 5, abs=0.02)
+        assert len(set(found[1::2])) == 1
+
     def test_old_skills_say_of_each_other_what_they_said(
         self, bundle_copy: Path, parrot: Path
     ) -> None:

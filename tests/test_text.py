@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers
 
 from dlp_edge.errors import BundleError, UsageError
-from dlp_edge.runtime.text import ChatTemplate, Detokenizer, StopMatcher, parse_tokenizer
+from dlp_edge.runtime.text import ChatTemplate, Detokenizer, StopMatcher
+from dlp_edge.tokenizer_file import load_tokenizer
 
 
 def test_template_renders_roles() -> None:
@@ -41,9 +42,9 @@ def test_broken_template_is_a_bundle_error() -> None:
         ChatTemplate("{% for %}")
 
 
-def test_broken_tokenizer_is_a_bundle_error() -> None:
-    with pytest.raises(BundleError, match="tokenizer"):
-        parse_tokenizer(b"{}", "tokenizer.json")
+def test_broken_tokenizer_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"tokenizer|model|missing"):
+        load_tokenizer(b"{}")
 
 
 @given(st.text(max_size=30))

@@ -11,6 +11,7 @@ from dlp_edge.bundle import open_bundle
 from dlp_edge.cli import options, output
 from dlp_edge.cli.export import parse_named_folders
 from dlp_edge.samples import read_samples
+from dlp_edge.signing import read_signature
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -40,12 +41,15 @@ def run(arguments: argparse.Namespace) -> int:
     samples = read_samples(arguments.examples, response_needed=False) if arguments.examples else ()
     begun = time.perf_counter()
     bundle = open_bundle(arguments.bundle)
+    signed = read_signature(bundle.folder) is not None
     examples = [asdict(sample) for sample in samples]
     after = add_skill(bundle, load_router(bundle), name, folder, examples)
     seconds = round(time.perf_counter() - begun, 2)
     routed = bool(examples)
     if not routed and not arguments.quiet:
         output.note(f"note: {name} can be pinned but is never routed to; give --examples for that")
+    if signed and not arguments.quiet:
+        output.note("note: the bundle was signed; sign it again")
     if arguments.json:
         names = [entry.name for entry in after.manifest.adapters]
         output.print_json({"added": name, "routed": routed, "adapters": names, "seconds": seconds})

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict
 
-from dlp_edge.bundle import REPORT, open_bundle
+from dlp_edge.bundle import open_bundle
 from dlp_edge.cli import options, output
 
 
@@ -19,7 +18,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(arguments: argparse.Namespace) -> int:
     bundle = open_bundle(arguments.bundle)
-    manifest, report = bundle.manifest, json.loads(bundle.read(REPORT))
+    manifest, report = bundle.manifest, bundle.report()
     if arguments.json:
         output.print_json({"manifest": asdict(manifest), "report": report})
         return 0

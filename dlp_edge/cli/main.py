@@ -26,7 +26,9 @@ from dlp_edge.cli import (
     route,
     run,
     serve,
+    sign,
     train_router,
+    verify,
 )
 from dlp_edge.errors import DlpEdgeError, ResourceError, UsageError
 
@@ -37,6 +39,8 @@ VERBS = (
     add,
     remove,
     inspect,
+    verify,
+    sign,
     route,
     run,
     chat,

@@ -6,6 +6,7 @@ import argparse
 
 from dlp_edge.bundle import open_bundle
 from dlp_edge.cli import options, output
+from dlp_edge.signing import read_signature
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -21,7 +22,10 @@ def run(arguments: argparse.Namespace) -> int:
     from dlp_edge.runtime.steering import load_router
 
     bundle = open_bundle(arguments.bundle)
+    signed = read_signature(bundle.folder) is not None
     after = remove_skill(bundle, load_router(bundle), arguments.name)
+    if signed and not arguments.quiet:
+        output.note("note: the bundle was signed; sign it again")
     if arguments.json:
         names = [entry.name for entry in after.manifest.adapters]
         output.print_json({"removed": arguments.name, "adapters": names})
