@@ -15,6 +15,7 @@ from typing import NoReturn
 from dlp_edge import __version__
 from dlp_edge.cli import (
     add,
+    bench,
     chat,
     completion,
     demo,
@@ -45,6 +46,7 @@ VERBS = (
     run,
     chat,
     serve,
+    bench,
     eval,
     completion,
 )
