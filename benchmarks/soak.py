@@ -106,7 +106,8 @@ class Mix:
         chat = self._runtime.session(system="Be brief.", overflow="drop_oldest")
         for _ in range(self._chance.randint(1, 4)):
             self._record.take(chat.send(self._prompt(), max_new_tokens=self._tokens))
-        self._finish(chat.regenerate(max_new_tokens=self._tokens, temperature=0.9, seed=1))
+        if len(chat.messages) > 1:  # empty answers are not remembered
+            self._finish(chat.regenerate(max_new_tokens=self._tokens, temperature=0.9, seed=1))
         twin = chat.branch()
         self._record.take(twin.send(self._prompt(), max_new_tokens=self._tokens))
         chat.save(self._scratch / "chat.json")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from dlp_edge.bundle import ROUTER_TOKENIZER, Bundle
-from dlp_edge.errors import UsageError
+from dlp_edge.errors import BundleError, RouterError, UsageError
 from dlp_edge.manifest import Manifest
 from dlp_edge.runtime.fusion import check_names, parse_weights
 from dlp_edge.runtime.options import GenerateOptions, OnRoute, course_of, selection_of, texts
@@ -108,12 +108,19 @@ def check_encoding(text: str) -> None:
 
 
 def load_router(bundle: Bundle) -> Router | None:
-    """The bundle's router; None where it has none."""
+    """The bundle's router; None where it has none.
+
+    Raises:
+        BundleError: it is damaged, or onnxruntime refuses its graph.
+    """
     entry = bundle.manifest.router
     if entry is None:
         return None
     graph, head = bundle.router()
-    return Router(graph, head, bundle.tokenizer(ROUTER_TOKENIZER), entry.settings)
+    try:
+        return Router(graph, head, bundle.tokenizer(ROUTER_TOKENIZER), entry.settings)
+    except RouterError as error:
+        raise BundleError(error.cause, error.remedy) from error
 
 
 def route_with(

@@ -24,6 +24,16 @@ def test_a_dimension_whose_name_is_no_text() -> None:
     TARGETS["runtime"](bytes([PARTS.index("backbone.onnx")]) + bad)
 
 
+def test_a_router_that_onnxruntime_refuses() -> None:
+    """Loading a bundle gave a RouterError."""
+    import onnx
+
+    model = onnx.load(KEPT / "router.onnx")
+    cast = next(node for node in model.graph.node if node.op_type == "Cast")
+    cast.attribute[0].i = 99
+    TARGETS["runtime"](bytes([PARTS.index("router.onnx")]) + model.SerializeToString())
+
+
 def test_an_end_token_that_the_tokenizer_does_not_know() -> None:
     """llguidance's ValueError came through (found by the soak test on the kept bundle)."""
     pytest.importorskip("llguidance")

@@ -28,7 +28,7 @@ LIMITS = ("-timeout=10", "-rss_limit_mb=2048", "-max_len=400000", "-len_control=
 
 
 def keeping(target: Callable[[bytes], None]) -> Callable[[bytes], None]:
-    """The target; an input that makes it raise is kept, which libFuzzer does for signals only."""
+    """The target; an input that makes it raise is kept, however the process then ends."""
 
     def run(data: bytes) -> None:
         try:
