@@ -42,20 +42,6 @@ class CommonText:
         bare = prompt[spans[begin][0] : spans[len(words) - cut - 1][1]]
         return None if bare == sample.prompt.strip() else bare
 
-    def strip_lines(self, sample: Sample) -> str | None:
-        """The prompt without its fixed lines and its list of choices; fixed beginnings and ends
-        ("Question:") stay. None where nothing was removed or too little is left."""
-        left = self._without_lines(sample.prompt, sample.choices).strip()
-        short = len(left.split()) < LEFT_WORDS
-        return None if short or left == sample.prompt.strip() else left
-
-    def fixed_words(self, sample: Sample) -> list[str]:
-        """The words of the prompt's fixed lines and of its fixed beginning."""
-        fixed = [line for line in sample.prompt.split("\n") if line.strip() in self._lines]
-        words = self._without_lines(sample.prompt).split()
-        begin = max((len(head) for head in _heads(words) if head in self._heads), default=0)
-        return [*" ".join(fixed).split(), *words[:begin]]
-
     def _frequent(self, items: Iterable[object]) -> set[object]:
         return {item for item, count in Counter(items).items() if count >= self._least}
 

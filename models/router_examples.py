@@ -26,7 +26,7 @@ from dlp_edge.runtime.sentences import SentenceSplitter
 from dlp_edge.samples import Sample
 
 # Of the samples, in an epoch's examples; what is left out once is not left out of composites.
-WHOLE_SHARE, BARE_SHARE, LINES_SHARE, REWORDED_SHARE, DISTURBED_SHARE = 0.5, 0.8, 0.5, 0.5, 0.6
+WHOLE_SHARE, BARE_SHARE, DISTURBED_SHARE = 0.5, 0.7, 0.8
 COMPOSITES = 1.0  # for each sample
 TRIPLE_SHARE = 0.35  # of the composites ask for three skills, the others for two
 BLEND_SHARE = 0.8  # of the composites are also read before anything is answered
@@ -49,7 +49,6 @@ JOINS = (
 )
 ANSWER_JOINS = ("\n",) * 5 + ("\n\n", " ", " ")  # adapters end their part with a new line, mostly
 SMALL_TALK_ENDS = (" ", ". ", ": ", "\n", ", ", "! ")
-REQUEST_ENDS = ("\n", "\n", "?\n", ".\n", ":\n", " ", ": ", "? ", "\n\n")
 _WORD = re.compile(r"\w+|[^\w\s]+")
 
 # Held out: none of these is in the training examples.
@@ -79,14 +78,11 @@ class Example:
 
 @dataclass(frozen=True)
 class Part:
-    """A sample with its label and, if it has one, its prompt without the fixed wording, or
-    without fixed lines and choices alone; `fixed` are the words of that wording."""
+    """A sample with its label and, if it has one, its prompt without the fixed wording."""
 
     label: int
     sample: Sample
     bare: str | None
-    lineless: str | None = None
-    fixed: tuple[str, ...] = ()
 
 
 class ExampleMaker:
@@ -102,7 +98,7 @@ class ExampleMaker:
         for label, task in enumerate(tasks):
             common = CommonText([sample.prompt for sample in task.train])
             samples = task.train if split == "train" else task.dev
-            self._by_task.append([_part(label, each, common) for each in samples])
+            self._by_task.append([Part(label, each, common.strip(each)) for each in samples])
         self._pool = [part for parts in self._by_task for part in parts]
         # Where answers have more sentences there is more to route.
         self._sentence_weights = [math.sqrt(_mean_sentences(parts)) for parts in self._by_task]
@@ -117,10 +113,6 @@ class ExampleMaker:
                 examples.append(_alone(part, part.sample.prompt))
             if part.bare is not None and rng.random() < BARE_SHARE:
                 examples.append(_alone(part, part.bare))
-            if part.lineless is not None and rng.random() < LINES_SHARE:
-                examples.append(_alone(part, part.lineless))
-            if rng.random() < REWORDED_SHARE:
-                examples.append(_alone(part, self._reworded(part)))
             if rng.random() < DISTURBED_SHARE:
                 examples.append(_alone(part, self._disturbed(part)))
         for _ in range(int(COMPOSITES * len(pool))):
@@ -209,19 +201,6 @@ class ExampleMaker:
         ]
         return prompts[0] + "".join(rng.choice(JOINS) + prompt for prompt in prompts[1:])
 
-    def _reworded(self, part: Part) -> str:
-        """A request in other words, with some of the fixed ones at times, before the rest."""
-        rng = self._rng
-        talk = self._others.request(rng) if rng.random() < 0.5 else self._others.snippet(rng)
-        words = talk.split()[: rng.randint(3, 14)]
-        if rng.random() < 0.5:
-            words += rng.sample(part.fixed, rng.randint(0, min(6, len(part.fixed))))
-            rng.shuffle(words)
-        rest = rng.choice(
-            [text for text in (part.bare, part.lineless) if text] or [part.sample.prompt]
-        )
-        return " ".join(words) + rng.choice(REQUEST_ENDS) + rest
-
     def _disturbed(self, part: Part) -> str:
         rng = self._rng
         text = part.bare if part.bare and rng.random() < 0.6 else part.sample.prompt
@@ -237,11 +216,6 @@ class ExampleMaker:
             before = rng.random() < 0.75
             text = talk + rng.choice(SMALL_TALK_ENDS) + text if before else f"{text} {talk}"
         return text
-
-
-def _part(label: int, sample: Sample, common: CommonText) -> Part:
-    bare, lineless = common.strip(sample), common.strip_lines(sample)
-    return Part(label, sample, bare, lineless, tuple(common.fixed_words(sample)))
 
 
 def _alone(part: Part, prompt: str) -> Example:

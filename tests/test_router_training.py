@@ -104,18 +104,6 @@ class TestExamples:
         common = CommonText([sample.prompt for sample in samples])
         assert common.strip(samples[3]) == "3 th 4"
 
-    def test_fixed_lines_go_and_fixed_beginnings_stay(self) -> None:
-        samples = [
-            Sample(
-                f"Choose.\nQuestion: what is {i} th {i + 1}?\nchoice: a\nchoice: {i}", "a", ("a",)
-            )
-            for i in range(40)
-        ]
-        common = CommonText([sample.prompt for sample in samples])
-        assert common.strip_lines(samples[3]) == "Question: what is 3 th 4?\nchoice: 3"
-        assert common.fixed_words(samples[3]) == "Choose. choice: a Question: what is".split()
-        assert common.strip_lines(Sample("Quite another text", "x")) is None
-
     def test_a_prompt_without_common_text_has_no_second_form(self) -> None:
         prompts = [f"{i} {i + 1} {i + 2} {i + 3}" for i in range(40)]
         assert CommonText(prompts).strip(Sample(prompts[0], "x")) is None
