@@ -78,12 +78,13 @@ class Fuser:
             rows = slice(row, row + at.rank)
             a[rows] = self._stack.a[part.module][at.slice]
             b[rows, : part.start] = 0
-            np.multiply(
-                self._stack.b[part.module][at.slice],
-                self._dtype.type(weight * at.scaling),
-                out=b[rows, part.start : part.stop],
-                casting="same_kind",
-            )
+            with np.errstate(over="ignore"):  # the answer ends as a NonFiniteError
+                np.multiply(
+                    self._stack.b[part.module][at.slice],
+                    self._dtype.type(weight * at.scaling),
+                    out=b[rows, part.start : part.stop],
+                    casting="same_kind",
+                )
             b[rows, part.stop :] = 0
             row += at.rank
         if self._sequences == 1:

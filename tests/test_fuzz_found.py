@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).with_name("fuzz")))
@@ -46,3 +48,19 @@ def test_an_end_token_that_the_tokenizer_does_not_know() -> None:
 def test_errors_that_say_nothing() -> None:
     assert first_line(RuntimeError("")) == "RuntimeError"
     assert first_line(RuntimeError("\n one\ntwo")) == "one"
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_weights_that_are_finite_and_overflow() -> None:
+    """numpy warned on stderr; the answer ends with a typed error."""
+    from safetensors.numpy import load, save
+
+    adapters = (KEPT / "adapters.safetensors").read_bytes()
+    header = json.loads(adapters[8 : 8 + int.from_bytes(adapters[:8], "little")])
+    tensors = {
+        name: np.full_like(value, np.finfo(value.dtype).max)
+        for name, value in load(adapters).items()
+    }
+    TARGETS["runtime"](
+        bytes([PARTS.index("adapters.safetensors")]) + save(tensors, header["__metadata__"])
+    )

@@ -10,10 +10,10 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from dlp_edge.bundle import Bundle, _checksum, open_bundle
-from dlp_edge.errors import AdapterError, BundleError, RouterError, UsageError
+from dlp_edge.errors import AdapterError, BundleError, NonFiniteError, RouterError, UsageError
 from dlp_edge.peft_adapter import CONFIG, WEIGHTS, read_adapter
 from dlp_edge.runtime.runtime import Runtime
 from dlp_edge.runtime.session import Host, load_session
@@ -61,10 +61,10 @@ def runtime(data: bytes) -> None:
 
     def load(folder: Path, name: str) -> None:
         verify_bundle(folder)
-        # A template may make nothing of the prompt, or too much.
+        # A template may make nothing of the prompt, or too much; finite weights may overflow.
         with (
             Runtime(folder, max_context=32, threads=1) as loaded,
-            contextlib.suppress(UsageError),
+            contextlib.suppress(UsageError, NonFiniteError),
         ):
             loaded.generate("Count 3", max_new_tokens=2)
 
@@ -115,10 +115,14 @@ def peft(data: bytes) -> None:
 
 def session(data: bytes) -> None:
     """The reader of saved conversations."""
-    host = Host(lambda *_: (_ for _ in ()).throw(NotImplementedError), lambda *_: None)
+    host = Host(_never_answered, lambda *_: None)
     (_here / "chat.json").write_bytes(data)
     with contextlib.suppress(UsageError):
         load_session(host, _here / "chat.json")
+
+
+def _never_answered(*_: object) -> NoReturn:
+    raise RuntimeError("a session that was only loaded began to answer")
 
 
 def samples(data: bytes) -> None:
