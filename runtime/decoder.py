@@ -15,7 +15,7 @@ import onnxruntime as ort
 
 from dlp_edge.errors import BundleError, DeviceError, ResourceError, UsageError
 from dlp_edge.runtime.backbone import Backbone
-from dlp_edge.runtime.device import first_line
+from dlp_edge.runtime.faults import first_line, ran_out
 from dlp_edge.runtime.fusion import SlotPair
 from dlp_edge.runtime.interrupt import Cancelled, Interrupt
 
@@ -194,8 +194,8 @@ class Decoder:
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
             if interrupt is not None and interrupt.is_set():
                 raise Cancelled from error
-            if "allocate" in str(error).lower() or "bad_alloc" in str(error):
-                raise out_of_memory() from error
+            if ran_out(error):
+                raise MemoryError(first_line(error)) from error
             if self._kind != "cpu" and "CUDA" in str(error).upper():
                 raise DeviceError(
                     f"the device failed ({first_line(error)})", "Check its driver, then load again"
@@ -213,6 +213,7 @@ class Decoder:
         """Binds all that belongs to these sequences, unless it is bound already."""
         if self._bound == (first, count):
             return
+        self._bound = None  # until all of it is: a failure in between is not to be built upon
         self._tokens.bind_input(self._binding, "input_ids", first, count)
         self._seqlens.bind_input(self._binding, "seqlens_k", first, count)
         self._logits.bind_output(self._binding, "logits", first, count)
@@ -239,11 +240,6 @@ class Decoder:
                 f"there is not enough memory for a cache of {self.max_context} tokens",
                 "Load the bundle with a smaller max_context, or close other sessions",
             ) from error
-
-
-def out_of_memory() -> ResourceError:
-    """What to say when a request found no room."""
-    return ResourceError("memory ran out while answering", "Use a shorter prompt or context")
 
 
 class _Rows:
