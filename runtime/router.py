@@ -167,6 +167,7 @@ class Router:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1  # a call takes a fraction of a millisecond
         options.inter_op_num_threads = 1
+        options.log_severity_level = 3
         try:
             self._session = onnxruntime.InferenceSession(
                 model, options, providers=["CPUExecutionProvider"]
