@@ -34,7 +34,8 @@ from dlp_edge import (
 )
 from dlp_edge.bundle import BACKBONE_DATA
 from dlp_edge.errors import NonFiniteError, RouterError
-from dlp_edge.runtime.decoder import Decoder
+from dlp_edge.runtime.decoder import Decoder, _Rows
+from dlp_edge.runtime.fusion import Fuser
 from dlp_edge.runtime.options import GenerateOptions
 from dlp_edge.runtime.stream import Stream
 
@@ -142,11 +143,11 @@ class Trap:
     def set(self) -> Iterator[Trap]:
         real = getattr(self.owner, self.method)
 
-        def called(owner: Any, *args: Any) -> Any:
+        def called(owner: Any, *args: Any, **named: Any) -> Any:
             self.calls += 1
             if self.calls == self.at:
-                return self.act(partial(real, owner, *args), owner)
-            return real(owner, *args)
+                return self.act(partial(real, owner, *args, **named), owner)
+            return real(owner, *args, **named)
 
         setattr(self.owner, self.method, called)
         try:
@@ -229,17 +230,20 @@ def test_numbers_that_are_not_finite_end_the_answer_and_no_other(
             buffer.host[...] = value
 
     passes = passes_of(ask)
+    causes: list[str] = []
     for number in range(1, passes + 1):
-        trap = Trap(Decoder, "_run", number, spoil)
-        recomputing = False
-        with trap.set():
+        with Trap(Decoder, "_run", number, spoil).set():
             try:
                 ask()
-                recomputing = True  # the logits of a recomputed history are not looked at
             except NonFiniteError as error:
-                assert way not in ("generate", "stream") or f"after {number - 1} t" in error.cause
-        assert not recomputing or way in ("recompute", "generate_batch")
+                causes.append(error.cause)
         assert ask() == expected
+    if way in ("generate", "stream", "session"):
+        assert [cause.split(" after ")[1] for cause in causes] == [
+            f"{number} tokens" for number in range(passes)
+        ]
+    else:  # nobody looks at the logits of a history that is read again, nor at places without use
+        assert len(causes) > passes / 2
 
 
 def test_a_cache_that_is_spoiled_between_two_turns_is_left_by_the_turn_that_finds_it(
@@ -294,23 +298,30 @@ def test_a_router_that_fails_leaves_nothing_behind(
         assert ask() == answer
 
 
-@pytest.mark.parametrize("method", ["_with_room", "fuse"])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("owner", "method", "ways"),
+    [
+        (Fuser, "_with_room", tuple(WAYS)),
+        (Fuser, "fuse", tuple(WAYS)),
+        (_Rows, "__init__", ("generate", "session", "generate_batch")),
+        (_Rows, "bind_input", ("generate", "session", "generate_batch")),
+    ],
+)
 def test_memory_that_runs_out_while_adapters_are_fused(
-    runtime: Runtime, switching: GenerateOptions, way: str, method: str
+    runtime: Runtime, switching: GenerateOptions, owner: type, method: str, ways: tuple[str, ...]
 ) -> None:
-    """At every slot: some have the new adapters then, others still the old ones."""
-    from dlp_edge.runtime.fusion import Fuser
-
-    ask = WAYS[way](runtime, switching)
-    expected = ask()
-    with Trap(Fuser, method, 0, before(MemoryError())).set() as trap:
-        ask()
-    assert trap.calls
-    for number in range(1, trap.calls + 1):
-        with Trap(Fuser, method, number, before(MemoryError())).set(), pytest.raises(ResourceError):
+    """Slot by slot: some have the new adapters then, others still the old ones."""
+    no_room = before(MemoryError())
+    for way in ways:
+        ask = WAYS[way](runtime, switching)
+        expected = ask()
+        with Trap(owner, method, 0, no_room).set() as trap:
             ask()
-        assert ask() == expected
+        assert trap.calls
+        for number in range(1, trap.calls + 1, 1 + trap.calls // 60):
+            with Trap(owner, method, number, no_room).set(), pytest.raises(ResourceError):
+                ask()
+            assert ask() == expected
 
 
 def test_memory_that_runs_out_before_the_first_pass(runtime: Runtime) -> None:
@@ -334,18 +345,25 @@ def test_memory_that_runs_out_before_the_first_pass(runtime: Runtime) -> None:
 
 
 def test_a_device_that_is_lost_is_said_and_a_new_runtime_answers(
-    tiny_bundle: Path, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+    tiny_bundle: Path, runtime: Runtime
 ) -> None:
     """What onnxruntime says of it is put into a pass; here there is no device to lose."""
     expected = runtime.generate(PROMPT, **SHORT).text
     with Runtime(tiny_bundle, threads=1) as lost:
-        lost._open().engine.decoder._kind = "cuda"
+        decoder = lost._open().engine.decoder
         for said, error in (
             ("CUDA failure 700: an illegal memory access was encountered", DeviceError),
             ("CUDA failure 2: out of memory", ResourceError),
         ):
-            with at_pass(2, before(RuntimeError(said))).set(), pytest.raises(error) as caught:
+
+            def lose(step: Run, decoder: Any, said: str = said) -> None:
+                decoder._kind = "cuda"  # a step allocates nothing there
+                with at_pass(1, before(RuntimeError(said))).set():
+                    step()
+
+            with Trap(Decoder, "_run", 2, lose).set(), pytest.raises(error) as caught:
                 lost.generate(PROMPT, **SHORT)
+            decoder._kind = "cpu"
             assert isinstance(caught.value, DeviceError) == (error is DeviceError)
     with Runtime(tiny_bundle, threads=1) as new:
         assert new.generate(PROMPT, **SHORT).text == expected
@@ -514,7 +532,7 @@ def test_a_runtime_closed_in_every_pass(
     """By another thread. The request under way ends, the next is refused, a new one answers."""
     expected = WAYS[way](runtime, switching)()
     passes = passes_of(WAYS[way](runtime, switching))
-    for number in range(1, passes + 1):
+    for number in range(1, passes + 1, 1 + passes // 12):  # each one costs a load
         with Runtime(tiny_bundle, threads=1) as closed:
             ask = WAYS[way](closed, switching)
             closer = threading.Thread(target=closed.close)
@@ -548,6 +566,7 @@ def _damages(file: Path) -> Iterator[tuple[str, Callable[[], object]]]:
     yield "removed", file.unlink
 
 
+@pytest.mark.slow
 def test_files_damaged_while_a_runtime_is_loaded(bundle_copy: Path) -> None:
     """The loaded one answers on, a new one refuses them, and loads once they are whole again."""
     names = sorted(path.name for path in bundle_copy.iterdir())
@@ -568,6 +587,7 @@ def test_files_damaged_while_a_runtime_is_loaded(bundle_copy: Path) -> None:
         assert runtime.generate(PROMPT, **SHORT).text == expected
 
 
+@pytest.mark.slow
 def test_weights_damaged_at_every_moment_of_loading(bundle_copy: Path, runtime: Runtime) -> None:
     """Either it is found, or what was read before it is what answers."""
     expected = runtime.generate(PROMPT, **SHORT).text
@@ -577,8 +597,8 @@ def test_weights_damaged_at_every_moment_of_loading(bundle_copy: Path, runtime: 
     with Runtime(bundle_copy, on_progress=lambda stage, part: told.append(part)):
         pass
     outcomes = []
-    for at in range(len(told)):
-        for index in range(len(list(_damages(file)))):
+    for at in range(0, len(told), 1 + len(told) // 12):  # each one costs two loads
+        for index in (0, 2):
             count = 0
 
             def tell(stage: str, part: float, at: int = at, index: int = index) -> None:
@@ -656,7 +676,7 @@ def limited(spare, work):
         gc.collect()
 
 expected = load()
-loads = [limited(spare << 18, lambda: load() == expected) for spare in range(0, 128, 2)]
+loads = [limited(spare << 18, lambda: load() == expected) for spare in range(0, 128, 8)]
 after_loads = load() == expected
 with Runtime(sys.argv[1], threads=1) as runtime:
     alone = [runtime.generate(PROMPT, max_new_tokens=4).text] * 64
@@ -670,13 +690,14 @@ with Runtime(sys.argv[1], threads=1) as runtime:
         return [one.send(PROMPT, max_new_tokens=4).text for one in open_ones] == alone
 
     requests = [
-        limited(spare << 20, work) for work in (batch, sessions) for spare in range(0, 64, 4)
+        limited(spare << 20, work) for work in (batch, sessions) for spare in range(0, 64, 8)
     ]
     after_requests = answer(runtime) == expected and batch() and sessions()
 print(json.dumps([loads, after_loads, requests, after_requests]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS is not enforced elsewhere")
 def test_address_space_that_really_runs_out(tiny_bundle: Path) -> None:
     """While loading and while answering, with a little more left each time."""
