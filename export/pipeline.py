@@ -24,6 +24,7 @@ from dlp_edge.manifest import BackboneEntry, FileEntry, Manifest
 from dlp_edge.peft_adapter import PeftAdapter, read_adapters
 from dlp_edge.runtime.backbone import open_backbone
 from dlp_edge.runtime.device import choose_device
+from dlp_edge.runtime.faults import LOADING, memory_for
 from dlp_edge.runtime.generation import make_engine
 from dlp_edge.runtime.text import ChatTemplate
 from dlp_edge.writer import check_space, check_target, staged
@@ -187,7 +188,8 @@ def _report(
     """The content of `report.json`. Everything is measured on the CPU, whose arithmetic is that
     of the target; only time is not."""
     device = choose_device("cpu", "cpu", None)
-    graph = open_backbone(staging / files.BACKBONE, entry, device)
+    with memory_for(LOADING):
+        graph = open_backbone(staging / files.BACKBONE, entry, device)
     longest = max(len(ids) for ids in asked)
     count = min(greedy.NEW_TOKENS, entry.context_length - longest)
     side_by_side = make_engine(graph, stacked, longest + count, len(asked))

@@ -30,7 +30,7 @@ def open_backbone(
     Raises:
         BundleError: onnxruntime cannot read it, or it is not as the manifest says.
         DeviceError: onnxruntime fell back to another provider.
-        ResourceError: out of memory.
+        MemoryError: there is no room for it.
     """
     session = open_session(model, device, weights)
     _check_inputs(session, entry)

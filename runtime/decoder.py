@@ -6,7 +6,8 @@ Knows no text. Everything that keeps its shape from token to token is bound once
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+import contextlib
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import onnxruntime as ort
 
 from dlp_edge.errors import BundleError, DeviceError, ResourceError, UsageError
 from dlp_edge.runtime.backbone import Backbone
-from dlp_edge.runtime.device import first_line
+from dlp_edge.runtime.faults import first_line, ran_out
 from dlp_edge.runtime.fusion import SlotPair
 from dlp_edge.runtime.interrupt import Cancelled, Interrupt
 
@@ -66,8 +67,10 @@ class Decoder:
 
     def set_fusion(self, pairs: Mapping[str, SlotPair]) -> None:
         """Binds the low-rank pairs of all slots; they are in force from the next pass on."""
-        for name, pair in pairs.items():
-            for key, tensor in ((f"{name}.A", pair.a), (f"{name}.B", pair.b)):
+        tensors = {f"{name}.A": pair.a for name, pair in pairs.items()}
+        tensors |= {f"{name}.B": pair.b for name, pair in pairs.items()}
+        with _engine_errors(self._kind):
+            for key, tensor in tensors.items():
                 self._slots[key] = _Rows(tensor, self._kind)
                 if self._bound is not None:
                     self._slots[key].bind_input(self._binding, key, *self._bound)
@@ -179,40 +182,33 @@ class Decoder:
                 f"the cache holds {self.max_context} tokens, {longest} are needed",
                 "Load the bundle with a larger max_context",
             )
-        self._bind(first, count)
-        self._seqlens.host[first : first + count] = totals - 1  # the last valid index
-        self._seqlens.upload()
-        self._total[()] = longest
-        self._position.host[0] = added - 1
-        self._position.upload()
-        if chunk is not None:
-            prompt = _Rows(chunk, self._kind)  # a name, because a binding holds no reference
-            prompt.bind_input(self._binding, "input_ids", 0, 1)
-        try:
-            options = interrupt.options if interrupt is not None else None
-            self._session.run_with_iobinding(self._binding, options)
-        except Exception as error:  # onnxruntime's exceptions share no base class of their own
-            if interrupt is not None and interrupt.is_set():
-                raise Cancelled from error
-            if "allocate" in str(error).lower() or "bad_alloc" in str(error):
-                raise out_of_memory() from error
-            if self._kind != "cpu" and "CUDA" in str(error).upper():
-                raise DeviceError(
-                    f"the device failed ({first_line(error)})", "Check its driver, then load again"
-                ) from error
-            raise BundleError(
-                f"the backbone's graph does not run ({first_line(error)})",
-                "Export the bundle again",
-            ) from error
-        finally:
+        with _engine_errors(self._kind):
+            self._bind(first, count)
+            self._seqlens.host[first : first + count] = totals - 1  # the last valid index
+            self._seqlens.upload()
+            self._total[()] = longest
+            self._position.host[0] = added - 1
+            self._position.upload()
             if chunk is not None:
-                self._tokens.bind_input(self._binding, "input_ids", first, count)
+                prompt = _Rows(chunk, self._kind)  # a name, because a binding holds no reference
+                prompt.bind_input(self._binding, "input_ids", 0, 1)
+            try:
+                options = interrupt.options if interrupt is not None else None
+                self._session.run_with_iobinding(self._binding, options)
+            except Exception as error:
+                if interrupt is not None and interrupt.is_set():
+                    raise Cancelled from error
+                raise
+            finally:
+                if chunk is not None:
+                    self._tokens.bind_input(self._binding, "input_ids", first, count)
         self.lengths[first : first + count] = totals
 
     def _bind(self, first: int, count: int) -> None:
         """Binds all that belongs to these sequences, unless it is bound already."""
         if self._bound == (first, count):
             return
+        self._bound = None  # until all of it is: a failure in between is not to be built upon
         self._tokens.bind_input(self._binding, "input_ids", first, count)
         self._seqlens.bind_input(self._binding, "seqlens_k", first, count)
         self._logits.bind_output(self._binding, "logits", first, count)
@@ -241,9 +237,23 @@ class Decoder:
             ) from error
 
 
-def out_of_memory() -> ResourceError:
-    """What to say when a request found no room."""
-    return ResourceError("memory ran out while answering", "Use a shorter prompt or context")
+@contextlib.contextmanager
+def _engine_errors(kind: str) -> Iterator[None]:
+    """Gives what onnxruntime raises a type: its exceptions share no class of their own."""
+    try:
+        yield
+    except Cancelled:
+        raise
+    except Exception as error:
+        if ran_out(error):
+            raise MemoryError(first_line(error)) from error
+        if kind != "cpu" and "CUDA" in str(error).upper():
+            raise DeviceError(
+                f"the device failed ({first_line(error)})", "Check its driver, then load again"
+            ) from error
+        raise BundleError(
+            f"the backbone's graph does not run ({first_line(error)})", "Export the bundle again"
+        ) from error
 
 
 class _Rows:

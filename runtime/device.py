@@ -8,7 +8,8 @@ from pathlib import Path
 
 import onnxruntime as ort
 
-from dlp_edge.errors import BundleError, DeviceError, ResourceError, UsageError
+from dlp_edge.errors import BundleError, DeviceError, UsageError
+from dlp_edge.runtime.faults import first_line, ran_out
 from dlp_edge.weights import Weights
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -64,7 +65,7 @@ def open_session(
     Raises:
         BundleError: onnxruntime cannot read the graph.
         DeviceError: onnxruntime fell back to another provider.
-        ResourceError: out of memory.
+        MemoryError: there is no room for it.
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = device.threads
@@ -77,11 +78,9 @@ def open_session(
             values = [ort.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
             options.add_external_initializers(list(weights), values)
         session = ort.InferenceSession(source, options, providers=[provider])
-    except MemoryError as error:
-        raise _out_of_memory() from error
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
-        if "bad_alloc" in str(error) or "allocate" in str(error).lower():
-            raise _out_of_memory() from error
+        if ran_out(error):
+            raise MemoryError(first_line(error)) from error
         raise BundleError(
             f"onnxruntime cannot load the graph ({first_line(error)})", "Export the bundle again"
         ) from error
@@ -91,19 +90,6 @@ def open_session(
             "Check the GPU's driver and the CUDA libraries that onnxruntime-gpu needs",
         )
     return session
-
-
-def _out_of_memory() -> ResourceError:
-    return ResourceError(
-        "there is not enough memory to load the backbone",
-        "Close other programs, or use a smaller or quantised bundle",
-    )
-
-
-def first_line(error: Exception) -> str:
-    """What an onnxruntime error says, without its stack."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__
 
 
 def _default_threads() -> int:

@@ -9,7 +9,7 @@ from time import perf_counter
 
 from dlp_edge.runtime.answer import Answer
 from dlp_edge.runtime.backbone import Backbone
-from dlp_edge.runtime.decoder import Decoder, Logits, out_of_memory
+from dlp_edge.runtime.decoder import Decoder, Logits
 from dlp_edge.runtime.fusion import Fuser
 from dlp_edge.runtime.interrupt import Cancelled, Interrupt
 from dlp_edge.stack import AdapterStack
@@ -65,11 +65,9 @@ def stream_answer(engine: Engine, answer: Answer, interrupt: Interrupt) -> Itera
         yield from answer.finish()
     except GeneratorExit:
         raise
-    except BaseException as error:
+    except BaseException:
         # What went wrong may be in the cache already: nothing of it is used again.
         engine.decoder.truncate(0)
-        if isinstance(error, MemoryError):
-            raise out_of_memory() from error
         raise
 
 
@@ -77,7 +75,7 @@ def run_batch(engine: Engine, answers: Iterable[Answer], interrupt: Interrupt) -
     """Generates answers side by side, as many at a time as the engine has sequences.
 
     An answer that ends gives its place to the next one. Its seconds of decode are those of the
-    passes that it took part in, whole.
+    passes that it took part in, whole. After an error the engine is of no more use.
 
     Args:
         interrupt: ends all answers as "cancelled" in the middle of a pass.

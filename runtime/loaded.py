@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from dlp_edge import bundle as files
 from dlp_edge.bundle import Bundle
-from dlp_edge.errors import BundleError, ContextLengthError, ResourceError, UsageError
+from dlp_edge.errors import BundleError, ContextLengthError, UsageError
 from dlp_edge.manifest import Manifest
 from dlp_edge.runtime.answer import Answer, Vocabulary
 from dlp_edge.runtime.backbone import Backbone, open_backbone
 from dlp_edge.runtime.caches import SessionCaches
 from dlp_edge.runtime.device import Device
+from dlp_edge.runtime.faults import ANSWERING, memory_for
 from dlp_edge.runtime.fusion import parse_weights
 from dlp_edge.runtime.generation import Engine, make_engine
 from dlp_edge.runtime.memory import check_room
@@ -52,12 +53,14 @@ class Loaded:
     engine: Engine
     caches: SessionCaches
 
+    @memory_for(ANSWERING)
     def prepare(self, prompt: str | Sequence[Message], options: GenerateOptions) -> Answer:
         """An answer that has not begun yet; everything about the request is checked here.
 
         Raises:
             UsageError: an option or adapter name is wrong, or the prompt is empty.
             ContextLengthError: the prompt is longer than the context.
+            ResourceError: memory ran out.
         """
         check_option_names(options)
         messages = messages_of(prompt)
@@ -159,6 +162,7 @@ def read(
 
     Raises:
         BundleError, DeviceError, ResourceError: see `Runtime`.
+        MemoryError: there is no room for it.
     """
     entry = bundle.manifest.backbone
     stack = bundle.adapters()
@@ -171,13 +175,7 @@ def read(
     tell("router", 0.15)
     router = load_router(bundle)
     tell("checksums", 0.2)
-    try:
-        weights = bundle.weights(graph, lambda part: tell("checksums", 0.2 + 0.3 * part))
-    except MemoryError as error:
-        raise ResourceError(
-            "there is not enough memory to load the backbone",
-            "Close other programs, or use a smaller or quantised bundle",
-        ) from error
+    weights = bundle.weights(graph, lambda part: tell("checksums", 0.2 + 0.3 * part))
     tell("backbone", 0.5)
     backbone = open_backbone(model, entry, device, weights)
     room = min(max_context, entry.context_length)

@@ -175,6 +175,27 @@ def texts(name: str, value: object) -> tuple[str, ...]:
     return items
 
 
+def check_callable(name: str, value: object) -> None:
+    """Raises UsageError unless a callback is one, or None."""
+    if value is not None and not callable(value):
+        raise UsageError(f"{name} is {value!r}", "Give a function, or leave it out")
+
+
+def check_each(each: Sequence[GenerateOptions] | None, count: int) -> list[GenerateOptions]:
+    """The options of each of so many prompts.
+
+    Raises:
+        UsageError: they are no list of options, or there are more or fewer.
+    """
+    if each is None:
+        return [{} for _ in range(count)]
+    if not isinstance(each, Sequence) or not all(isinstance(own, Mapping) for own in each):
+        raise UsageError(f"each is {each!r}", "Give a list with one dict of options a prompt")
+    if len(each) != count:
+        raise UsageError(f"there are {count} prompts and options for {len(each)}", "Give one each")
+    return list(each)
+
+
 def check_option_names(options: Mapping[str, object]) -> None:
     """Raises UsageError for an option that does not exist."""
     known = (*RouteOptions.__annotations__, *GenerateOptions.__annotations__)

@@ -30,8 +30,10 @@ def check_messages(messages: Sequence[Message]) -> list[Message]:
     """The messages, each with a role and a content that are texts.
 
     Raises:
-        UsageError: one of them has not.
+        UsageError: they are no list, or one of them has not.
     """
+    if not isinstance(messages, (list, tuple)):
+        raise UsageError(f"the messages are {messages!r}", "Give a list of messages")
     for message in messages:
         if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
             raise UsageError(

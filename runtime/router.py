@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from dlp_edge.errors import RouterError
 from dlp_edge.manifest import RouterSettings
 from dlp_edge.router_head import RouterHead
+from dlp_edge.runtime.faults import first_line, ran_out
 
 MAX_WINDOW = 256  # ids that the router reads at most
 # Of the window. The prompt is cut into equal parts, so that what was asked first can be told from
@@ -177,11 +178,14 @@ class Router:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1  # a call takes a fraction of a millisecond
         options.inter_op_num_threads = 1
+        options.log_severity_level = 3
         try:
             self._session = onnxruntime.InferenceSession(
                 model, options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime's errors share no base but Exception
+            if ran_out(error):
+                raise MemoryError(first_line(error)) from error
             raise RouterError(
                 f"the router's model does not load ({error})", "Export the bundle again"
             ) from error
@@ -248,6 +252,8 @@ class Router:
             ids = np.array([window], np.int64)
             (output,) = self._session.run(["features"], {"input_ids": ids})
         except Exception as error:  # onnxruntime's errors share no base but Exception
+            if ran_out(error):
+                raise MemoryError(first_line(error)) from error
             raise RouterError(
                 f"the router's model does not run ({error})",
                 "Its tokenizer is another router's, or it is damaged: export the bundle again",

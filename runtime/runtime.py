@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-import traceback
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +16,7 @@ from dlp_edge.errors import UsageError
 from dlp_edge.manifest import Manifest
 from dlp_edge.runtime.answer import Answer
 from dlp_edge.runtime.device import choose_device
+from dlp_edge.runtime.faults import ANSWERING, CHANGING, LOADING, let_go, memory_for
 from dlp_edge.runtime.generation import make_engine, run_batch
 from dlp_edge.runtime.interrupt import Interrupt
 from dlp_edge.runtime.loaded import Loaded, Progress, read
@@ -24,6 +24,8 @@ from dlp_edge.runtime.memory import estimate, give_back
 from dlp_edge.runtime.options import (
     GenerateOptions,
     RouteOptions,
+    check_callable,
+    check_each,
     check_option_names,
 )
 from dlp_edge.runtime.prompt import check_messages
@@ -85,8 +87,10 @@ class Runtime:
         cache_budget: int | None = None,
         trusted_key: str | os.PathLike[str] | bytes | None = None,
     ) -> None:
+        check_callable("on_progress", on_progress)
         tell = on_progress or (lambda stage, fraction: None)
-        for name, value in (("max_context", max_context), ("cache_budget", cache_budget)):
+        numbers = {"max_context": max_context, "threads": threads, "cache_budget": cache_budget}
+        for name, value in numbers.items():
             if value is not None:
                 check_number(name, value, whole=True)
                 if value < 1:
@@ -99,14 +103,15 @@ class Runtime:
         self._loaded: Loaded | None = None
         self._trusted = None if trusted_key is None else TrustedKey(trusted_key)
         try:
-            tell("manifest", 0.0)
-            self._bundle = open_bundle(path, self._trusted)
-            self.device = choose_device(device, self._bundle.manifest.target, threads)
-            self._loaded = read(self._bundle, self.device, max_context, cache_budget, tell)
-            tell("ready", 1.0)
+            with memory_for(LOADING):
+                tell("manifest", 0.0)
+                self._bundle = open_bundle(path, self._trusted)
+                self.device = choose_device(device, self._bundle.manifest.target, threads)
+                self._loaded = read(self._bundle, self.device, max_context, cache_budget, tell)
+                tell("ready", 1.0)
         except BaseException as error:
             self._loaded = None
-            traceback.clear_frames(error.__traceback__)  # they hold what was loaded
+            let_go(error)
             give_back()
             raise
 
@@ -176,15 +181,15 @@ class Runtime:
             UsageError: the messages are none, or the policy is unknown.
         """
         start: list[Message] = [] if system is None else [{"role": "system", "content": system}]
-        start += messages
         self._open()
-        return Session(self._host(), check_messages(start), overflow)
+        return Session(self._host(), [*check_messages(start), *check_messages(messages)], overflow)
 
     def load_session(self, path: str | Path) -> Session:
         """The conversation that `Session.save` wrote; see `session`."""
         self._open()
         return load_session(self._host(), path)
 
+    @memory_for(ANSWERING)
     def generate_batch(
         self,
         prompts: Sequence[str | Sequence[Message]],
@@ -202,16 +207,14 @@ class Runtime:
         Raises:
             UsageError, ContextLengthError: as `generate`, before anything is generated.
         """
-        if isinstance(prompts, (str, bytes, Mapping)):
-            raise UsageError("the prompts are one prompt", "Give a list of prompts")
+        if not isinstance(prompts, Sequence) or isinstance(prompts, (str, bytes)):
+            raise UsageError(
+                f"the prompts are {type(prompts).__name__}, no list", "Give a list of prompts"
+            )
         check_number("max_batch", max_batch, whole=True)
         if max_batch < 1:
             raise UsageError(f"max_batch is {max_batch}", "Choose at least 1")
-        own = [{} for _ in prompts] if each is None else list(each)
-        if len(own) != len(prompts):
-            raise UsageError(
-                f"there are {len(prompts)} prompts and options for {len(own)}", "Give one for each"
-            )
+        own = check_each(each, len(prompts))
         loaded = self._open()
         answers = [
             loaded.prepare(prompt, {**options, **changes})
@@ -228,6 +231,7 @@ class Runtime:
             self._turn.release()
         return [answer.reply() for answer in answers]
 
+    @memory_for(ANSWERING)
     def score(
         self,
         prompt: str | Sequence[Message],
@@ -258,6 +262,7 @@ class Runtime:
         """How many tokens a text has for the backbone, without the chat template."""
         return self._open().count_tokens(text)
 
+    @memory_for(ANSWERING)
     def route(
         self, prompt: str, generated: str = "", **options: Unpack[RouteOptions]
     ) -> RouteDecision:
@@ -297,6 +302,7 @@ class Runtime:
         """
         self._change(lambda router: remove_skill(self._bundle, router, name))
 
+    @memory_for(CHANGING)
     def _change(self, write: Callable[[Router | None], Bundle]) -> None:
         """Writes a new edition of the bundle and takes it over, in one step."""
         if self._trusted is not None:
@@ -378,6 +384,7 @@ class Runtime:
 
         return answer, start
 
+    @memory_for(ANSWERING)
     def _copy_cache(self, source: Session, target: Session) -> None:
         caches = self._open().caches
         if self._turn.acquire(self._closing.is_set):

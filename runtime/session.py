@@ -16,6 +16,7 @@ from dlp_edge.errors import BusyError, ContextLengthError, ResourceError, UsageE
 from dlp_edge.runtime.answer import Answer
 from dlp_edge.runtime.options import Decoding, GenerateOptions
 from dlp_edge.runtime.prompt import check_messages
+from dlp_edge.runtime.selection import check_number
 from dlp_edge.runtime.stream import AsyncStream, Stream
 from dlp_edge.types import Message, Overflow, Reply
 from dlp_edge.writer import sync_folder, write_file
@@ -113,6 +114,7 @@ class Session:
 
         def change(said: list[Message]) -> list[Message]:
             turns = _user_turns(said)
+            check_number("turn", turn, whole=True)
             if not -len(turns) <= turn < len(turns):
                 raise UsageError(f"there is no turn {turn}", f"The conversation has {len(turns)}")
             return [*said[: turns[turn]], {"role": "user", "content": text}]

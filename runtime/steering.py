@@ -9,7 +9,14 @@ from dlp_edge.bundle import ROUTER_TOKENIZER, Bundle
 from dlp_edge.errors import BundleError, RouterError, UsageError
 from dlp_edge.manifest import Manifest
 from dlp_edge.runtime.fusion import check_names, parse_weights
-from dlp_edge.runtime.options import GenerateOptions, OnRoute, course_of, selection_of, texts
+from dlp_edge.runtime.options import (
+    GenerateOptions,
+    OnRoute,
+    check_callable,
+    course_of,
+    selection_of,
+    texts,
+)
 from dlp_edge.runtime.router import Router
 from dlp_edge.runtime.selection import SelectionRule, select, weigh
 from dlp_edge.types import RouteDecision, RouteEvery
@@ -152,6 +159,7 @@ def check_routing(
         UsageError: an option is wrong, or an adapter is not in the bundle.
     """
     default = manifest.router.selection if manifest.router else SelectionRule()
+    check_callable("on_route", options.get("on_route"))
     forbidden = texts("forbid", options.get("forbid"))
     check_names(forbidden, [entry.name for entry in manifest.adapters])
     course_of(**options)

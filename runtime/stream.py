@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from dlp_edge.errors import BusyError
 from dlp_edge.runtime.answer import Answer
+from dlp_edge.runtime.faults import ANSWERING, memory_for
 from dlp_edge.runtime.generation import Engine, stream_answer
 from dlp_edge.runtime.interrupt import Interrupt
 from dlp_edge.types import Chunk, Reply
@@ -154,7 +155,8 @@ def _take_turn(
     if not turn.acquire(interrupt.is_set, wait):
         return
     try:
-        yield from stream_answer(engine(), answer, interrupt)
+        with memory_for(ANSWERING):
+            yield from stream_answer(engine(), answer, interrupt)
     except GeneratorExit:
         on_end(answer.reply())
         raise

@@ -138,7 +138,13 @@ def test_bad_batches_are_refused_before_anything_is_generated(runtime: Runtime) 
 
 def test_closing_ends_a_batch(tiny_bundle: Path) -> None:
     runtime = Runtime(tiny_bundle)
-    closer = threading.Thread(target=lambda: (time.sleep(0.2), runtime.close()))
+
+    def close() -> None:
+        while runtime._turn._owner is None:
+            time.sleep(0.01)
+        runtime.close()
+
+    closer = threading.Thread(target=close)
     closer.start()
     replies = runtime.generate_batch(PROMPTS * 50, max_new_tokens=300)
     closer.join()
