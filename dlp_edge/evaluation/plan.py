@@ -188,7 +188,7 @@ def _add(
         systems.update(_systems(question, adapters, settings))
         if "sweep" in settings.parts and part != "bare":
             for name, changes in VARIANTS.items():
-                options = {**_routed(settings), **changes}  # type: ignore[assignment]
+                options = {**_routed(settings), **changes}
                 systems[name] = System(name, options)  # type: ignore[arg-type]
 
 
