@@ -15,7 +15,7 @@ import random
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from dlp_edge.common_text import CommonText
@@ -35,6 +35,7 @@ SINGLE_SHARE = 0.15  # of the composites' first samples are also answered alone
 OTHER_SHARE = 0.16  # of all examples, as many more are of none of the tasks
 OTHER_PART = 0.06  # of the composites ask for something that none of the tasks is about
 BARE_PARTS = 0.35  # of the parts of a composite come without their fixed wording
+LOWER_SHARE = 0.3  # of all examples are in lower case, as many people type
 PIECE_SHARE = 0.4  # of the sentences are cut within their first word, as language models do
 MAX_SAMPLES = 20_000  # more are thinned out, so that training takes no longer
 COUNTED_ANSWERS = 60  # of a task, to see how many sentences they have
@@ -122,7 +123,7 @@ class ExampleMaker:
         for _ in range(others // 5):
             part = self._other_part()
             examples += _sentences([part], part.sample.prompt, rng, most=2)
-        return examples
+        return [_lower(each) if rng.random() < LOWER_SHARE else each for each in examples]
 
     def prompts(self) -> list[Example]:
         return [_alone(part, part.sample.prompt) for part in self._pool]
@@ -216,6 +217,10 @@ class ExampleMaker:
             before = rng.random() < 0.75
             text = talk + rng.choice(SMALL_TALK_ENDS) + text if before else f"{text} {talk}"
         return text
+
+
+def _lower(example: Example) -> Example:
+    return replace(example, prompt=example.prompt.lower(), generated=example.generated.lower())
 
 
 def _alone(part: Part, prompt: str) -> Example:

@@ -20,14 +20,14 @@ _UNKNOWN = "<unk>"
 
 
 def train_tokenizer(tasks: Sequence[Task]) -> Tokenizer:
-    """A lower-case BPE tokenizer of the training texts.
+    """A BPE tokenizer of the training texts, which tells capitals from small letters.
 
     BPE, where ALBERT has a unigram model: the unigram trainer gives other pieces every time, so
     no seed would give the same router twice.
     """
     tokenizer = Tokenizer(BPE(unk_token=_UNKNOWN))
     tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.NFKC(), normalizers.Lowercase(), normalizers.Replace(Regex(r"\s+"), " ")]
+        [normalizers.NFKC(), normalizers.Replace(Regex(r"\s+"), " ")]
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
