@@ -108,6 +108,7 @@ class Runtime:
                 self._bundle = open_bundle(path, self._trusted)
                 self.device = choose_device(device, self._bundle.manifest.target, threads)
                 self._loaded = read(self._bundle, self.device, max_context, cache_budget, tell)
+                give_back()  # onnxruntime has packed the weights; as they were read they are waste
                 tell("ready", 1.0)
         except BaseException as error:
             self._loaded = None

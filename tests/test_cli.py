@@ -37,7 +37,8 @@ def test_run_shows_sentences_with_their_fusion(
 
 
 def test_run_json(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["run", str(tiny_bundle), "Hello", "--max-new-tokens", "8", "--json"]) == 0
+    command = ["run", str(tiny_bundle), "Hello", "--max-new-tokens", "8", "--min-confidence", "0"]
+    assert main([*command, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["usage"]["completion_tokens"] == 8
     assert document["sentences"][0]["fusion"]
