@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,15 @@ ADAPTERS: dict[str, dict[str, Any]] = {
         "layers_to_transform": [1],
     },
 }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def light_heap() -> Iterator[None]:
+    """Loading and failing to load collect garbage; torch's and transformers' million objects
+    would make that a third of a second each time."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
