@@ -116,8 +116,13 @@ def _cgroup_limits(
 
 
 def give_back() -> None:
+    """Collects garbage and returns freed memory to the operating system."""
+    gc.collect()
+    trim()
+
+
+def trim() -> None:
     """Returns freed memory to the operating system, where the C library would keep it: glibc
     kept 200 of 270 MB after a close."""
-    gc.collect()
     with contextlib.suppress(OSError, AttributeError, TypeError):  # other C libraries
         ctypes.CDLL(None).malloc_trim(0)

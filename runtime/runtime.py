@@ -20,7 +20,7 @@ from dlp_edge.runtime.faults import ANSWERING, CHANGING, LOADING, let_go, memory
 from dlp_edge.runtime.generation import make_engine, run_batch
 from dlp_edge.runtime.interrupt import Interrupt
 from dlp_edge.runtime.loaded import Loaded, Progress, read
-from dlp_edge.runtime.memory import estimate, give_back
+from dlp_edge.runtime.memory import estimate, give_back, trim
 from dlp_edge.runtime.options import (
     GenerateOptions,
     RouteOptions,
@@ -108,7 +108,7 @@ class Runtime:
                 self._bundle = open_bundle(path, self._trusted)
                 self.device = choose_device(device, self._bundle.manifest.target, threads)
                 self._loaded = read(self._bundle, self.device, max_context, cache_budget, tell)
-                give_back()  # onnxruntime has packed the weights; as they were read they are waste
+                trim()  # onnxruntime has packed the weights; as they were read they are waste
                 tell("ready", 1.0)
         except BaseException as error:
             self._loaded = None
