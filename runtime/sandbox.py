@@ -317,12 +317,24 @@ def _range(*args: Any) -> range:
 
 
 def _to_json(
-    value: Any, ensure_ascii: bool = False, indent: int | None = None, sort_keys: bool = False
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
 ) -> str:
-    """Jinja's own filter escapes for HTML; chat templates expect plain JSON."""
+    """transformers' filter; Jinja's own escapes for HTML, chat templates expect plain JSON."""
     if indent is not None and not 0 <= indent <= 8:
         raise HostileTemplateError("the chat template indents by too much")
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, sort_keys=sort_keys)
+    if separators is not None and max(map(len, separators)) > 4:
+        raise HostileTemplateError("the chat template separates by too much")
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
 
 
 def _now(form: str) -> str:

@@ -25,9 +25,9 @@ def test_no_template_is_the_text_itself() -> None:
 
 
 def test_template_cannot_leave_its_sandbox() -> None:
-    hostile = ChatTemplate("{{ messages.__class__.__mro__[-1].__subclasses__() }}")
-    with pytest.raises(UsageError, match="refuses"):
-        hostile.render([{"role": "user", "content": "hi"}])
+    source = "{{ messages.__class__.__mro__[-1].__subclasses__() }}"
+    with pytest.raises(BundleError, match="not harmless"):
+        ChatTemplate(source).render([{"role": "user", "content": "hi"}])
 
 
 def test_template_may_refuse_messages() -> None:
@@ -86,9 +86,15 @@ def test_detokeniser_survives_cut_characters() -> None:
     assert text.endswith("hé")
 
 
-@pytest.mark.parametrize("body", ["1 / 0", "1 + 'a'", "range(10 ** 9)", "messages[9].content"])
+@pytest.mark.parametrize("body", ["1 / 0", "messages[9].content"])
 def test_template_failures_are_usage_errors(body: str) -> None:
     with pytest.raises(UsageError, match="refuses"):
+        ChatTemplate("{{ " + body + " }}").render([{"role": "user", "content": "hi"}])
+
+
+@pytest.mark.parametrize("body", ["1 + 'a'", "range(10 ** 9)"])
+def test_templates_that_could_grow_are_the_bundles_fault(body: str) -> None:
+    with pytest.raises(BundleError, match="not harmless"):
         ChatTemplate("{{ " + body + " }}").render([{"role": "user", "content": "hi"}])
 
 
