@@ -18,16 +18,18 @@ import os
 import random
 import sys
 import tarfile
+import urllib.parse
 import urllib.request
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pip._internal.models.index import PyPI
 from platformdirs import user_cache_path
 from tqdm import tqdm
 
-INDEX = "https://pypi.org/simple/bigbench/"
+PACKAGE = "bigbench"
 ARCHIVE = "bigbench-1.0.0.tar.gz"
 ARCHIVE_SHA256 = "1bb398a5512c6d798cdebe0dfa0ac03f67f6033fa6b39c6ef71df978c7cbc5c2"
 HOME = "bigbench-1.0.0/bigbench/benchmark_tasks/"
@@ -117,13 +119,16 @@ def archive() -> Path:
 
 
 def _address() -> str:
-    """Where the index keeps the archive (PEP 691). Not by pip: it would build the package."""
+    """Where pip's index keeps the archive (PEP 691). pip itself would build the package."""
+    index = os.environ.get("PIP_INDEX_URL") or PyPI.simple_url
     request = urllib.request.Request(
-        INDEX, headers={"Accept": "application/vnd.pypi.simple.v1+json"}
+        f"{index.rstrip('/')}/{PACKAGE}/",
+        headers={"Accept": "application/vnd.pypi.simple.v1+json"},
     )
     with urllib.request.urlopen(request, timeout=60) as answer:
         files = json.load(answer)["files"]
-    return next(str(file["url"]) for file in files if file["filename"] == ARCHIVE)
+    found = next(str(file["url"]) for file in files if file["filename"] == ARCHIVE)
+    return urllib.parse.urljoin(request.full_url, found)  # an index may give them relative
 
 
 def _download(url: str, to: Path) -> str:
