@@ -12,10 +12,10 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -24,7 +24,14 @@ from dlp_edge.errors import BundleError, RouterError
 from dlp_edge.graph_rules import check_backbone, check_router
 from dlp_edge.manifest import FORMAT, VERSION, Manifest, edition_name
 from dlp_edge.onnx_graph import Graph
-from dlp_edge.regular_file import BLOCK, check_regular, open_regular, read_at_most
+from dlp_edge.regular_file import (
+    Tell,
+    check_regular,
+    hash_at_most,
+    open_regular,
+    read_at_most,
+    say_nothing,
+)
 from dlp_edge.router_head import RouterHead, head_from_bytes
 from dlp_edge.runtime.text import ChatTemplate
 from dlp_edge.signing import TrustedKey, read_signature
@@ -63,12 +70,6 @@ _BESIDE = re.compile(
 )
 _REEXPORT = "Copy the bundle again or export it again"
 
-Tell = Callable[[float], None]
-
-
-def _say_nothing(fraction: float) -> None:
-    pass
-
 
 @dataclass(frozen=True)
 class Bundle:
@@ -98,7 +99,7 @@ class Bundle:
         self._compare(name, len(data), hashlib.sha256(data).hexdigest())
         return data
 
-    def verify(self, name: str, tell: Tell = _say_nothing) -> None:
+    def verify(self, name: str, tell: Tell = say_nothing) -> None:
         """Checks a file's size and hash without holding it.
 
         Args:
@@ -109,7 +110,7 @@ class Bundle:
         """
         try:
             with open_regular(self.path(name)) as file:
-                size, digest = _hash(file, self.manifest.files[name].size, tell)
+                size, digest = hash_at_most(file, self.manifest.files[name].size, tell)
         except OSError as error:
             raise _unreadable(name, error) from error
         self._compare(name, size, digest)
@@ -123,7 +124,7 @@ class Bundle:
         except ValueError as error:
             raise _damaged(BACKBONE, f"is no graph of a backbone: {error}") from error
 
-    def weights(self, graph: Graph, tell: Tell = _say_nothing) -> Weights:
+    def weights(self, graph: Graph, tell: Tell = say_nothing) -> Weights:
         """The backbone's weights by name, of a graph that `graph` gave.
 
         Raises:
@@ -142,7 +143,10 @@ class Bundle:
     def adapters(self) -> stack.AdapterStack:
         """The stacked adapters, checked against the manifest's slots."""
         loaded = stack.from_bytes(self.read(file_name(self.manifest, ADAPTERS)))
-        _check_stack(loaded, self.manifest)
+        try:
+            stack.check(loaded, self.manifest)
+        except ValueError as error:
+            raise _damaged(ADAPTERS, str(error)) from error
         return loaded
 
     def router_head(self) -> RouterHead:
@@ -206,7 +210,7 @@ class Bundle:
             raise _damaged(REPORT, "is no object")
         return content
 
-    def check(self, tell: Tell = _say_nothing) -> None:
+    def check(self, tell: Tell = say_nothing) -> None:
         """Checks every file, in the order in which loading does, and keeps nothing.
 
         Args:
@@ -314,22 +318,6 @@ def _checksum(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def sha256_of(path: Path, tell: Tell = _say_nothing) -> str:
-    """SHA-256 of a file, streamed; `tell` is called with the fraction that is done."""
-    with path.open("rb") as file:
-        return _hash(file, path.stat().st_size, tell)[1]
-
-
-def _hash(file: BinaryIO, expected: int, tell: Tell) -> tuple[int, str]:
-    """Size and SHA-256; stops where there is more than expected."""
-    digest, size = hashlib.sha256(), 0
-    while size <= expected and (block := file.read(BLOCK)):
-        digest.update(block)
-        size += len(block)
-        tell(min(1.0, size / max(1, expected)))
-    return size, digest.hexdigest()
-
-
 def _damaged(name: str, what: str) -> BundleError:
     return BundleError(f"{name} {what}", _REEXPORT)
 
@@ -390,23 +378,3 @@ def _check_no_others(root: Path, manifest: Manifest) -> None:
                     )
     except OSError as error:
         raise _damaged(str(root), f"cannot be listed ({error.strerror})") from error
-
-
-def _check_stack(loaded: stack.AdapterStack, manifest: Manifest) -> None:
-    names = [adapter.name for adapter in manifest.adapters]
-    if list(loaded.rows) != names:
-        raise _damaged(ADAPTERS, "holds other adapters than the manifest lists")
-    for adapter in manifest.adapters:
-        rows = loaded.rows[adapter.name].values()
-        if max((at.rank for at in rows), default=0) != adapter.rank:
-            raise _damaged(ADAPTERS, f"has another rank for {adapter.name} than the manifest")
-    widths = {
-        part.module: (slot.input_size, part.stop - part.start)
-        for slot in manifest.backbone.slots
-        for part in slot.parts
-    }
-    for module, a in loaded.a.items():
-        if (a.shape[1], loaded.b[module].shape[1]) != widths.get(module):
-            raise _damaged(ADAPTERS, f"does not fit the backbone at {module[:200]}")
-        if a.dtype != manifest.backbone.dtype:
-            raise _damaged(ADAPTERS, f"is of type {a.dtype}, not {manifest.backbone.dtype}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import stat
 from collections.abc import Callable
@@ -12,6 +13,10 @@ from typing import BinaryIO
 BLOCK = 8 << 20
 
 Tell = Callable[[float], None]
+
+
+def say_nothing(fraction: float) -> None:
+    pass
 
 
 def check_regular(path: Path) -> os.stat_result:
@@ -64,3 +69,19 @@ def read_at_most(path: Path, size: int) -> bytes:
             if len(data) > size:
                 raise OSError(errno.EFBIG, f"it is larger than {size} bytes")
     return bytes(data)
+
+
+def sha256_of(path: Path, tell: Tell = say_nothing) -> str:
+    """SHA-256 of a file, streamed; `tell` is called with the fraction that is done."""
+    with path.open("rb") as file:
+        return hash_at_most(file, path.stat().st_size, tell)[1]
+
+
+def hash_at_most(file: BinaryIO, expected: int, tell: Tell) -> tuple[int, str]:
+    """Size and SHA-256; stops where there is more than expected."""
+    digest, size = hashlib.sha256(), 0
+    while size <= expected and (block := file.read(BLOCK)):
+        digest.update(block)
+        size += len(block)
+        tell(min(1.0, size / max(1, expected)))
+    return size, digest.hexdigest()

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from dlp_edge.errors import BundleError
+from dlp_edge.manifest import Manifest
 from dlp_edge.safetensors_header import check_bytes
 from dlp_edge.strict_json import parse
 
@@ -175,3 +176,24 @@ def _check_rows(stack: AdapterStack) -> None:
     for module, a in stack.a.items():
         if sum(at.rank for at in taken.get(module, ())) != a.shape[0]:
             raise BundleError(f"rows of {module} belong to no adapter", _REEXPORT)
+
+
+def check(stack: AdapterStack, manifest: Manifest) -> None:
+    """Raises ValueError, with the rest of a sentence about the file, unless a stack has the
+    adapters that the manifest lists, for the slots and the type that it promises."""
+    if list(stack.rows) != [adapter.name for adapter in manifest.adapters]:
+        raise ValueError("holds other adapters than the manifest lists")
+    for adapter in manifest.adapters:
+        rows = stack.rows[adapter.name].values()
+        if max((at.rank for at in rows), default=0) != adapter.rank:
+            raise ValueError(f"has another rank for {adapter.name} than the manifest")
+    widths = {
+        part.module: (slot.input_size, part.stop - part.start)
+        for slot in manifest.backbone.slots
+        for part in slot.parts
+    }
+    for module, a in stack.a.items():
+        if (a.shape[1], stack.b[module].shape[1]) != widths.get(module):
+            raise ValueError(f"does not fit the backbone at {module[:200]}")
+        if a.dtype != manifest.backbone.dtype:
+            raise ValueError(f"is of type {a.dtype}, not {manifest.backbone.dtype}")

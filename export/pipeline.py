@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from dlp_edge import __version__, stack
 from dlp_edge import bundle as files
-from dlp_edge.bundle import dump_manifest, sha256_of
+from dlp_edge.bundle import dump_manifest
 from dlp_edge.errors import BackboneError, DlpEdgeError, RouterError
 from dlp_edge.export import greedy, report
 from dlp_edge.export.backbone import DenseBackbone, check_format
@@ -22,6 +22,7 @@ from dlp_edge.export.router import export_router, router_labels
 from dlp_edge.export.source import Source, dequantised_bytes, load_source
 from dlp_edge.manifest import BackboneEntry, FileEntry, Manifest
 from dlp_edge.peft_adapter import PeftAdapter, read_adapters
+from dlp_edge.regular_file import sha256_of
 from dlp_edge.runtime.backbone import open_backbone
 from dlp_edge.runtime.device import choose_device
 from dlp_edge.runtime.faults import LOADING, memory_for

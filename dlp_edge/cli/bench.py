@@ -98,9 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _tell(fraction: float) -> None:
-    """One line, written over by the next one, and wiped at the end."""
-    text = "" if fraction >= 1 else f"measuring: {fraction:.0%}"
-    print(f"\r{text:<30}\r", end="", file=sys.stderr, flush=True)
+    output.show_status("" if fraction >= 1 else f"measuring: {fraction:.0%}")
 
 
 def _parse_limit(text: str) -> Limit:

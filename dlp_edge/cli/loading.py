@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from dlp_edge.cli import output
 from dlp_edge.runtime.runtime import Runtime
 
 
@@ -13,9 +14,7 @@ def open_runtime(arguments: argparse.Namespace) -> Runtime:
     shown = sys.stderr.isatty() and not arguments.quiet
 
     def tell(stage: str, fraction: float) -> None:
-        """One line, written over by the next one, and wiped at the end."""
-        text = "" if fraction >= 1 else f"loading: {stage} {fraction:.0%}"
-        print(f"\r{text:<30}\r", end="", file=sys.stderr, flush=True)
+        output.show_status("" if fraction >= 1 else f"loading: {stage} {fraction:.0%}")
 
     return Runtime(
         arguments.bundle,

@@ -28,6 +28,11 @@ def note(text: str) -> None:
     print(text, file=sys.stderr)
 
 
+def show_status(text: str) -> None:
+    """A line on stderr that the next one is written over; "" wipes it."""
+    print(f"\r{text:<30}\r", end="", file=sys.stderr, flush=True)
+
+
 def print_error(error: DlpEdgeError) -> None:
     """One line on stderr."""
     print(f"{paint('error:', 'red', sys.stderr)} {error}", file=sys.stderr)
