@@ -31,8 +31,8 @@ from tokenizers import Tokenizer
 from dlp_edge.bundle import BACKBONE
 from dlp_edge.export.backbone import FORMATS, DenseBackbone, attention_windows, build_graph
 from dlp_edge.export.greedy import NEW_TOKENS, greedy_answers, prompts
-from dlp_edge.export.levels import round_int4
-from dlp_edge.export.quantise import Chooser, Quantiser
+from dlp_edge.export.levels import round_int4, round_int8
+from dlp_edge.export.quantise import HEAD, Chooser, Quantiser
 from dlp_edge.export.report import HELDOUT, Logits, perplexity, step_time
 from dlp_edge.export.slots import prepare_graph
 from dlp_edge.export.source import Source, load_source
@@ -76,7 +76,9 @@ def write_all(source: Source, scratch: Path) -> tuple[dict[str, Path], BackboneE
     }
 
     def rounded(quantiser: Quantiser) -> Chooser:
-        return lambda node, matrix: round_int4(matrix, quantiser.dtype)
+        return lambda node, matrix: (round_int8 if node.name == HEAD else round_int4)(
+            matrix, quantiser.dtype
+        )
 
     def searched(quantiser: Quantiser) -> Chooser:
         search = dense.searcher(quantiser)

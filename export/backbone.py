@@ -20,7 +20,7 @@ from dlp_edge.export.int4 import Int4, on_grid
 from dlp_edge.export.levels import round_int8
 from dlp_edge.export.nf4 import BLOCK as NF4_BLOCK
 from dlp_edge.export.nf4 import round_nf4
-from dlp_edge.export.quantise import Chooser, Quantised, Quantiser, store_half
+from dlp_edge.export.quantise import HEAD, Chooser, Quantised, Quantiser, store_half
 from dlp_edge.export.quiet import quiet
 from dlp_edge.export.slots import prepare_graph
 from dlp_edge.export.source import Source
@@ -127,7 +127,7 @@ class DenseBackbone:
         if quantisation == "int8":
             return lambda node, matrix: round_int8(matrix, quantiser.dtype)
         if quantisation == "nf4":
-            return lambda node, matrix: choose_nf4(matrix, quantiser.dtype)
+            return lambda node, matrix: choose_nf4(node, matrix, quantiser.dtype)
         search = self.searcher(quantiser)
         search.run(lambda done: tell(0.7 * done))
         return search.choose
@@ -154,10 +154,13 @@ class DenseBackbone:
         )
 
 
-def choose_nf4(matrix: npt.NDArray[np.floating], dtype: npt.DTypeLike) -> Quantised:
-    """NF4, or int8 where rows are no whole blocks: onnxruntime's blocks do not run on into the
-    next row as those of bitsandbytes do."""
-    return round_int8(matrix, dtype) if matrix.shape[1] % NF4_BLOCK else round_nf4(matrix)
+def choose_nf4(
+    node: onnx.NodeProto, matrix: npt.NDArray[np.floating], dtype: npt.DTypeLike
+) -> Quantised:
+    """NF4; int8 for the head, and where rows are no whole blocks: onnxruntime's blocks do not run
+    on into the next row as those of bitsandbytes do."""
+    whole = node.name != HEAD and matrix.shape[1] % NF4_BLOCK == 0
+    return round_nf4(matrix) if whole else round_int8(matrix, dtype)
 
 
 def attention_windows(folder: Path) -> list[int]:

@@ -5,6 +5,9 @@ keeps finer becomes int8. Otherwise the levels are found by GPTQ, and what 4 bit
 for each kind of matrix in each third of the layers: the Kullback-Leibler divergence from the dense
 model's predictions on the calibration text, which is the loss in log perplexity to be expected.
 Those that cost least for what they save become int4, up to BUDGET in all.
+
+Of a large head the rows of the first tokens are int8 and the rest int4 by GPTQ: merges come in a
+vocabulary in the order of their frequency, so an error on a late row is one on a rare token.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from dlp_edge.export.calibration import TEXT, cut, first_pass, input_products
 from dlp_edge.export.gptq import round_gptq
 from dlp_edge.export.grid import find_grid
 from dlp_edge.export.levels import Levels, round_int8
-from dlp_edge.export.quantise import HEAD, Extended, Quantised, Quantiser, matrices
+from dlp_edge.export.quantise import HEAD, Extended, Parted, Quantised, Quantiser, matrices
 from dlp_edge.export.weights import WeightFile
 from dlp_edge.manifest import BackboneEntry
 
@@ -33,6 +36,8 @@ Unit = tuple[str, int]
 BUDGET = 0.015  # of log perplexity; with what int8 costs this makes about 1.02
 WINDOW = 256  # tokens of calibration text that see each other
 JUDGED = 2 * WINDOW  # tokens at the text's end that the costs are measured on, not calibrated
+LARGE_HEAD = 8192  # rows; a smaller head is int8 as a whole, since it takes little time
+COMMON = 1 / 6  # of a large head's rows are int8
 TRIED = 8  # matrices off the grid after which no other is tried: two layers
 _LAYER = re.compile(r"layers\.(\d+)/")
 
@@ -71,18 +76,26 @@ class Int4:
         done."""
         quantiser = self._quantiser
         self.kept = on_grid(quantiser.graph, quantiser.weights, quantiser.dtype)
-        if not self.kept:
+        if self.kept:
+            self._round(_large_head(quantiser.graph, quantiser.weights), tell)
+        else:
             self.search(tell)
 
     def search(self, tell: Callable[[float], None]) -> None:
         """Finds levels by GPTQ and measures which matrices bear them."""
-        body = _body(self._quantiser.graph)
-        self._round(body, lambda done: tell(done * 0.6))
+        graph = self._quantiser.graph
+        body = _body(graph)
+        head = _large_head(graph, self._quantiser.weights)
+        self._round([*body, *head], lambda done: tell(done * 0.6))
         self._measure(body, lambda done: tell(0.6 + done * 0.4))
 
     def choose(self, node: onnx.NodeProto, matrix: Array) -> Quantised:
         """What becomes of a matrix [N, K]."""
         dtype = self._quantiser.dtype
+        if node.name == HEAD and node.name in self._found:
+            rest = self._found[node.name]
+            common = len(matrix) - len(rest.levels)
+            return Parted(round_int8(matrix[:common], dtype), rest)
         if node.name not in self.kept:
             return round_int8(matrix, dtype)
         if node.name in self._found:
@@ -92,21 +105,22 @@ class Int4:
             return round_int8(matrix, dtype)
         return grid.levels if grid.is_whole else Extended(grid.extended(dtype))
 
-    def _round(self, body: Sequence[onnx.NodeProto], tell: Callable[[float], None]) -> None:
-        widths = {n.input[0]: self._quantiser.weights.shape(n.input[1])[0] for n in body}
+    def _round(self, nodes: Sequence[onnx.NodeProto], tell: Callable[[float], None]) -> None:
+        """GPTQ of the matrices; of the head, all but the common rows."""
+        widths = {n.input[0]: self._quantiser.weights.shape(n.input[1])[0] for n in nodes}
         done = 0
         for products in input_products(
             self._dense, list(widths.items()), self._calibration, self._head_size
         ):
-            for node in body:
+            for node in nodes:
                 if node.input[0] in products:
+                    matrix = _matrix(node, self._quantiser.weights)
+                    rest = matrix[int(COMMON * len(matrix)) :] if node.name == HEAD else matrix
                     self._found[node.name] = round_gptq(
-                        _matrix(node, self._quantiser.weights),
-                        products[node.input[0]],
-                        self._quantiser.dtype,
+                        rest, products[node.input[0]], self._quantiser.dtype
                     )
                     done += 1
-                    tell(done / len(body))
+                    tell(done / len(nodes))
 
     def _measure(self, body: Sequence[onnx.NodeProto], tell: Callable[[float], None]) -> None:
         units: dict[Unit, list[onnx.NodeProto]] = {}
@@ -179,6 +193,15 @@ def _log_softmax(logits: Array) -> Array:
 
 def _body(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     return [node for node in matrices(graph) if node.name != HEAD]
+
+
+def _large_head(graph: onnx.GraphProto, weights: WeightFile) -> list[onnx.NodeProto]:
+    """The head, if it has LARGE_HEAD rows or more."""
+    return [
+        node
+        for node in matrices(graph)
+        if node.name == HEAD and weights.shape(node.input[1])[1] >= LARGE_HEAD
+    ]
 
 
 def _matrix(node: onnx.NodeProto, weights: WeightFile) -> Array:

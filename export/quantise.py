@@ -33,7 +33,15 @@ class Extended:
     levels: Levels
 
 
-Quantised = Levels | Extended | Nf4
+@dataclass(frozen=True)
+class Parted:
+    """Levels of a matrix's first rows, and of the rest."""
+
+    first: Levels
+    rest: Levels
+
+
+Quantised = Levels | Extended | Parted | Nf4
 Chooser = Callable[[onnx.NodeProto, Array], Quantised]
 
 
@@ -65,22 +73,20 @@ class Quantiser:
     def run(self, choose: Chooser, tell: Callable[[float], None]) -> None:
         """Replaces all matrices, and the embedding where its width is a multiple of BLOCK.
 
-        The head is int8: it is 9 % of the loss of an int4 backbone, and the embedding, which is
-        read from the same bytes where the two are tied, must not be coarser.
+        The embedding is int8. It is read from the head's bytes where the two are tied and the
+        head is int8 as a whole.
 
         Args:
-            choose: what becomes of a matrix [N, K] of the body.
+            choose: what becomes of a matrix [N, K].
             tell: called with the fraction that is done.
         """
         found = matrices(self.graph)
         for index, node in enumerate(found):
             weight = np.ascontiguousarray(self.weights.read(node.input[1]).T)
+            how = choose(node, weight)
+            self._replace(node, self._nodes(node, weight.shape[1], how))
             if node.name == HEAD:
-                head = round_int8(weight, self.dtype)
-                self._replace(node, self._int_nodes(node, head, weight.shape[1]))
-                self._embed(node.input[1], weight.shape[1])
-            else:
-                self._replace(node, self._nodes(node, weight.shape[1], choose(node, weight)))
+                self._embed(node.input[1], weight, shared=isinstance(how, Levels))
             tell((index + 1) / len(found))
 
     def put(self, graph: onnx.GraphProto, node: onnx.NodeProto, levels: Levels) -> None:
@@ -97,15 +103,37 @@ class Quantiser:
             return [self._nf4_node(node, width, how)]
         if isinstance(how, Levels):
             return self._int_nodes(node, how, width)
+        if isinstance(how, Parted):
+            return self._parted_nodes(node, how, width)
         before = self._extend(node.input[0], width)
         node.input[0] = self._extended[node.input[0]]
         return [*before, *self._int_nodes(node, how.levels, how.levels.levels.shape[1] * BLOCK)]
 
-    def _int_nodes(self, node: onnx.NodeProto, levels: Levels, width: int) -> list[onnx.NodeProto]:
+    def _int_nodes(
+        self, node: onnx.NodeProto, levels: Levels, width: int, name: str | None = None
+    ) -> list[onnx.NodeProto]:
+        """
+        Args:
+            name: of the levels; that of the matrix where it is left out.
+        """
         inputs = [node.input[0]]
         for kind, tensor in levels.tensors().items():
-            inputs.append(self.weights.add(f"{node.input[1]}_{kind}", tensor))
+            inputs.append(self.weights.add(f"{name or node.input[1]}_{kind}", tensor))
         return [self._int_node(node, inputs, levels, width)]
+
+    def _parted_nodes(self, node: onnx.NodeProto, how: Parted, width: int) -> list[onnx.NodeProto]:
+        """A product for each part, and their outputs side by side."""
+        products = []
+        for part, levels in (("first", how.first), ("rest", how.rest)):
+            own = onnx.NodeProto()
+            own.CopyFrom(node)
+            own.name, own.output[0] = f"{node.name}/{part}", f"{node.output[0]}/{part}"
+            products += self._int_nodes(own, levels, width, f"{node.input[1]}_{part}")
+        outputs = [product.output[0] for product in products]
+        return [
+            *products,
+            helper.make_node("Concat", outputs, list(node.output), name=node.name, axis=-1),
+        ]
 
     def _int_node(
         self, node: onnx.NodeProto, inputs: list[str], levels: Levels, width: int
@@ -164,21 +192,32 @@ class Quantiser:
             ),
         ]
 
-    def _embed(self, head: str, width: int) -> None:
-        """Reads the embedding from int8 rows: the head's own where they are tied."""
+    def _embed(self, head: str, weight: Array, shared: bool) -> None:
+        """Reads the embedding from int8 rows.
+
+        Args:
+            head: the name of the head's matrix.
+            weight: that matrix [V, K].
+            shared: whether its int8 levels can serve a tied embedding.
+        """
+        width = weight.shape[1]
         gather = next((node for node in self.graph.node if node.name == EMBEDDING), None)
         if gather is None or width % BLOCK:
             return
-        name, nodes = gather.input[0], []
+        name = gather.input[0]
+        nodes: list[onnx.NodeProto] = []
         transpose = next((node for node in self.graph.node if name in node.output), None)
-        if transpose is not None and transpose.input[0] == head:
+        tied = transpose is not None and transpose.input[0] == head
+        if transpose is not None and tied:
+            self.graph.node.remove(transpose)
+        if tied and shared:
             name = f"{head}_embedding"
             shape = self.weights.add(f"{name}_shape", np.asarray([-1, width], np.int64))
             nodes = [helper.make_node("Reshape", [f"{head}_levels", shape], [name], name=name)]
             scales = f"{head}_scales"
-            self.graph.node.remove(transpose)
-        elif name in self.weights:
-            levels = round_int8(self.weights.read(name), self.dtype)
+        elif tied or name in self.weights:
+            levels = round_int8(weight if tied else self.weights.read(name), self.dtype)
+            name = f"{head}_embedding" if tied else name
             scales = self.weights.add(f"{name}_scales", levels.scales)
             name = self.weights.add(f"{name}_levels", levels.levels.reshape(-1, width))
         else:

@@ -29,6 +29,26 @@ class SlotPair:
     b: Array
 
 
+@dataclass(frozen=True)
+class _Piece:
+    """One adapter's rows for one part of a slot, as views into the stack: A [r, h], B [r, d]."""
+
+    a: Array
+    b: Array
+    scaling: float
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The columns of a slot that belong to one module, and the adapters that change it."""
+
+    columns: slice
+    pieces: Mapping[str, _Piece]
+
+
+Layout = list[tuple[slice, int]]  # columns and rank of each block of rows, from the top
+
+
 class Fuser:
     """Writes fusions of a stack's adapters for a backbone's slots, one for each of G sequences.
 
@@ -40,11 +60,13 @@ class Fuser:
     def __init__(
         self, stack: AdapterStack, slots: Sequence[Slot], dtype: str, sequences: int = 1
     ) -> None:
-        self._stack = stack
         self._slots = tuple(slots)
         self._dtype = np.dtype(dtype)
         self._sequences = sequences
+        self._parts = {slot.name: _parts_of(slot, stack) for slot in slots}
         self._buffers = {slot.name: self._allocate(slot, 0) for slot in slots}
+        # What lies in the buffers: outside of it B is zero.
+        self._layouts: dict[str, list[Layout]] = {s.name: [[]] * sequences for s in slots}
 
     def fuse(self, weights: Mapping[str, float], sequence: int = 0) -> dict[str, SlotPair]:
         """Gives one sequence the adapters with these weights (none: the base model, rho = 0).
@@ -52,45 +74,39 @@ class Fuser:
         Returns:
             slot name -> the pairs of all G sequences.
         """
-        names = [name for name, weight in weights.items() if weight != 0]
-        return {slot.name: self._fuse_slot(slot, names, weights, sequence) for slot in self._slots}
+        chosen = {name: weight for name, weight in weights.items() if weight != 0}
+        with np.errstate(over="ignore"):  # the answer ends as a NonFiniteError
+            return {slot.name: self._fuse_slot(slot, chosen, sequence) for slot in self._slots}
 
     def move(self, source: int, target: int) -> dict[str, SlotPair]:
         """Gives one sequence's fusion to another; returns the pairs of all sequences."""
-        for pair in self._buffers.values():
+        for name, pair in self._buffers.items():
             pair.a[target], pair.b[target] = pair.a[source], pair.b[source]
+            self._layouts[name][target] = self._layouts[name][source]
         return dict(self._buffers)
 
-    def _fuse_slot(
-        self, slot: Slot, names: list[str], weights: Mapping[str, float], sequence: int
-    ) -> SlotPair:
-        pieces = [
-            (part, self._stack.rows[name][part.module], weights[name])
-            for part in slot.parts
-            for name in names
-            if part.module in self._stack.rows[name]
+    def _fuse_slot(self, slot: Slot, weights: Mapping[str, float], sequence: int) -> SlotPair:
+        blocks = [
+            (part.columns, piece, weight)
+            for part in self._parts[slot.name]
+            for name, weight in weights.items()
+            if (piece := part.pieces.get(name)) is not None
         ]
-        rho = sum(at.rank for _, at, _ in pieces)
+        layout = [(columns, len(piece.a)) for columns, piece, _ in blocks]
+        rho = sum(rank for _, rank in layout)
         pair = self._with_room(slot, rho)
         a, b = pair.a[sequence], pair.b[sequence]
+        if layout != self._layouts[slot.name][sequence]:
+            b[:] = 0
+            self._layouts[slot.name][sequence] = layout
         row = 0
-        for part, at, weight in pieces:
-            rows = slice(row, row + at.rank)
-            a[rows] = self._stack.a[part.module][at.slice]
-            b[rows, : part.start] = 0
-            with np.errstate(over="ignore"):  # the answer ends as a NonFiniteError
-                np.multiply(
-                    self._stack.b[part.module][at.slice],
-                    self._dtype.type(weight * at.scaling),
-                    out=b[rows, part.start : part.stop],
-                    casting="same_kind",
-                )
-            b[rows, part.stop :] = 0
-            row += at.rank
-        if self._sequences == 1:
-            return SlotPair(pair.a[:, :rho], pair.b[:, :rho])
-        b[rho:] = 0
-        return pair
+        for columns, piece, weight in blocks:
+            rows = slice(row, row + len(piece.a))
+            a[rows] = piece.a
+            scale = self._dtype.type(weight * piece.scaling)
+            np.multiply(piece.b, scale, out=b[rows, columns])
+            row = rows.stop
+        return pair if self._sequences > 1 else SlotPair(pair.a[:, :rho], pair.b[:, :rho])
 
     def _with_room(self, slot: Slot, rho: int) -> SlotPair:
         pair = self._buffers[slot.name]
@@ -105,6 +121,22 @@ class Fuser:
             np.zeros((self._sequences, rho, slot.input_size), self._dtype),
             np.zeros((self._sequences, rho, slot.output_size), self._dtype),
         )
+
+
+def _parts_of(slot: Slot, stack: AdapterStack) -> list[_Part]:
+    return [
+        _Part(
+            slice(part.start, part.stop),
+            {
+                name: _Piece(
+                    stack.a[part.module][at.slice], stack.b[part.module][at.slice], at.scaling
+                )
+                for name, rows in stack.rows.items()
+                if (at := rows.get(part.module)) is not None
+            },
+        )
+        for part in slot.parts
+    ]
 
 
 def parse_weights(

@@ -318,6 +318,44 @@ def test_a_tied_embedding_lies_in_the_file_once(
     assert "GatherBlockQuantized" in {node.op_type for node in graph.node}
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_only_the_first_rows_of_a_large_head_are_int8(
+    tiny_backbone: Path, tmp_path: Path, tied: bool
+) -> None:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    rows = 9000
+    config = LlamaConfig(
+        vocab_size=rows,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=tied,
+        eos_token_id=0,
+        initializer_range=0.2,
+    )
+    folder = tmp_path / "large"
+    LlamaForCausalLM(config).save_pretrained(folder)
+    shutil.copy(tiny_backbone / "tokenizer.json", folder)
+    reports = {
+        quantisation: export_bundle(str(folder), {}, None, tmp_path / quantisation, quantisation)
+        for quantisation in ("int4", "int8")
+    }
+    graph = onnx.load(tmp_path / "int4" / BACKBONE, load_external_data=False).graph
+    shapes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+    assert shapes["lm_head.MatMul.weight_first_levels"] == [1500, 2, BLOCK]
+    assert shapes["lm_head.MatMul.weight_rest_levels"] == [7500, 2, BLOCK // 2]
+    assert [rows, 64] in shapes.values()  # the embedding, in int8
+    ratio = reports["int4"]["perplexity"]["ratio"]
+    assert ratio < RATIOS["int4"]
+    assert ratio != reports["int8"]["perplexity"]["ratio"]
+
+
 @pytest.mark.parametrize(
     ("quantisation", "target", "said"),
     [
