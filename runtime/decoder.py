@@ -71,7 +71,7 @@ class Decoder:
         tensors |= {f"{name}.B": pair.b for name, pair in pairs.items()}
         with _engine_errors(self._kind):
             for key, tensor in tensors.items():
-                if key in self._slots and self._slots[key].is_of(tensor):
+                if key in self._slots and self._slots[key].host is tensor:
                     self._slots[key].upload()  # where it lies is bound already
                     continue
                 self._slots[key] = _Rows(tensor, self._kind)
@@ -269,10 +269,6 @@ class _Rows:
         self.host = array
         self._kind = kind
         self._value = ort.OrtValue.ortvalue_from_numpy(array, kind, 0)
-
-    def is_of(self, array: npt.NDArray[Any]) -> bool:
-        """Whether these are the rows of this very array."""
-        return self.host.shape == array.shape and self.host.ctypes.data == array.ctypes.data
 
     def upload(self) -> None:
         if self._kind != "cpu":

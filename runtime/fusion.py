@@ -29,24 +29,19 @@ class SlotPair:
     b: Array
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Piece:
-    """One adapter's rows for one part of a slot, as views into the stack: A [r, h], B [r, d]."""
+    """One adapter's rows for one module of a slot.
+
+    Attributes:
+        a, b: A [r, h] and B [r, d], as views into the stack.
+        place: what it takes of a slot: the columns where d lies, and r.
+    """
 
     a: Array
     b: Array
     scaling: float
-
-
-@dataclass(frozen=True)
-class _Part:
-    """The columns of a slot that belong to one module, and the adapters that change it."""
-
-    columns: slice
-    pieces: Mapping[str, _Piece]
-
-
-Layout = list[tuple[slice, int]]  # columns and rank of each block of rows, from the top
+    place: tuple[slice, int]
 
 
 class Fuser:
@@ -63,10 +58,11 @@ class Fuser:
         self._slots = tuple(slots)
         self._dtype = np.dtype(dtype)
         self._sequences = sequences
-        self._parts = {slot.name: _parts_of(slot, stack) for slot in slots}
+        self._pieces = {slot.name: _pieces_of(slot, stack) for slot in slots}
         self._buffers = {slot.name: self._allocate(slot, 0) for slot in slots}
-        # What lies in the buffers: outside of it B is zero.
-        self._layouts: dict[str, list[Layout]] = {s.name: [[]] * sequences for s in slots}
+        self._given: dict[str, SlotPair] = {}
+        # What lies in the buffers, from the top; elsewhere B is zero.
+        self._written: dict[str, list[list[_Piece]]] = {s.name: [[]] * sequences for s in slots}
 
     def fuse(self, weights: Mapping[str, float], sequence: int = 0) -> dict[str, SlotPair]:
         """Gives one sequence the adapters with these weights (none: the base model, rho = 0).
@@ -82,31 +78,41 @@ class Fuser:
         """Gives one sequence's fusion to another; returns the pairs of all sequences."""
         for name, pair in self._buffers.items():
             pair.a[target], pair.b[target] = pair.a[source], pair.b[source]
-            self._layouts[name][target] = self._layouts[name][source]
+            self._written[name][target] = self._written[name][source]
         return dict(self._buffers)
 
     def _fuse_slot(self, slot: Slot, weights: Mapping[str, float], sequence: int) -> SlotPair:
-        blocks = [
-            (part.columns, piece, weight)
-            for part in self._parts[slot.name]
+        pieces = [
+            (piece, weight)
+            for module in self._pieces[slot.name]
             for name, weight in weights.items()
-            if (piece := part.pieces.get(name)) is not None
+            if (piece := module.get(name)) is not None
         ]
-        layout = [(columns, len(piece.a)) for columns, piece, _ in blocks]
-        rho = sum(rank for _, rank in layout)
+        rho = sum(piece.place[1] for piece, _ in pieces)
         pair = self._with_room(slot, rho)
         a, b = pair.a[sequence], pair.b[sequence]
-        if layout != self._layouts[slot.name][sequence]:
-            b[:] = 0
-            self._layouts[slot.name][sequence] = layout
+        before = self._written[slot.name][sequence]
+        if [piece.place for piece, _ in pieces] != [piece.place for piece in before]:
+            b[:], before = 0, []
         row = 0
-        for columns, piece, weight in blocks:
-            rows = slice(row, row + len(piece.a))
-            a[rows] = piece.a
+        for index, (piece, weight) in enumerate(pieces):
+            columns, rank = piece.place
+            rows = slice(row, row + rank)
+            if not before or before[index] is not piece:
+                a[rows] = piece.a
             scale = self._dtype.type(weight * piece.scaling)
             np.multiply(piece.b, scale, out=b[rows, columns])
-            row = rows.stop
-        return pair if self._sequences > 1 else SlotPair(pair.a[:, :rho], pair.b[:, :rho])
+            row += rank
+        self._written[slot.name][sequence] = [piece for piece, _ in pieces]
+        return pair if self._sequences > 1 else self._top(slot, rho)
+
+    def _top(self, slot: Slot, rho: int) -> SlotPair:
+        """The first rho rows; the same arrays as long as these are the same rows."""
+        pair, given = self._buffers[slot.name], self._given.get(slot.name)
+        if given is None or given.a.base is not pair.a or given.a.shape[1] != rho:
+            given = SlotPair(pair.a[:, :rho], pair.b[:, :rho])
+            self._given[slot.name] = given
+        return given
 
     def _with_room(self, slot: Slot, rho: int) -> SlotPair:
         pair = self._buffers[slot.name]
@@ -123,18 +129,19 @@ class Fuser:
         )
 
 
-def _parts_of(slot: Slot, stack: AdapterStack) -> list[_Part]:
+def _pieces_of(slot: Slot, stack: AdapterStack) -> list[dict[str, _Piece]]:
+    """For each module of a slot: adapter -> its rows."""
     return [
-        _Part(
-            slice(part.start, part.stop),
-            {
-                name: _Piece(
-                    stack.a[part.module][at.slice], stack.b[part.module][at.slice], at.scaling
-                )
-                for name, rows in stack.rows.items()
-                if (at := rows.get(part.module)) is not None
-            },
-        )
+        {
+            name: _Piece(
+                stack.a[part.module][at.slice],
+                stack.b[part.module][at.slice],
+                at.scaling,
+                (slice(part.start, part.stop), at.rank),
+            )
+            for name, rows in stack.rows.items()
+            if (at := rows.get(part.module)) is not None
+        }
         for part in slot.parts
     ]
 

@@ -19,7 +19,7 @@ from dlp_edge.types import Estimate
 
 # What onnxruntime holds of a backbone on a CPU, over the size of its file: it packs weights anew,
 # reads a shared head twice, and widens fp16. Measured on the demo backbone (docs/decisions.md).
-RESIDENT = {"int8": 1.45, "int4": 1.67, "nf4": 0.82, "fp16": 2.43, "fp32": 1.21}
+RESIDENT = {"int8": 1.45, "int4": 1.4, "nf4": 0.82, "fp16": 2.43, "fp32": 1.21}
 TOKENIZER = 4.5  # over the size of its JSON
 ROUTER = 3.0
 
