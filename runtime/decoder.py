@@ -142,22 +142,34 @@ class Decoder:
         last: Logits = self._logits.host[sequence, 0]
         return last
 
-    def all_logits(self, ids: Sequence[int]) -> Logits:
-        """Appends tokens to the first sequence; returns the logits [S, V] after each of them
-        (for measuring)."""
-        chunk = np.asarray(ids, np.int64)[None]
-        logits = _Rows(np.zeros((1, chunk.shape[1], self._vocab_size), self._dtype), "cpu")
-        positions = _Rows(np.arange(chunk.shape[1], dtype=np.int64), self._kind)
+    def all_logits(
+        self,
+        ids: Sequence[int],
+        interrupt: Interrupt | None = None,
+        out: Logits | None = None,
+    ) -> Logits:
+        """Appends tokens to the first sequence in one pass; returns the logits [S, V] after each
+        of them.
+
+        Args:
+            out: where to, [S or more, V] of the graph's type; None makes a new array.
+
+        Raises:
+            Cancelled: the interrupt was set; the cache is as before.
+        """
+        count = len(ids)
+        found = np.empty((count, self._vocab_size), self._dtype) if out is None else out[:count]
+        logits = _Rows(found[None], "cpu")
+        positions = _Rows(np.arange(count, dtype=np.int64), self._kind)
         self._bind(0, 1)
-        positions.bind_input(self._binding, "logit_positions", 0, chunk.shape[1])
+        positions.bind_input(self._binding, "logit_positions", 0, count)
         logits.bind_output(self._binding, "logits", 0, 1)
         try:
-            self._run(0, 1, chunk.shape[1], chunk)
-            self._note(0, ids)
+            self._run(0, 1, count, np.asarray(ids, np.int64)[None], interrupt)
         finally:
-            self._bound = None
             self._position.bind_input(self._binding, "logit_positions", 0, 1)
-        found: Logits = logits.host[0]
+            self._logits.bind_output(self._binding, "logits", 0, 1)
+        self._note(0, ids)
         return found
 
     def _note(self, sequence: int, ids: Sequence[int]) -> None:
