@@ -5,22 +5,19 @@ Knows no backbone: the loop (`generation.py`) lets one pass check a whole guess.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
-LONGEST = 7  # tokens of a draft; with the newest one, 8 go through a pass
 GRAM = 3  # tokens that a place must have in common with the end of the text to be looked up
-WORTH = 0.6  # a token is drafted if it is at least so likely to be accepted
-TRUST = 0.5  # in an answer's first guess
-PACE = 0.2  # of the trust in guesses, at each token
+WORTH = 0.85  # guesses are drafted once they come true so often
+TRUST = 0.3  # in an answer's first guess
+PACE = 0.2  # the weight of the newest guess in what guesses are trusted
 
 
 class Drafts:
     """Proposes what followed where the text went before as it goes now.
 
     Every token is guessed, drafted or not, so whether guesses come true is known before one is
-    paid for: a draft is as long as its last token is `WORTH` it. Reading a token takes the same
-    time whatever came before.
+    paid for. Reading a token takes the same time whatever came before.
 
     Args:
         prompt: the token ids that the answer follows.
@@ -39,7 +36,7 @@ class Drafts:
         self._trust = TRUST  # a prompt that repeats itself says nothing of the answer
 
     def propose(self, answer: Sequence[int], most: int) -> list[int]:
-        """At most so many tokens that may follow an answer; none where none is likely enough.
+        """So many tokens that may follow an answer; none where that is not likely enough.
 
         Args:
             answer: all of it so far: it goes on from the one of the call before.
@@ -48,10 +45,9 @@ class Drafts:
             self._read(token)
         if self._source is None or self._trust < WORTH:
             return []
-        length = min(most, LONGEST, int(math.log(WORTH) / math.log(min(self._trust, 0.99))))
         # What is copied may reach into the copy itself: then it repeats.
         period = len(self._text) - self._source
-        return [self._text[self._source + i % period] for i in range(length)]
+        return [self._text[self._source + i % period] for i in range(most)]
 
     def _read(self, token: int) -> None:
         """Judges the guess at a token, and looks for a place to copy from where there is none."""

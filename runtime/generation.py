@@ -7,12 +7,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from time import perf_counter
 
-import numpy as np
-
 from dlp_edge.runtime.answer import Answer
-from dlp_edge.runtime.backbone import Backbone
+from dlp_edge.runtime.backbone import ROWS, Backbone
 from dlp_edge.runtime.decoder import Decoder, Logits
-from dlp_edge.runtime.drafts import LONGEST, Drafts
+from dlp_edge.runtime.drafts import Drafts
 from dlp_edge.runtime.fusion import Fuser
 from dlp_edge.runtime.interrupt import Cancelled, Interrupt
 from dlp_edge.stack import AdapterStack
@@ -56,22 +54,16 @@ def stream_answer(engine: Engine, answer: Answer, interrupt: Interrupt) -> Itera
     """
     try:
         drafts = Drafts(answer.prompt_ids) if answer.speculate else None
-        logits = _begin(engine, answer, 0, interrupt)
-        many = np.empty((LONGEST + 1, len(logits)), logits.dtype) if drafts else None
-        rows, draft = logits[None], list[int]()
+        rows, draft = _begin(engine, answer, 0, interrupt)[None], list[int]()
         while True:
             yield from _take(engine.decoder, answer, rows, draft, interrupt)
             if answer.done:
                 return
             _follow_fusion(engine, answer, 0, interrupt)
             begun = perf_counter()
-            newest = answer.tokens[-1:]
-            if drafts:
-                draft = drafts.propose(answer.tokens, answer.limit - len(answer.tokens) - 1)
-            if draft:
-                rows = engine.decoder.all_logits([*newest, *draft], interrupt, many)
-            else:
-                rows = engine.decoder.step(newest, interrupt)
+            draft = _draft(engine.decoder, answer, drafts) if drafts else []
+            read = engine.decoder.verify if draft else engine.decoder.step
+            rows = read([answer.tokens[-1], *draft], interrupt)
             spent = perf_counter() - begun
             answer.spend(decode=spent, decode_steps=1, drafted=len(draft))
     except Cancelled:
@@ -82,6 +74,13 @@ def stream_answer(engine: Engine, answer: Answer, interrupt: Interrupt) -> Itera
         # What went wrong may be in the cache already: nothing of it is used again.
         engine.decoder.truncate(0)
         raise
+
+
+def _draft(decoder: Decoder, answer: Answer, drafts: Drafts) -> list[int]:
+    """What may follow an answer's newest token, as far as one pass can check it."""
+    if decoder.lengths[0] + ROWS > decoder.max_context:
+        return []
+    return drafts.propose(answer.tokens, min(ROWS, answer.limit - len(answer.tokens)) - 1)
 
 
 def _take(

@@ -17,7 +17,8 @@ from tokenizers import Tokenizer
 from dlp_edge import Runtime
 from dlp_edge.errors import NonFiniteError, UsageError
 from dlp_edge.runtime.answer import Answer, Vocabulary
-from dlp_edge.runtime.drafts import GRAM, LONGEST, Drafts
+from dlp_edge.runtime.backbone import ROWS
+from dlp_edge.runtime.drafts import GRAM, Drafts
 from dlp_edge.runtime.generation import Engine, stream_answer
 from dlp_edge.runtime.interrupt import Interrupt
 from dlp_edge.runtime.options import Decoding
@@ -47,8 +48,8 @@ def test_a_draft_is_what_followed_the_place_that_the_text_is_like(
         if place < len(prompt):
             continue
         draft = drafts.propose(answer[: place + 1 - len(prompt)], 9)
-        assert len(draft) <= LONGEST
         if draft:
+            assert len(draft) == 9
             assert source is not None
             for guess in draft:
                 repeated = [*text, *draft][source]
@@ -63,12 +64,10 @@ def _last_seen(text: list[int]) -> int | None:
     return next((e for e in ends if text[max(0, e - GRAM) : e] == text[-GRAM:]), None)
 
 
-@given(st.integers(1, 5), st.integers(0, 12))
+@given(st.integers(1, 5), st.integers(0, 20))
 def test_a_loop_is_drafted_round_and_round(period: int, most: int) -> None:
     loop = [i % period for i in range(60)]
-    assert Drafts([]).propose(loop, most) == [
-        i % period for i in range(60, 60 + min(most, LONGEST))
-    ]
+    assert Drafts([]).propose(loop, most) == [i % period for i in range(60, 60 + most)]
 
 
 def test_new_text_is_not_guessed() -> None:
@@ -80,8 +79,9 @@ def test_guesses_that_fail_are_given_up_and_taken_up_again() -> None:
     """The text after each "1 2 3" is another one, then a loop."""
     failing = [token for i in range(30) for token in (1, 2, 3, 100 + i)]
     drafts = Drafts([])
-    assert drafts.propose(failing[:-1], 9) == []
-    assert len(drafts.propose(failing + [1, 2, 3] * 20, 9)) == LONGEST
+    for end in range(len(failing)):
+        assert drafts.propose(failing[:end], 9) == []
+    assert len(drafts.propose(failing + [1, 2, 3] * 20, 9)) == 9
 
 
 # The loop, with a backbone that says what it is told to
@@ -92,11 +92,12 @@ class ToldDecoder:
     of them nonsense that depends on all it has read. Its cache is the tokens, each with the
     fusion that it was read under."""
 
-    def __init__(self, texts: Mapping[str, str], prompt: Sequence[int]) -> None:
+    def __init__(self, texts: Mapping[str, str], prompt: Sequence[int], max_context: int) -> None:
         self.scripts = {name: [*TOKENIZER.encode(text).ids, EOS] for name, text in texts.items()}
         self.start = len(prompt)
         self.cache: list[tuple[int, str]] = []
         self.labels: list[Any] = [None]
+        self.max_context = max_context
         self.passes = 0
 
     @property
@@ -110,12 +111,13 @@ class ToldDecoder:
         del self.cache[length:]
 
     def prefill(self, ids: Sequence[int], sequence: int, interrupt: Interrupt) -> Any:
-        return self.all_logits(ids, interrupt)[-1]
+        return self.verify(ids, interrupt)[-1]
 
     def step(self, tokens: Sequence[int], interrupt: Interrupt) -> Any:
-        return self.all_logits(tokens, interrupt)
+        assert len(tokens) == 1
+        return self.verify(tokens, interrupt)
 
-    def all_logits(self, ids: Sequence[int], interrupt: Interrupt, out: Any = None) -> Any:
+    def verify(self, ids: Sequence[int], interrupt: Interrupt) -> Any:
         interrupt.check()
         self.passes += 1
         rows = []
@@ -186,7 +188,7 @@ def tell(
     texts: Mapping[str, str], decoding: Decoding, prompt: str = "question", room: int = 1000
 ) -> Told:
     ids = TOKENIZER.encode(prompt).ids
-    decoder, router = ToldDecoder(texts, ids), KeywordRouter()
+    decoder, router = ToldDecoder(texts, ids, room), KeywordRouter()
     steering = Routed(router, SelectionRule("top_k", k=1))  # type: ignore[arg-type]
     vocabulary = Vocabulary(TOKENIZER, EOS + 1, frozenset({EOS}))
     answer = Answer(vocabulary, ids, "question", decoding, steering, room)
@@ -252,7 +254,7 @@ def test_copied_text_takes_fewer_passes() -> None:
 
 
 @pytest.mark.parametrize("kv", ["keep", "recompute"])
-@pytest.mark.parametrize("place", range(LONGEST))
+@pytest.mark.parametrize("place", range(ROWS))
 def test_a_fusion_that_changes_inside_a_draft_ends_it(kv: Any, place: int) -> None:
     """Both fusions say the same up to a B, where the answer copies the prompt; what the draft has
     behind it was read under the old fusion, which would have taken it."""
