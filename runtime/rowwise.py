@@ -73,11 +73,13 @@ def _lengths(rows: int) -> Iterator[bytes]:
 def _attention(node: Message, rows: int) -> Iterator[bytes]:
     """Attention token by token, each reading the cache as the one before has left it."""
     inputs, (result, *caches) = texts(node, 1), texts(node, 2)
-    pieces = [f"{result}/in{row}" for row in range(rows)]
-    yield _node("Split", [inputs[0], _SIZES], pieces, axis=1)
-    for row, piece in enumerate(pieces):
+    new = [name for name in inputs[:3] if name]  # queries, keys and values, packed or not
+    for name in new:
+        yield _node("Split", [name, _SIZES], [f"{name}/{row}" for row in range(rows)], axis=1)
+    for row in range(rows):
         lengths = [f"{name}/{row}" for name in _LENGTHS]
-        taken = [piece, *inputs[1:5], *lengths, *inputs[7:]]
+        own = [name and f"{name}/{row}" for name in inputs[:3]]
+        taken = [*own, *inputs[3:5], *lengths, *inputs[7:]]
         last = row == rows - 1
         inputs[3:5] = caches if last else [presents(name, row) for name in caches]
         changed = {1: _encoded(taken), 2: _encoded([f"{result}/out{row}", *inputs[3:5]])}
