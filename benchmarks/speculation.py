@@ -5,7 +5,7 @@
 Two groups of requests to the base model: answers that copy from the prompt (prose, code, a table,
 a letter), and answers to the twenty prompts of the export's report, which ask for something new.
 In each round every request is answered in both ways, one after the other, in turns which is first.
-Prints for each request the median of the rounds' ratios of decode time.
+Prints for each request how much longer decoding takes without: the median of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -35,20 +35,19 @@ Kosice, Slovakia, 229040, 1230"""
 def copying() -> dict[str, str]:
     """Requests whose answer is in the prompt for the most part."""
     prose = HELDOUT.read_text(encoding="utf-8").split("\n\n")
-    penalise = inspect.getsource(sampling.penalise)
-    check = inspect.getsource(sampling.log_probabilities)
+    code = inspect.getsource(sampling.penalise)
+    again = "Repeat this text word for word:\n\n"
     return {
-        "prose, repeated": f"Repeat this text word for word:\n\n{prose[0]}",
-        "prose, corrected": "Correct the spelling of this text and change nothing else:\n\n"
+        "a story, repeated": again + prose[0],
+        "an explanation, repeated": again + prose[6],
+        "a letter, repeated": again + prose[5],
+        "code, repeated": f"Repeat this code word for word:\n\n```python\n{code}```",
+        "a table, repeated": again + TABLE,
+        "minutes, with another day": "Repeat this text, but with Saturdays instead of Sundays:\n\n"
+        + prose[3],
+        "a recipe, corrected": "Correct the spelling of this text and change nothing else:\n\n"
         + prose[1].replace("flour", "flower").replace("should", "shuold"),
-        "minutes, quoted": f"{prose[3]}\n\nQuote this text in full.",
-        "a letter, redirected": "Write this letter again, to Peter instead of Martin:\n\n"
-        + prose[5],
-        "code, repeated": f"Write this Python code again:\n\n```python\n{check}```",
-        "code, renamed": "Write this function again with `factor` instead of `penalty`:\n\n"
-        f"```python\n{penalise}```",
-        "a table, as Markdown": f"Write this table as Markdown:\n\n{TABLE}",
-        "a table, repeated": f"{TABLE}\n\nWrite the table again.",
+        "an article, quoted": f"{prose[2]}\n\nCopy the first three sentences of this text.",
     }
 
 
@@ -59,12 +58,8 @@ class Case:
     replies: list[tuple[Reply, Reply]] = field(default_factory=list)
 
     @property
-    def ratios(self) -> list[float]:
-        """How many times as long decoding takes without."""
-        return [plain.timings.decode / fast.timings.decode for plain, fast in self.replies]
-
-    @property
     def equal(self) -> bool:
+        """Whether both ways gave the same answer in every round."""
         return all(
             (plain.text, plain.sentences, plain.usage) == (fast.text, fast.sentences, fast.usage)
             for plain, fast in self.replies
@@ -91,7 +86,8 @@ def main() -> None:
     }
     found = {group: {name: Case() for name in asked} for group, asked in groups.items()}
     with Runtime(arguments.bundle, max_context=2048) as runtime:
-        runtime.generate("Hello", **options)  # warm up
+        warm_up = next(iter(groups["copies"].values()))
+        runtime.generate(warm_up, speculate=True, **options)  # loads what speculation needs
         for turn in range(arguments.rounds):
             for group, asked in groups.items():
                 for name, prompt in asked.items():

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
-Value = int | memoryview | bytes
+Value = int | memoryview
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def read_message(data: memoryview, known: Mapping[int, Field]) -> Message:
     return found
 
 
-def write_message(message: Mapping[int, Sequence[Value]]) -> bytes:
+def write_message(message: Mapping[int, Sequence[Value | bytes]]) -> bytes:
     """The bytes of a message of varints and bytes, as `read_message` gives it."""
     found = bytearray()
     for number, values in message.items():

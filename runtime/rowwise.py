@@ -14,13 +14,15 @@ import struct
 from collections.abc import Iterator, Sequence
 
 from dlp_edge.onnx_graph import GRAPH, INT32, INT64, MODEL, NODE, VALUE
-from dlp_edge.protobuf import Message, parts, read_message, text, texts, write_message
+from dlp_edge.protobuf import Message, Value, parts, read_message, text, texts, write_message
 
 _SIZES = "rowwise/sizes"  # of the pieces that a Split makes: 1, 1, ...
 _SHAPE = "rowwise/shape"  # [1, rows, -1]
 _LENGTHS = ("seqlens_k", "total_sequence_length")
 _INT_ATTRIBUTE, _INTS = 2, {INT32: "i", INT64: "q"}
-_DOMAIN = "com.microsoft"
+_DOMAIN = b"com.microsoft"
+
+Fields = dict[int, Sequence[Value | bytes]]
 
 
 def rowwise(model: bytes, rows: int) -> bytes:
@@ -52,10 +54,8 @@ def rowwise(model: bytes, rows: int) -> bytes:
         if text(value, 1).startswith("present.")
         for row in range(rows - 1)
     ]
-    graph[1] = list(nodes)
-    graph[5] = [*graph[5], *constants]
-    graph[12] = [*graph[12], *outputs]
-    return write_message({**message, 7: [write_message(graph)]})
+    changed: Fields = {1: nodes, 5: [*graph[5], *constants], 12: [*graph[12], *outputs]}
+    return write_message({**message, 7: [write_message({**graph, **changed})]})
 
 
 def presents(name: str, row: int) -> str:
@@ -82,8 +82,10 @@ def _attention(node: Message, rows: int) -> Iterator[bytes]:
         taken = [*own, *inputs[3:5], *lengths, *inputs[7:]]
         last = row == rows - 1
         inputs[3:5] = caches if last else [presents(name, row) for name in caches]
-        changed = {1: _encoded(taken), 2: _encoded([f"{result}/out{row}", *inputs[3:5]])}
-        yield write_message({**node, **changed, 3: [f"{result}/{row}".encode()]})
+        given = [f"{result}/out{row}", *inputs[3:5]]
+        name = f"{result}/{row}".encode()
+        changed: Fields = {1: _encoded(taken), 2: _encoded(given), 3: [name]}
+        yield write_message({**node, **changed})
     yield _node("Concat", [f"{result}/out{row}" for row in range(rows)], [result], axis=1)
 
 
@@ -91,8 +93,8 @@ def _product(node: Message) -> Iterator[bytes]:
     """x [1, S, m] times one of the slot's two matrices, as S products of one row."""
     (result,) = texts(node, 2)
     attributes = [*node.get(5, []), _attribute("transBatchA", 1)]  # x as [S, 1, m]
-    changed = {2: [f"{result}/rows".encode()], 4: [b"FusedMatMul"], 5: attributes}
-    yield write_message({**node, **changed, 7: [_DOMAIN.encode()]})
+    changed: Fields = {2: [f"{result}/rows".encode()], 4: [b"FusedMatMul"], 7: [_DOMAIN]}
+    yield write_message({**node, **changed, 5: attributes})
     yield _node("Reshape", [f"{result}/rows", _SHAPE], [result])
 
 
