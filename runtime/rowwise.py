@@ -83,9 +83,8 @@ def _attention(node: Message, rows: int) -> Iterator[bytes]:
         last = row == rows - 1
         inputs[3:5] = caches if last else [presents(name, row) for name in caches]
         given = [f"{result}/out{row}", *inputs[3:5]]
-        name = f"{result}/{row}".encode()
-        changed: Fields = {1: _encoded(taken), 2: _encoded(given), 3: [name]}
-        yield write_message({**node, **changed})
+        changed: Fields = {1: _encoded(taken), 2: _encoded(given)}
+        yield write_message({**node, **changed, 3: [f"{result}/{row}".encode()]})
     yield _node("Concat", [f"{result}/out{row}" for row in range(rows)], [result], axis=1)
 
 
