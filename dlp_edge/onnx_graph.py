@@ -39,17 +39,17 @@ _MANY, _MANY_NUMBERS = Field(BYTES, True), Field(VARINT, True)
 # The fields of onnx.proto that may occur. Left out on purpose: functions (25), training (20),
 # metadata (14); sparse tensors (15) and quantisation notes (14) of a graph; graphs, tensors in
 # lists, types and references of an attribute; everything but raw bytes of a tensor.
-_MODEL = {1: _ONE_NUMBER, 5: _ONE_NUMBER, 7: _ONE, 8: _MANY}
-_MODEL.update(dict.fromkeys((2, 3, 4, 6), _ONE))
+MODEL = {1: _ONE_NUMBER, 5: _ONE_NUMBER, 7: _ONE, 8: _MANY}
+MODEL.update(dict.fromkeys((2, 3, 4, 6), _ONE))
 _OPSET = {1: _ONE, 2: _ONE_NUMBER}
-_GRAPH = {1: _MANY, 2: _ONE, 5: _MANY, 10: _ONE, 11: _MANY, 12: _MANY, 13: _MANY}
-_NODE = {1: _MANY, 2: _MANY, 3: _ONE, 4: _ONE, 5: _MANY, 6: _ONE, 7: _ONE}
+GRAPH = {1: _MANY, 2: _ONE, 5: _MANY, 10: _ONE, 11: _MANY, 12: _MANY, 13: _MANY}
+NODE = {1: _MANY, 2: _MANY, 3: _ONE, 4: _ONE, 5: _MANY, 6: _ONE, 7: _ONE}
 _ATTRIBUTE = {1: _ONE, 2: Field(FIXED32), 3: _ONE_NUMBER, 4: _ONE, 5: _ONE, 8: _MANY_NUMBERS}
 _ATTRIBUTE.update({13: _ONE, 20: _ONE_NUMBER})
 _TENSOR = {1: _MANY_NUMBERS, 2: _ONE_NUMBER, 8: _ONE, 9: _ONE, 12: _ONE}
 _TENSOR.update({13: _MANY, 14: _ONE_NUMBER})
 _PAIR = {1: _ONE, 2: _ONE}
-_VALUE = {1: _ONE, 2: _ONE, 3: _ONE}
+VALUE = {1: _ONE, 2: _ONE, 3: _ONE}
 _TYPE = {1: _ONE, 6: _ONE}
 _TENSOR_TYPE = {1: _ONE_NUMBER, 2: _ONE}
 _SHAPE = {1: _MANY}
@@ -102,7 +102,7 @@ def read_graph(
     Raises:
         ValueError: it is damaged, or asks for more than a bundle's graph may.
     """
-    model = read_message(memoryview(data), _MODEL)
+    model = read_message(memoryview(data), MODEL)
     for entry in parts(model, 8):
         domain = text(read_message(entry, _OPSET), 1)
         if domain not in DOMAINS:
@@ -110,7 +110,7 @@ def read_graph(
     found = parts(model, 7)
     if not found:
         raise ValueError("it holds no graph")
-    graph = read_message(found[0], _GRAPH)
+    graph = read_message(found[0], GRAPH)
     nodes = parts(graph, 1)
     if len(nodes) > MAX_NODES:
         raise ValueError(f"it has {len(nodes)} nodes")
@@ -126,7 +126,7 @@ def read_graph(
 
 
 def _check_node(data: memoryview, operators: Collection[str]) -> None:
-    node = read_message(data, _NODE)
+    node = read_message(data, NODE)
     domain, kind = text(node, 7), text(node, 4)
     operator = f"{domain}.{kind}" if domain else kind
     if operator not in operators:
@@ -191,7 +191,7 @@ def _check_places(tensors: list[Tensor]) -> None:
 
 
 def _value(data: memoryview) -> Value:
-    message = read_message(data, _VALUE)
+    message = read_message(data, VALUE)
     name = text(message, 1)
     kinds = [read_message(part, _TYPE) for part in parts(message, 2)]
     found = [read_message(part, _TENSOR_TYPE) for kind in kinds for part in parts(kind, 1)]

@@ -1,4 +1,5 @@
-"""Reading protobuf's wire format, strictly: enough to look into an ONNX file without `onnx`.
+"""Protobuf's wire format, read strictly: enough to look into an ONNX file, and change it, without
+`onnx`.
 
 A message is a row of fields: a number and a wire type in one varint, then a varint, 4 or 8 bytes,
 or a length and so many bytes (https://protobuf.dev/programming-guides/encoding). Two parsers that
@@ -9,7 +10,7 @@ has one, groups, varints that are longer than they need to be.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
@@ -66,6 +67,26 @@ def read_message(data: memoryview, known: Mapping[int, Field]) -> Message:
         else:
             raise ValueError(f"field {number} is there twice")
     return found
+
+
+def write_message(message: Mapping[int, Sequence[Value | bytes]]) -> bytes:
+    """The bytes of a message of varints and bytes, as `read_message` gives it."""
+    found = bytearray()
+    for number, values in message.items():
+        for value in values:
+            if isinstance(value, int):
+                found += _varint(number << 3 | VARINT) + _varint(value)
+            else:
+                found += _varint(number << 3 | BYTES) + _varint(len(value)) + value
+    return bytes(found)
+
+
+def _varint(value: int) -> bytes:
+    found = bytearray()
+    while value >= 0x80:
+        found.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*found, value])
 
 
 def read_varint(data: memoryview, at: int) -> tuple[int, int]:

@@ -99,15 +99,17 @@ class Timings:
 
     Attributes:
         prefill: the prompt's pass through the backbone.
-        decode: one-token passes, sampling, routing and text handling.
+        decode: the passes after the prompt's, sampling, routing and text handling.
         first_token: from the request to the first token.
         router: all calls of the router.
         switch: writing fusions into the slots.
         recompute: prefilling the history again under a new fusion (`kv="recompute"`).
         routings: how often the router was asked.
         switches: how often the fusion changed while generating.
-        decode_steps: one-token passes.
+        decode_steps: passes after the prompt's; of one token each but for those with drafts.
         reused: tokens of the prompt that a session's cache had already.
+        drafted, accepted: tokens that were guessed, and those of them that the answer took
+            (`speculate`).
     """
 
     prefill: float = 0.0
@@ -120,11 +122,14 @@ class Timings:
     switches: int = 0
     decode_steps: int = 0
     reused: int = 0
+    drafted: int = 0
+    accepted: int = 0
 
     @property
     def decode_rate(self) -> float:
-        """One-token passes per second; 0 where there was none."""
-        return self.decode_steps / self.decode if self.decode_steps and self.decode else 0.0
+        """Tokens per second behind the prompt's pass; 0 where there were none."""
+        tokens = self.decode_steps + self.accepted
+        return tokens / self.decode if tokens and self.decode else 0.0
 
 
 @dataclass(frozen=True)

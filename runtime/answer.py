@@ -88,6 +88,7 @@ class Answer:
         self.prompt_ids = prompt_ids
         self.room = room
         self.kv = decoding.kv
+        self.speculate = decoding.speculate
         self.tokens: list[int] = []
         self.fusion: dict[str, float] = {}
         self.changed = False

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import onnxruntime as ort
@@ -10,22 +12,38 @@ import onnxruntime as ort
 from dlp_edge.errors import BundleError
 from dlp_edge.manifest import BackboneEntry
 from dlp_edge.runtime.device import Device, open_session
+from dlp_edge.runtime.rowwise import rowwise
 from dlp_edge.weights import Weights
+
+ROWS = 8  # tokens of a rowwise pass
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A loaded graph; several decoders, each with a KV cache of its own, can run it."""
+    """A loaded graph; several decoders, each with a KV cache of its own, can run it.
+
+    Attributes:
+        rowwise: the same graph for ROWS tokens at once (`rowwise.py`); the first call loads it,
+            with the weights.
+    """
 
     session: ort.InferenceSession
     entry: BackboneEntry
     device: Device
+    rowwise: Callable[[], ort.InferenceSession]
 
 
 def open_backbone(
-    model: Path | bytes, entry: BackboneEntry, device: Device, weights: Weights | None = None
+    model: Path | bytes,
+    entry: BackboneEntry,
+    device: Device,
+    weights: Weights | None = None,
+    reread: Callable[[], Weights] = dict,
 ) -> Backbone:
     """Loads the graph onto the device; see `open_session`.
+
+    Args:
+        reread: gives the weights once more, where the rowwise graph is asked for.
 
     Raises:
         BundleError: onnxruntime cannot read it, or it is not as the manifest says.
@@ -34,7 +52,13 @@ def open_backbone(
     """
     session = open_session(model, device, weights)
     _check_inputs(session, entry)
-    return Backbone(session, entry, device)
+
+    @cache
+    def by_rows() -> ort.InferenceSession:
+        data = model if isinstance(model, bytes) else model.read_bytes()
+        return open_session(rowwise(data, ROWS), device, reread())
+
+    return Backbone(session, entry, device, by_rows)
 
 
 def _check_inputs(session: ort.InferenceSession, entry: BackboneEntry) -> None:

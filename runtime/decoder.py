@@ -15,10 +15,11 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from dlp_edge.errors import BundleError, DeviceError, ResourceError, UsageError
-from dlp_edge.runtime.backbone import Backbone
+from dlp_edge.runtime.backbone import ROWS, Backbone
 from dlp_edge.runtime.faults import first_line, ran_out
 from dlp_edge.runtime.fusion import SlotPair
 from dlp_edge.runtime.interrupt import Cancelled, Interrupt
+from dlp_edge.runtime.rowwise import presents
 
 Logits = npt.NDArray[np.floating]
 PREFILL_CHUNK = 512
@@ -43,6 +44,7 @@ class Decoder:
         self.max_context = max_context
         self._vocab_size = entry.vocab_size
         self._dtype = np.dtype(entry.dtype)
+        self._backbone = backbone
         self._session = backbone.session
         self._kind = backbone.device.kind
         self._binding = backbone.session.io_binding()
@@ -59,6 +61,7 @@ class Decoder:
         self._total_value = ort.OrtValue.ortvalue_from_numpy(self._total)
         self._binding.bind_ortvalue_input("total_sequence_length", self._total_value)
         self._position.bind_input(self._binding, "logit_positions", 0, 1)
+        self._rowwise: _Rowwise | None = None
 
     @property
     def cache_bytes(self) -> int:
@@ -163,6 +166,27 @@ class Decoder:
         found: Logits = logits.host[0]
         return found
 
+    def verify(self, tokens: Sequence[int], interrupt: Interrupt | None = None) -> Logits:
+        """Appends at most ROWS tokens to the first sequence in one pass; returns the logits
+        [S, V] after each of them (valid until the next call). They and the cache are those of S
+        steps, bit for bit. The first call loads the weights a second time.
+
+        Raises:
+            ResourceError: the cache has no room for ROWS tokens.
+            Cancelled: the interrupt was set; the cache is as before.
+        """
+        if interrupt is not None:
+            interrupt.check()
+        self._check_room(int(self.lengths[0]) + ROWS)
+        if self._rowwise is None:
+            self._rowwise = _Rowwise(self._backbone, self._cache)
+        with _engine_errors(self._kind):
+            self._rowwise.bind_slots(self._slots)
+            logits = self._rowwise.run(tokens, int(self.lengths[0]), interrupt)
+        self.lengths[0] += len(tokens)
+        self._note(0, tokens)
+        return logits
+
     def _note(self, sequence: int, ids: Sequence[int]) -> None:
         self._written[sequence] += [(token, self.labels[sequence]) for token in ids]
 
@@ -180,11 +204,7 @@ class Decoder:
             interrupt.check()
         totals = self.lengths[first : first + count] + added
         longest = int(totals.max())
-        if longest > self.max_context:
-            raise ResourceError(
-                f"the cache holds {self.max_context} tokens, {longest} are needed",
-                "Load the bundle with a larger max_context",
-            )
+        self._check_room(longest)
         with _engine_errors(self._kind):
             self._bind(first, count)
             self._seqlens.host[first : first + count] = totals - 1  # the last valid index
@@ -196,16 +216,18 @@ class Decoder:
                 prompt = _Rows(chunk, self._kind)  # a name, because a binding holds no reference
                 prompt.bind_input(self._binding, "input_ids", 0, 1)
             try:
-                options = interrupt.options if interrupt is not None else None
-                self._session.run_with_iobinding(self._binding, options)
-            except Exception as error:
-                if interrupt is not None and interrupt.is_set():
-                    raise Cancelled from error
-                raise
+                _run(self._session, self._binding, interrupt)
             finally:
                 if chunk is not None:
                     self._tokens.bind_input(self._binding, "input_ids", first, count)
         self.lengths[first : first + count] = totals
+
+    def _check_room(self, tokens: int) -> None:
+        if tokens > self.max_context:
+            raise ResourceError(
+                f"the cache holds {self.max_context} tokens, {tokens} are needed",
+                "Load the bundle with a larger max_context",
+            )
 
     def _bind(self, first: int, count: int) -> None:
         """Binds all that belongs to these sequences, unless it is bound already."""
@@ -238,6 +260,67 @@ class Decoder:
                 f"there is not enough memory for a cache of {self.max_context} tokens",
                 "Load the bundle with a smaller max_context, or close other sessions",
             ) from error
+
+
+class _Rowwise:
+    """The rowwise graph, bound to the first sequence of a cache."""
+
+    def __init__(self, backbone: Backbone, cache: Mapping[str, _Rows]) -> None:
+        self._session = backbone.rowwise()
+        self._binding = self._session.io_binding()
+        self._zeros: dict[str, _Rows] = {}
+        entry, kind = backbone.entry, backbone.device.kind
+        self._kind = kind
+        self._tokens = _Rows(np.zeros((1, ROWS), np.int64), kind)
+        self._before = _Rows(np.zeros(1, np.int32), kind)
+        self._total = np.zeros((), np.int32)
+        self._total_value = ort.OrtValue.ortvalue_from_numpy(self._total)
+        self._positions = _Rows(np.arange(ROWS, dtype=np.int64), kind)
+        self._logits = _Rows(np.zeros((1, ROWS, entry.vocab_size), entry.dtype), "cpu")
+        self._tokens.bind_input(self._binding, "input_ids", 0, 1)
+        self._before.bind_input(self._binding, "seqlens_k", 0, 1)
+        self._binding.bind_ortvalue_input("total_sequence_length", self._total_value)
+        self._positions.bind_input(self._binding, "logit_positions", 0, ROWS)
+        self._logits.bind_output(self._binding, "logits", 0, 1)
+        for name, buffer in cache.items():
+            buffer.bind_input(self._binding, f"past_key_values.{name}", 0, 1)
+            buffer.bind_output(self._binding, f"present.{name}", 0, 1)
+            for row in range(ROWS - 1):
+                buffer.bind_output(self._binding, presents(f"present.{name}", row), 0, 1)
+
+    def bind_slots(self, slots: Mapping[str, _Rows]) -> None:
+        """Binds the slots of the first sequence; empty ones as rank 1 of zeros, because a product
+        over nothing leaves its output as it was."""
+        for name, buffer in slots.items():
+            if not buffer.host.size:
+                if name not in self._zeros:
+                    zeros = np.zeros((1, 1, buffer.host.shape[2]), buffer.host.dtype)
+                    self._zeros[name] = _Rows(zeros, self._kind)
+                buffer = self._zeros[name]
+            buffer.bind_input(self._binding, name, 0, 1)
+
+    def run(self, tokens: Sequence[int], before: int, interrupt: Interrupt | None) -> Logits:
+        """The logits [S, V] after each of the tokens, before which the cache has `before`. What
+        it has behind them afterwards is of no use."""
+        self._tokens.host[0, : len(tokens)] = tokens
+        self._tokens.upload()
+        self._before.host[0] = before  # the last valid index, with the first token
+        self._before.upload()
+        self._total[()] = before + 1
+        _run(self._session, self._binding, interrupt)
+        logits: Logits = self._logits.host[0, : len(tokens)]
+        return logits
+
+
+def _run(
+    session: ort.InferenceSession, binding: ort.IOBinding, interrupt: Interrupt | None
+) -> None:
+    try:
+        session.run_with_iobinding(binding, interrupt.options if interrupt is not None else None)
+    except Exception as error:
+        if interrupt is not None and interrupt.is_set():
+            raise Cancelled from error
+        raise
 
 
 @contextlib.contextmanager

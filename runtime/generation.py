@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from time import perf_counter
 
 from dlp_edge.runtime.answer import Answer
-from dlp_edge.runtime.backbone import Backbone
+from dlp_edge.runtime.backbone import ROWS, Backbone
 from dlp_edge.runtime.decoder import Decoder, Logits
+from dlp_edge.runtime.drafts import Drafts
 from dlp_edge.runtime.fusion import Fuser
 from dlp_edge.runtime.interrupt import Cancelled, Interrupt
 from dlp_edge.stack import AdapterStack
@@ -52,15 +53,19 @@ def stream_answer(engine: Engine, answer: Answer, interrupt: Interrupt) -> Itera
         interrupt: ends the answer as "cancelled" in the middle of a pass.
     """
     try:
-        logits = _begin(engine, answer, 0, interrupt)
+        drafts = Drafts(answer.prompt_ids) if answer.speculate else None
+        rows, draft = _begin(engine, answer, 0, interrupt)[None], list[int]()
         while True:
-            yield from answer.take(logits)  # while a consumer holds a chunk no time is counted
+            yield from _take(engine.decoder, answer, rows, draft, interrupt)
             if answer.done:
                 return
             _follow_fusion(engine, answer, 0, interrupt)
             begun = perf_counter()
-            logits = engine.decoder.step(answer.tokens[-1:], interrupt)[0]
-            answer.spend(decode=perf_counter() - begun, decode_steps=1)
+            draft = _draft(engine.decoder, answer, drafts) if drafts else []
+            read = engine.decoder.verify if draft else engine.decoder.step
+            rows = read([answer.tokens[-1], *draft], interrupt)
+            spent = perf_counter() - begun
+            answer.spend(decode=spent, decode_steps=1, drafted=len(draft))
     except Cancelled:
         yield from answer.finish()
     except GeneratorExit:
@@ -69,6 +74,36 @@ def stream_answer(engine: Engine, answer: Answer, interrupt: Interrupt) -> Itera
         # What went wrong may be in the cache already: nothing of it is used again.
         engine.decoder.truncate(0)
         raise
+
+
+def _draft(decoder: Decoder, answer: Answer, drafts: Drafts) -> list[int]:
+    """What may follow an answer's newest token, as far as one pass can check it."""
+    if decoder.lengths[0] + ROWS > decoder.max_context:
+        return []
+    return drafts.propose(answer.tokens, min(ROWS, answer.limit - len(answer.tokens)) - 1)
+
+
+def _take(
+    decoder: Decoder, answer: Answer, rows: Logits, draft: list[int], interrupt: Interrupt
+) -> Iterator[Chunk]:
+    """Lets an answer choose its next tokens, as long as it chooses those drafted: what it would
+    be without a draft. The cache forgets the rest of the draft.
+
+    Args:
+        rows: the logits [1 + draft, V] after the newest token, and after each one drafted.
+    """
+    kept = int(decoder.lengths[0]) - len(draft)
+    try:
+        for row, guess in zip(rows, (*draft, None), strict=True):
+            yield from answer.take(row)  # while a consumer holds a chunk no time is counted
+            # After a change of fusion all else in the draft was read under the wrong one.
+            if answer.done or answer.changed or answer.tokens[-1] != guess:
+                return
+            interrupt.check()
+            answer.spend(accepted=1)
+            kept += 1
+    finally:
+        decoder.truncate(kept)
 
 
 def run_batch(engine: Engine, answers: Iterable[Answer], interrupt: Interrupt) -> None:

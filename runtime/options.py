@@ -55,6 +55,8 @@ class GenerateOptions(RouteOptions, total=False):
         (1 - inertia) times the router's plus inertia times those before (0.0; below 1).
     kv: `keep` the cache when the fusion changes (the default), or `recompute` it, which is
         exact and costs a prefill of the history.
+    speculate: several tokens in one pass where the answer copies from what stands before it, in
+        prompt or answer: the same answer, sooner (False). Not for `generate_batch`.
     wait: False raises BusyError where another request is under way, instead of waiting for it.
     """
 
@@ -74,6 +76,7 @@ class GenerateOptions(RouteOptions, total=False):
     route_every: RouteEvery
     inertia: float
     kv: KvPolicy
+    speculate: bool
     wait: bool
 
 
@@ -93,6 +96,7 @@ class Decoding:
     json_schema: Schema | None = None
     logprobs: int | None = None
     kv: KvPolicy = "keep"
+    speculate: bool = False
 
     def __post_init__(self) -> None:
         _check("max_new_tokens", self.max_new_tokens, at_least=1, whole=True)
@@ -111,6 +115,8 @@ class Decoding:
             raise UsageError(f"stop is {self.stop!r}", "Give texts that are not empty")
         if self.kv not in get_args(KvPolicy):
             raise UsageError(f"unknown KV policy {self.kv!r}", "Use keep or recompute")
+        if not isinstance(self.speculate, bool):
+            raise UsageError(f"speculate is {self.speculate!r}", "Use True or False")
 
 
 def _check(

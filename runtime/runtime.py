@@ -221,6 +221,8 @@ class Runtime:
             loaded.prepare(prompt, {**options, **changes})
             for prompt, changes in zip(prompts, own, strict=True)
         ]
+        if any(answer.speculate for answer in answers):
+            raise UsageError("a batch cannot speculate", "Leave it out, or use generate")
         if not answers or not self._turn.acquire(self._closing.is_set, _waits(options)):
             return [answer.reply() for answer in answers]
         try:

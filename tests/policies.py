@@ -36,6 +36,8 @@ class ScriptedAnswer:
     fusion: Fusion = field(default_factory=dict)
     changed: bool = False
     done: bool = False
+    limit: int = 1 << 30
+    speculate: bool = False
 
     def begin(self) -> None:
         self.fusion = self.script[-1]

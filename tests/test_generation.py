@@ -33,27 +33,27 @@ class ScriptedDecoder:
     def __init__(self, answer: str) -> None:
         self.script = [*TOKENIZER.encode(answer).ids, EOS]
         self.said = 0
-        self.length = 0
+        self.lengths = [0]
         self.labels: list[Any] = [None]
         self.log: list[tuple[str, Any]] = []
 
     def set_fusion(self, fusion: Mapping[str, float]) -> None:
         self.log.append(("fuse", dict(fusion)))
 
-    def truncate(self, length: int, sequence: int) -> None:
-        self.length = min(self.length, length)
+    def truncate(self, length: int, sequence: int = 0) -> None:
+        self.lengths[0] = min(self.lengths[0], length)
 
     def prefill(self, ids: Sequence[int], sequence: int, interrupt: Interrupt) -> Any:
         interrupt.check()
-        self.length += len(ids)
+        self.lengths[0] += len(ids)
         self.log.append(("prefill", len(ids)))
         return self._logits(0)
 
     def step(self, tokens: Sequence[int], interrupt: Interrupt) -> Any:
         interrupt.check()
         assert tokens == [self.script[self.said]]
-        self.length += 1
-        return [self._logits(1)]
+        self.lengths[0] += 1
+        return self._logits(1)[None]
 
     def _logits(self, advance: int) -> Any:
         self.said += advance
@@ -213,7 +213,7 @@ def test_ends(decoding: Decoding, text: str, reason: str) -> None:
 def test_a_full_context_ends_the_answer() -> None:
     generation = Generation("Ab cd.", Pinned({}), room=5)
     list(generation.run())
-    assert generation.decoder.length <= 5
+    assert generation.decoder.lengths[0] <= 5
     assert generation.reply().finish_reason == "length"
     assert generation.reply().text == "Ab "
 

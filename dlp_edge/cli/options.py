@@ -53,6 +53,12 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=int)
     group.add_argument("--stop", action="append", metavar="TEXT", help="may be repeated")
     group.add_argument(
+        "--speculate",
+        action="store_true",
+        default=None,
+        help="several tokens in one pass where the answer copies; the same answer",
+    )
+    group.add_argument(
         "--json-schema", type=Path, metavar="FILE", help="the answer is JSON that follows it"
     )
 
@@ -92,7 +98,7 @@ def whole_numbers(text: str) -> tuple[int, ...]:
 
 _PLAIN = (
     "p k weigh min_confidence route_every inertia kv max_new_tokens temperature top_p top_k "
-    "min_p repetition_penalty seed stop"
+    "min_p repetition_penalty seed stop speculate"
 ).split()
 
 

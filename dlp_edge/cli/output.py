@@ -101,6 +101,8 @@ def speed_of(reply: Reply) -> str:
         f"answer {usage.completion_tokens} tokens, {times.decode_rate:.1f}/s",
         f"first token {times.first_token * 1e3:.0f} ms",
     ]
+    if times.drafted:
+        parts.append(f"drafts accepted {times.accepted} of {times.drafted}")
     if times.routings:
         each = times.router / times.routings * 1e3
         parts.append(f"routings {times.routings} ({each:.2f} ms each)")
