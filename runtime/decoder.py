@@ -6,20 +6,19 @@ Knows no text. Everything that keeps its shape from token to token is bound once
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from dlp_edge.errors import BundleError, DeviceError, ResourceError, UsageError
+from dlp_edge.errors import ResourceError, UsageError
 from dlp_edge.runtime.backbone import ROWS, Backbone
-from dlp_edge.runtime.faults import first_line, ran_out
+from dlp_edge.runtime.faults import engine_errors
 from dlp_edge.runtime.fusion import SlotPair
-from dlp_edge.runtime.interrupt import Cancelled, Interrupt
-from dlp_edge.runtime.rowwise import presents
+from dlp_edge.runtime.interrupt import Interrupt, run_bound
+from dlp_edge.runtime.rows import DevicePair, DeviceRows, Rows
+from dlp_edge.runtime.verifier import Verifier
 
 Logits = npt.NDArray[np.floating]
 PREFILL_CHUNK = 512
@@ -50,36 +49,39 @@ class Decoder:
         self._binding = backbone.session.io_binding()
         self._bound: tuple[int, int] | None = None  # first and number of the sequences bound
         self._cache = self._make_cache(entry.num_layers, entry.num_kv_heads, entry.head_size)
-        self._slots: dict[str, _Rows] = {}
+        self._slots: dict[str, Rows | DeviceRows] = {}
         # What each cache was made of: its tokens, each with the label that it was read under.
         self._written: list[list[tuple[int, Hashable]]] = [[] for _ in range(sequences)]
-        self._tokens = _Rows(np.zeros((sequences, 1), np.int64), self._kind)
-        self._seqlens = _Rows(np.zeros(sequences, np.int32), self._kind)
-        self._logits = _Rows(np.zeros((sequences, 1, self._vocab_size), self._dtype), "cpu")
-        self._position = _Rows(np.zeros(1, np.int64), self._kind)
+        self._tokens = Rows(np.zeros((sequences, 1), np.int64), self._kind)
+        self._seqlens = Rows(np.zeros(sequences, np.int32), self._kind)
+        self._logits = Rows(np.zeros((sequences, 1, self._vocab_size), self._dtype), "cpu")
+        self._position = Rows(np.zeros(1, np.int64), self._kind)
         self._total = np.zeros((), np.int32)  # attention wants it in the host's memory
         self._total_value = ort.OrtValue.ortvalue_from_numpy(self._total)
         self._binding.bind_ortvalue_input("total_sequence_length", self._total_value)
         self._position.bind_input(self._binding, "logit_positions", 0, 1)
-        self._rowwise: _Rowwise | None = None
+        self._verifier: Verifier | None = None
 
     @property
     def cache_bytes(self) -> int:
         """Size of the caches of all sequences, filled or not."""
         return sum(buffer.host.nbytes for buffer in self._cache.values())
 
-    def set_fusion(self, pairs: Mapping[str, SlotPair]) -> None:
+    def set_fusion(self, pairs: Mapping[str, SlotPair | DevicePair]) -> None:
         """Binds the low-rank pairs of all slots; they are in force from the next pass on."""
-        tensors = {f"{name}.A": pair.a for name, pair in pairs.items()}
-        tensors |= {f"{name}.B": pair.b for name, pair in pairs.items()}
-        with _engine_errors(self._kind):
-            for key, tensor in tensors.items():
-                if key in self._slots and self._slots[key].host is tensor:
-                    self._slots[key].upload()  # where it lies is bound already
-                    continue
-                self._slots[key] = _Rows(tensor, self._kind)
-                if self._bound is not None:
-                    self._slots[key].bind_input(self._binding, key, *self._bound)
+        with engine_errors(self._kind):
+            for name, pair in pairs.items():
+                self._fill(f"{name}.A", pair.a)
+                self._fill(f"{name}.B", pair.b)
+
+    def _fill(self, name: str, side: npt.NDArray[np.floating] | DeviceRows) -> None:
+        known = self._slots.get(name)
+        if known is not None and known.is_of(side):
+            known.upload()  # where it lies is bound already
+            return
+        self._slots[name] = side if isinstance(side, DeviceRows) else Rows(side, self._kind)
+        if self._bound is not None:
+            self._slots[name].bind_input(self._binding, name, *self._bound)
 
     def truncate(self, length: int, sequence: int = 0) -> None:
         """Forgets all but the first `length` tokens of a sequence's cache."""
@@ -152,8 +154,8 @@ class Decoder:
         """Appends tokens to the first sequence; returns the logits [S, V] after each of them
         (for measuring)."""
         chunk = np.asarray(ids, np.int64)[None]
-        logits = _Rows(np.zeros((1, chunk.shape[1], self._vocab_size), self._dtype), "cpu")
-        positions = _Rows(np.arange(chunk.shape[1], dtype=np.int64), self._kind)
+        logits = Rows(np.zeros((1, chunk.shape[1], self._vocab_size), self._dtype), "cpu")
+        positions = Rows(np.arange(chunk.shape[1], dtype=np.int64), self._kind)
         self._bind(0, 1)
         positions.bind_input(self._binding, "logit_positions", 0, chunk.shape[1])
         logits.bind_output(self._binding, "logits", 0, 1)
@@ -178,11 +180,11 @@ class Decoder:
         if interrupt is not None:
             interrupt.check()
         self._check_room(int(self.lengths[0]) + ROWS)
-        if self._rowwise is None:
-            self._rowwise = _Rowwise(self._backbone, self._cache)
-        with _engine_errors(self._kind):
-            self._rowwise.bind_slots(self._slots)
-            logits = self._rowwise.run(tokens, int(self.lengths[0]), interrupt)
+        if self._verifier is None:
+            self._verifier = Verifier(self._backbone, self._cache)
+        with engine_errors(self._kind):
+            self._verifier.bind_slots(self._slots)
+            logits = self._verifier.run(tokens, int(self.lengths[0]), interrupt)
         self.lengths[0] += len(tokens)
         self._note(0, tokens)
         return logits
@@ -205,7 +207,7 @@ class Decoder:
         totals = self.lengths[first : first + count] + added
         longest = int(totals.max())
         self._check_room(longest)
-        with _engine_errors(self._kind):
+        with engine_errors(self._kind):
             self._bind(first, count)
             self._seqlens.host[first : first + count] = totals - 1  # the last valid index
             self._seqlens.upload()
@@ -213,10 +215,10 @@ class Decoder:
             self._position.host[0] = added - 1
             self._position.upload()
             if chunk is not None:
-                prompt = _Rows(chunk, self._kind)  # a name, because a binding holds no reference
+                prompt = Rows(chunk, self._kind)  # a name, because a binding holds no reference
                 prompt.bind_input(self._binding, "input_ids", 0, 1)
             try:
-                _run(self._session, self._binding, interrupt)
+                run_bound(self._session, self._binding, interrupt)
             finally:
                 if chunk is not None:
                     self._tokens.bind_input(self._binding, "input_ids", first, count)
@@ -240,18 +242,18 @@ class Decoder:
         for name, buffer in self._cache.items():
             buffer.bind_input(self._binding, f"past_key_values.{name}", first, count)
             buffer.bind_output(self._binding, f"present.{name}", first, count)
-        for name, buffer in self._slots.items():
-            buffer.bind_input(self._binding, name, first, count)
+        for name, slot in self._slots.items():
+            slot.bind_input(self._binding, name, first, count)
         self._bound = (first, count)
 
-    def _make_cache(self, layers: int, heads: int, head_size: int) -> dict[str, _Rows]:
+    def _make_cache(self, layers: int, heads: int, head_size: int) -> dict[str, Rows]:
         """For each layer one buffer [G, kv heads, max_context, head size] for keys, one for
         values."""
         shape = (len(self.lengths), heads, self.max_context, head_size)
         try:
             # Zeros are committed by the operating system only where they are written.
             return {
-                f"{layer}.{kind}": _Rows(np.zeros(shape, self._dtype), self._kind)
+                f"{layer}.{kind}": Rows(np.zeros(shape, self._dtype), self._kind)
                 for layer in range(layers)
                 for kind in ("key", "value")
             }
@@ -260,118 +262,3 @@ class Decoder:
                 f"there is not enough memory for a cache of {self.max_context} tokens",
                 "Load the bundle with a smaller max_context, or close other sessions",
             ) from error
-
-
-class _Rowwise:
-    """The rowwise graph, bound to the first sequence of a cache."""
-
-    def __init__(self, backbone: Backbone, cache: Mapping[str, _Rows]) -> None:
-        self._session = backbone.rowwise()
-        self._binding = self._session.io_binding()
-        self._zeros: dict[str, _Rows] = {}
-        entry, kind = backbone.entry, backbone.device.kind
-        self._kind = kind
-        self._tokens = _Rows(np.zeros((1, ROWS), np.int64), kind)
-        self._before = _Rows(np.zeros(1, np.int32), kind)
-        self._total = np.zeros((), np.int32)
-        self._total_value = ort.OrtValue.ortvalue_from_numpy(self._total)
-        self._positions = _Rows(np.arange(ROWS, dtype=np.int64), kind)
-        self._logits = _Rows(np.zeros((1, ROWS, entry.vocab_size), entry.dtype), "cpu")
-        self._tokens.bind_input(self._binding, "input_ids", 0, 1)
-        self._before.bind_input(self._binding, "seqlens_k", 0, 1)
-        self._binding.bind_ortvalue_input("total_sequence_length", self._total_value)
-        self._positions.bind_input(self._binding, "logit_positions", 0, ROWS)
-        self._logits.bind_output(self._binding, "logits", 0, 1)
-        for name, buffer in cache.items():
-            buffer.bind_input(self._binding, f"past_key_values.{name}", 0, 1)
-            buffer.bind_output(self._binding, f"present.{name}", 0, 1)
-            for row in range(ROWS - 1):
-                buffer.bind_output(self._binding, presents(f"present.{name}", row), 0, 1)
-
-    def bind_slots(self, slots: Mapping[str, _Rows]) -> None:
-        """Binds the slots of the first sequence; empty ones as rank 1 of zeros, because a product
-        over nothing leaves its output as it was."""
-        for name, buffer in slots.items():
-            if not buffer.host.size:
-                if name not in self._zeros:
-                    zeros = np.zeros((1, 1, buffer.host.shape[2]), buffer.host.dtype)
-                    self._zeros[name] = _Rows(zeros, self._kind)
-                buffer = self._zeros[name]
-            buffer.bind_input(self._binding, name, 0, 1)
-
-    def run(self, tokens: Sequence[int], before: int, interrupt: Interrupt | None) -> Logits:
-        """The logits [S, V] after each of the tokens, before which the cache has `before`. What
-        it has behind them afterwards is of no use."""
-        self._tokens.host[0, : len(tokens)] = tokens
-        self._tokens.upload()
-        self._before.host[0] = before  # the last valid index, with the first token
-        self._before.upload()
-        self._total[()] = before + 1
-        _run(self._session, self._binding, interrupt)
-        logits: Logits = self._logits.host[0, : len(tokens)]
-        return logits
-
-
-def _run(
-    session: ort.InferenceSession, binding: ort.IOBinding, interrupt: Interrupt | None
-) -> None:
-    try:
-        session.run_with_iobinding(binding, interrupt.options if interrupt is not None else None)
-    except Exception as error:
-        if interrupt is not None and interrupt.is_set():
-            raise Cancelled from error
-        raise
-
-
-@contextlib.contextmanager
-def _engine_errors(kind: str) -> Iterator[None]:
-    """Gives what onnxruntime raises a type: its exceptions share no class of their own."""
-    try:
-        yield
-    except Cancelled:
-        raise
-    except Exception as error:
-        if ran_out(error):
-            raise MemoryError(first_line(error)) from error
-        if kind != "cpu" and "CUDA" in str(error).upper():
-            raise DeviceError(
-                f"the device failed ({first_line(error)})", "Check its driver, then load again"
-            ) from error
-        raise BundleError(
-            f"the backbone's graph does not run ({first_line(error)})", "Export the bundle again"
-        ) from error
-
-
-class _Rows:
-    """An array [G, ...] on the device, of which a range of rows can be bound to a graph.
-
-    On a CPU it is the array itself; elsewhere a copy, which `upload` brings up to date.
-    """
-
-    def __init__(self, array: npt.NDArray[Any], kind: str) -> None:
-        self.host = array
-        self._kind = kind
-        self._value = ort.OrtValue.ortvalue_from_numpy(array, kind, 0)
-
-    def upload(self) -> None:
-        if self._kind != "cpu":
-            self._value.update_inplace(self.host)
-
-    def copy_tokens(self, other: _Rows, source: int, target: int, length: int) -> None:
-        """Copies the first `length` tokens of a sequence of a cache [G, heads, tokens, size]."""
-        if self._kind != "cpu":  # onnxruntime's Python interface copies nothing inside a device
-            self.host, other.host = self._value.numpy(), other._value.numpy()
-        self.host[target, :, :length] = other.host[source, :, :length]
-        self.upload()
-
-    def bind_input(self, binding: ort.IOBinding, name: str, first: int, count: int) -> None:
-        binding.bind_input(name, *self._place(first, count))
-
-    def bind_output(self, binding: ort.IOBinding, name: str, first: int, count: int) -> None:
-        binding.bind_output(name, *self._place(first, count))
-
-    def _place(self, first: int, count: int) -> tuple[str, int, object, tuple[int, ...], int]:
-        """Device, type, shape and address of the rows [first, first + count)."""
-        row = self.host.nbytes // max(1, len(self.host))
-        shape = (count, *self.host.shape[1:])
-        return self._kind, 0, self.host.dtype.type, shape, self._value.data_ptr() + first * row

@@ -1,4 +1,5 @@
-"""Memory that runs out: a MemoryError inside, one ResourceError at the edge of the Runtime."""
+"""What goes wrong in the engine, with types: memory that runs out is a MemoryError inside and one
+ResourceError at the edge of the Runtime."""
 
 from __future__ import annotations
 
@@ -6,7 +7,8 @@ import contextlib
 import traceback
 from collections.abc import Iterator
 
-from dlp_edge.errors import ResourceError
+from dlp_edge.errors import BundleError, DeviceError, ResourceError
+from dlp_edge.runtime.interrupt import Cancelled
 
 LOADING = (
     "there is not enough memory to load the bundle",
@@ -48,3 +50,22 @@ def let_go(error: BaseException) -> None:
     while found is not None:
         traceback.clear_frames(found.__traceback__)
         found = found.__cause__
+
+
+@contextlib.contextmanager
+def engine_errors(kind: str) -> Iterator[None]:
+    """Gives what onnxruntime raises a type: its exceptions share no class of their own."""
+    try:
+        yield
+    except Cancelled:
+        raise
+    except Exception as error:
+        if ran_out(error):
+            raise MemoryError(first_line(error)) from error
+        if kind != "cpu" and "CUDA" in str(error).upper():
+            raise DeviceError(
+                f"the device failed ({first_line(error)})", "Check its driver, then load again"
+            ) from error
+        raise BundleError(
+            f"the backbone's graph does not run ({first_line(error)})", "Export the bundle again"
+        ) from error

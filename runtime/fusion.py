@@ -7,6 +7,7 @@ slot, however many adapters are fused.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -57,12 +58,23 @@ class Fuser:
     ) -> None:
         self._slots = tuple(slots)
         self._dtype = np.dtype(dtype)
-        self._sequences = sequences
         self._pieces = {slot.name: _pieces_of(slot, stack) for slot in slots}
-        self._buffers = {slot.name: self._allocate(slot, 0) for slot in slots}
+        self._begin(sequences)
+
+    def sibling(self, sequences: int) -> Fuser:
+        """Another one, for so many sequences, that shares what this one knows of the stack."""
+        other = copy.copy(self)
+        other._begin(sequences)
+        return other
+
+    def _begin(self, sequences: int) -> None:
+        self._sequences = sequences
+        self._buffers = {slot.name: self._allocate(slot, 0) for slot in self._slots}
         self._given: dict[str, SlotPair] = {}
         # What lies in the buffers, from the top; elsewhere B is zero.
-        self._written: dict[str, list[list[_Piece]]] = {s.name: [[]] * sequences for s in slots}
+        self._written: dict[str, list[list[_Piece]]] = {
+            slot.name: [[]] * sequences for slot in self._slots
+        }
 
     def fuse(self, weights: Mapping[str, float], sequence: int = 0) -> dict[str, SlotPair]:
         """Gives one sequence the adapters with these weights (none: the base model, rho = 0).

@@ -10,9 +10,11 @@ from time import perf_counter
 from dlp_edge.runtime.answer import Answer
 from dlp_edge.runtime.backbone import ROWS, Backbone
 from dlp_edge.runtime.decoder import Decoder, Logits
+from dlp_edge.runtime.device_fusion import DeviceFuser
 from dlp_edge.runtime.drafts import Drafts
 from dlp_edge.runtime.fusion import Fuser
 from dlp_edge.runtime.interrupt import Cancelled, Interrupt
+from dlp_edge.runtime.memory import check_address_space
 from dlp_edge.stack import AdapterStack
 from dlp_edge.types import Chunk
 
@@ -27,7 +29,7 @@ class Engine:
     """
 
     decoder: Decoder
-    fuser: Fuser
+    fuser: Fuser | DeviceFuser
     reuse: bool = False
 
 
@@ -37,13 +39,24 @@ def make_engine(
     max_context: int,
     sequences: int = 1,
     reuse: bool = False,
+    beside: Engine | None = None,
 ) -> Engine:
-    """An engine whose sequences all have the base model's fusion."""
-    entry = backbone.entry
+    """An engine whose sequences all have the base model's fusion.
+
+    Args:
+        beside: an engine over the same backbone and stack, with which it shares the adapters.
+    """
     decoder = Decoder(backbone, max_context, sequences)
-    fuser = Fuser(stack, entry.slots, entry.dtype, sequences)
+    fuser = beside.fuser.sibling(sequences) if beside else _fuser(backbone, stack, sequences)
     decoder.set_fusion(fuser.fuse({}))
     return Engine(decoder, fuser, reuse)
+
+
+def _fuser(backbone: Backbone, stack: AdapterStack, sequences: int) -> Fuser | DeviceFuser:
+    entry, device = backbone.entry, backbone.device
+    if device.kind == "cpu":
+        return Fuser(stack, entry.slots, entry.dtype, sequences)
+    return DeviceFuser(stack, entry.slots, entry.dtype, device, sequences)
 
 
 def stream_answer(engine: Engine, answer: Answer, interrupt: Interrupt) -> Iterator[Chunk]:
@@ -161,6 +174,7 @@ def _leave(engine: Engine, running: list[Answer], sequence: int) -> None:
 def _begin(engine: Engine, answer: Answer, sequence: int, interrupt: Interrupt) -> Logits:
     """Route on the prompt, fuse, prefill."""
     interrupt.check()
+    check_address_space()
     answer.begin()
     _fuse(engine, answer, sequence)
     # The last token is read again in any case: its logits are wanted.

@@ -33,3 +33,15 @@ class Interrupt:
         """Raises Cancelled once it is set."""
         if self._event.is_set():
             raise Cancelled
+
+
+def run_bound(
+    session: ort.InferenceSession, binding: ort.IOBinding, interrupt: Interrupt | None
+) -> None:
+    """One pass over what is bound. Raises Cancelled where the interrupt ended it."""
+    try:
+        session.run_with_iobinding(binding, interrupt.options if interrupt is not None else None)
+    except Exception as error:
+        if interrupt is not None and interrupt.is_set():
+            raise Cancelled from error
+        raise

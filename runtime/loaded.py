@@ -17,7 +17,7 @@ from dlp_edge.runtime.device import Device
 from dlp_edge.runtime.faults import ANSWERING, memory_for
 from dlp_edge.runtime.fusion import parse_weights
 from dlp_edge.runtime.generation import Engine, make_engine
-from dlp_edge.runtime.memory import check_room
+from dlp_edge.runtime.memory import check_address_space, check_room
 from dlp_edge.runtime.options import GenerateOptions, check_option_names, decoding_of
 from dlp_edge.runtime.prompt import last_user_text, messages_of
 from dlp_edge.runtime.router import Router
@@ -120,6 +120,7 @@ class Loaded:
 
     def _encode(self, rendered: str) -> list[int]:
         """The ids of a text that the template made. Raises BundleError for one that is too high."""
+        check_address_space()
         tokenizer = self.vocabulary.tokenizer
         ids: list[int] = tokenizer.encode(rendered, add_special_tokens=self.template.is_plain).ids
         known = self.manifest.backbone.vocab_size
@@ -197,6 +198,6 @@ def _assemble(
     """Engines over the bundle's adapters, beside its other parts."""
     engine = make_engine(backbone, stack, max_context)
     caches = SessionCaches(
-        lambda: make_engine(backbone, stack, max_context, reuse=True), cache_budget
+        lambda: make_engine(backbone, stack, max_context, reuse=True, beside=engine), cache_budget
     )
     return Loaded(manifest, template, router, backbone, stack, vocabulary, engine, caches)

@@ -24,6 +24,17 @@ TOKENIZER = 4.5  # over the size of its JSON
 ROUTER = 3.0
 
 
+RESERVE = 4 << 20  # bytes of address space that a request leaves to the tokenizer
+
+
+def check_address_space() -> None:
+    """Raises MemoryError where nearly all address space that the process may have is taken: the
+    tokenizers library ends the process when it gets none."""
+    for limit, used in _address_space():
+        if limit - used < RESERVE:
+            raise MemoryError
+
+
 def cache_bytes(backbone: BackboneEntry, tokens: int) -> int:
     """Size of a KV cache for so many tokens: keys and values of all layers."""
     per_token = 2 * backbone.num_layers * backbone.num_kv_heads * backbone.head_size
@@ -79,9 +90,20 @@ def _estimate(manifest: Manifest, max_context: int) -> Estimate:
 
 def available() -> int:
     """Bytes of memory that this process can still take: what the machine has free, or what its
-    container has, where that is less."""
+    container or its own address space has, where that is less."""
     free = int(psutil.virtual_memory().available)
-    return min([free, *(limit - used for limit, used in _cgroup_limits())])
+    limits = [*_cgroup_limits(), *_address_space()]
+    return min([free, *(limit - used for limit, used in limits)])
+
+
+def _address_space() -> Iterator[tuple[int, int]]:
+    """Limit and use of this process's address space, where it is limited (POSIX)."""
+    with contextlib.suppress(ImportError):
+        import resource
+
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if limit != resource.RLIM_INFINITY:
+            yield limit, int(psutil.Process().memory_info().vms)
 
 
 def _cgroup_limits(

@@ -10,19 +10,22 @@ row as if it were alone.
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from dlp_edge.onnx_graph import GRAPH, INT32, INT64, MODEL, NODE, VALUE
-from dlp_edge.protobuf import Message, Value, parts, read_message, text, texts, write_message
+from dlp_edge.onnx_writer import (
+    MICROSOFT,
+    Fields,
+    encoded,
+    make_attribute,
+    make_constant,
+    make_node,
+)
+from dlp_edge.protobuf import Message, parts, read_message, text, texts, write_message
 
 _SIZES = "rowwise/sizes"  # of the pieces that a Split makes: 1, 1, ...
 _SHAPE = "rowwise/shape"  # [1, rows, -1]
 _LENGTHS = ("seqlens_k", "total_sequence_length")
-_INT_ATTRIBUTE, _INTS = 2, {INT32: "i", INT64: "q"}
-_DOMAIN = b"com.microsoft"
-
-Fields = dict[int, Sequence[Value | bytes]]
 
 
 def rowwise(model: bytes, rows: int) -> bytes:
@@ -45,9 +48,9 @@ def rowwise(model: bytes, rows: int) -> bytes:
             nodes += _product(node)
         else:
             nodes.append(part)
-    constants = [_constant(f"rowwise/{row}", INT32, [], [row]) for row in range(rows)]
-    constants += [_constant(_SIZES, INT64, [rows], [1] * rows)]
-    constants += [_constant(_SHAPE, INT64, [3], [1, rows, -1])]
+    constants = [make_constant(f"rowwise/{row}", INT32, [], [row]) for row in range(rows)]
+    constants += [make_constant(_SIZES, INT64, [rows], [1] * rows)]
+    constants += [make_constant(_SHAPE, INT64, [3], [1, rows, -1])]
     outputs = [
         write_message({**value, 1: [presents(text(value, 1), row).encode()]})
         for value in (read_message(part, VALUE) for part in parts(graph, 12))
@@ -67,7 +70,7 @@ def _lengths(rows: int) -> Iterator[bytes]:
     """The two lengths that attention wants, for each token."""
     for row in range(rows):
         for name in _LENGTHS:
-            yield _node("Add", [name, f"rowwise/{row}"], [f"{name}/{row}"])
+            yield make_node("Add", [name, f"rowwise/{row}"], [f"{name}/{row}"])
 
 
 def _attention(node: Message, rows: int) -> Iterator[bytes]:
@@ -75,7 +78,7 @@ def _attention(node: Message, rows: int) -> Iterator[bytes]:
     inputs, (result, *caches) = texts(node, 1), texts(node, 2)
     new = [name for name in inputs[:3] if name]  # queries, keys and values, packed or not
     for name in new:
-        yield _node("Split", [name, _SIZES], [f"{name}/{row}" for row in range(rows)], axis=1)
+        yield make_node("Split", [name, _SIZES], [f"{name}/{row}" for row in range(rows)], axis=1)
     for row in range(rows):
         lengths = [f"{name}/{row}" for name in _LENGTHS]
         own = [name and f"{name}/{row}" for name in inputs[:3]]
@@ -83,35 +86,15 @@ def _attention(node: Message, rows: int) -> Iterator[bytes]:
         last = row == rows - 1
         inputs[3:5] = caches if last else [presents(name, row) for name in caches]
         given = [f"{result}/out{row}", *inputs[3:5]]
-        changed: Fields = {1: _encoded(taken), 2: _encoded(given)}
+        changed: Fields = {1: encoded(taken), 2: encoded(given)}
         yield write_message({**node, **changed, 3: [f"{result}/{row}".encode()]})
-    yield _node("Concat", [f"{result}/out{row}" for row in range(rows)], [result], axis=1)
+    yield make_node("Concat", [f"{result}/out{row}" for row in range(rows)], [result], axis=1)
 
 
 def _product(node: Message) -> Iterator[bytes]:
     """x [1, S, m] times one of the slot's two matrices, as S products of one row."""
     (result,) = texts(node, 2)
-    attributes = [*node.get(5, []), _attribute("transBatchA", 1)]  # x as [S, 1, m]
-    changed: Fields = {2: [f"{result}/rows".encode()], 4: [b"FusedMatMul"], 7: [_DOMAIN]}
+    attributes = [*node.get(5, []), make_attribute("transBatchA", 1)]  # x as [S, 1, m]
+    changed: Fields = {2: [f"{result}/rows".encode()], 4: [b"FusedMatMul"], 7: [MICROSOFT]}
     yield write_message({**node, **changed, 5: attributes})
-    yield _node("Reshape", [f"{result}/rows", _SHAPE], [result])
-
-
-def _node(kind: str, inputs: Sequence[str], outputs: Sequence[str], **numbers: int) -> bytes:
-    attributes = [_attribute(name, value) for name, value in numbers.items()]
-    return write_message(
-        {1: _encoded(inputs), 2: _encoded(outputs), 4: [kind.encode()], 5: attributes}
-    )
-
-
-def _attribute(name: str, value: int) -> bytes:
-    return write_message({1: [name.encode()], 3: [value], 20: [_INT_ATTRIBUTE]})
-
-
-def _constant(name: str, dtype: int, shape: Sequence[int], values: Sequence[int]) -> bytes:
-    raw = struct.pack(f"<{len(values)}{_INTS[dtype]}", *values)
-    return write_message({1: list(shape), 2: [dtype], 8: [name.encode()], 9: [raw]})
-
-
-def _encoded(names: Sequence[str]) -> list[bytes]:
-    return [name.encode() for name in names]
+    yield make_node("Reshape", [f"{result}/rows", _SHAPE], [result])

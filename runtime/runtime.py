@@ -228,7 +228,9 @@ class Runtime:
         try:
             room = max(len(answer.prompt_ids) + answer.limit for answer in answers)
             sequences = min(max_batch, len(answers))
-            engine = make_engine(loaded.backbone, loaded.stack, room, sequences)
+            engine = make_engine(
+                loaded.backbone, loaded.stack, room, sequences, beside=loaded.engine
+            )
             run_batch(engine, answers, self._closing)
         finally:
             self._turn.release()

@@ -34,9 +34,10 @@ from dlp_edge import (
 )
 from dlp_edge.bundle import BACKBONE_DATA
 from dlp_edge.errors import NonFiniteError, RouterError
-from dlp_edge.runtime.decoder import Decoder, _Rows
+from dlp_edge.runtime.decoder import Decoder
 from dlp_edge.runtime.fusion import Fuser
 from dlp_edge.runtime.options import GenerateOptions
+from dlp_edge.runtime.rows import Rows
 from dlp_edge.runtime.stream import Stream
 
 PROMPT = "Tom has 3 apples and buys 4. How many?"
@@ -303,8 +304,8 @@ def test_a_router_that_fails_leaves_nothing_behind(
     [
         (Fuser, "_with_room", tuple(WAYS)),
         (Fuser, "fuse", tuple(WAYS)),
-        (_Rows, "__init__", ("generate", "session", "generate_batch")),
-        (_Rows, "bind_input", ("generate", "session", "generate_batch")),
+        (Rows, "__init__", ("generate", "session", "generate_batch")),
+        (Rows, "bind_input", ("generate", "session", "generate_batch")),
     ],
 )
 def test_memory_that_runs_out_while_adapters_are_fused(

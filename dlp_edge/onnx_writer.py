@@ -1,0 +1,74 @@
+"""Pieces of ONNX graphs as bytes, for graphs that are made or changed where there is no `onnx`."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+
+from dlp_edge.onnx_graph import INT32, INT64
+from dlp_edge.protobuf import Value, write_message
+
+Fields = dict[int, Sequence[Value | bytes]]
+
+MICROSOFT = b"com.microsoft"  # onnxruntime's operators
+_IR_VERSION, _OPSET = 10, 21  # of the models made here
+_INT_ATTRIBUTE, _INTS = 2, {INT32: "i", INT64: "q"}
+
+
+def make_node(kind: str, inputs: Sequence[str], outputs: Sequence[str], **numbers: int) -> bytes:
+    """A NodeProto of ONNX's own operators; `numbers` are its attributes."""
+    attributes = [make_attribute(name, number) for name, number in numbers.items()]
+    return write_message(
+        {1: encoded(inputs), 2: encoded(outputs), 4: [kind.encode()], 5: attributes}
+    )
+
+
+def make_attribute(name: str, number: int) -> bytes:
+    """An AttributeProto."""
+    return write_message({1: [name.encode()], 3: [number], 20: [_INT_ATTRIBUTE]})
+
+
+def make_constant(name: str, dtype: int, shape: Sequence[int], values: Sequence[int]) -> bytes:
+    """A TensorProto of INT32 or INT64."""
+    raw = struct.pack(f"<{len(values)}{_INTS[dtype]}", *values)
+    return write_message({1: list(shape), 2: [dtype], 8: [name.encode()], 9: [raw]})
+
+
+def make_value(name: str, dtype: int, rank: int) -> bytes:
+    """A ValueInfoProto whose dimensions are all free."""
+    shape = write_message(
+        {1: [write_message({2: [f"{name}/{axis}".encode()]}) for axis in range(rank)]}
+    )
+    tensor = write_message({1: [dtype], 2: [shape]})
+    return write_message({1: [name.encode()], 2: [write_message({1: [tensor]})]})
+
+
+def make_model(nodes: Sequence[bytes], inputs: Sequence[bytes], outputs: Sequence[bytes]) -> bytes:
+    """A ModelProto without weights."""
+    graph = write_message({1: nodes, 2: [b"graph"], 11: inputs, 12: outputs})
+    return write_message(
+        {1: [_IR_VERSION], 7: [graph], 8: [write_message({1: [b""], 2: [_OPSET]})]}
+    )
+
+
+def encoded(names: Sequence[str]) -> list[bytes]:
+    return [name.encode() for name in names]
+
+
+def gather_and_scale(dtype: int) -> bytes:
+    """A model: fused_A = A[:, rows] and fused_B = B[:, rows] * weights, of tensors [L, R, n], rows
+    [G, rho] and weights [G, rho, 1]."""
+    return make_model(
+        [
+            make_node("Gather", ["A", "rows"], ["fused_A"], axis=1),
+            make_node("Gather", ["B", "rows"], ["rows_of_B"], axis=1),
+            make_node("Mul", ["rows_of_B", "weights"], ["fused_B"]),
+        ],
+        [
+            make_value("A", dtype, 3),
+            make_value("B", dtype, 3),
+            make_value("rows", INT64, 2),
+            make_value("weights", dtype, 3),
+        ],
+        [make_value("fused_A", dtype, 4), make_value("fused_B", dtype, 4)],
+    )

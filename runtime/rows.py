@@ -1,0 +1,90 @@
+"""Tensors that are bound to a graph by address: the host's, and their copies on a device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+Shape = tuple[int, ...]
+
+
+class Rows:
+    """An array [G, ...] on the device, of which a range of rows can be bound to a graph.
+
+    On a CPU it is the array itself; elsewhere a copy, which `upload` brings up to date.
+    """
+
+    def __init__(self, array: npt.NDArray[Any], kind: str) -> None:
+        self.host = array
+        self._kind = kind
+        self._value = ort.OrtValue.ortvalue_from_numpy(array, kind, 0)
+
+    def is_of(self, source: object) -> bool:
+        """Whether these are the rows of this very array."""
+        return self.host is source
+
+    @property
+    def shape(self) -> Shape:
+        return self.host.shape
+
+    def upload(self) -> None:
+        if self._kind != "cpu":
+            self._value.update_inplace(self.host)
+
+    def copy_tokens(self, other: Rows, source: int, target: int, length: int) -> None:
+        """Copies the first `length` tokens of a sequence of a cache [G, heads, tokens, size]."""
+        if self._kind != "cpu":  # onnxruntime's Python interface copies nothing inside a device
+            self.host, other.host = self._value.numpy(), other._value.numpy()
+        self.host[target, :, :length] = other.host[source, :, :length]
+        self.upload()
+
+    def bind_input(self, binding: ort.IOBinding, name: str, first: int, count: int) -> None:
+        binding.bind_input(name, *self._place(first, count))
+
+    def bind_output(self, binding: ort.IOBinding, name: str, first: int, count: int) -> None:
+        binding.bind_output(name, *self._place(first, count))
+
+    def _place(self, first: int, count: int) -> tuple[str, int, object, Shape, int]:
+        """Device, type, shape and address of the rows [first, first + count)."""
+        row = self.host.nbytes // max(1, len(self.host))
+        shape = (count, *self.host.shape[1:])
+        return self._kind, 0, self.host.dtype.type, shape, self._value.data_ptr() + first * row
+
+
+class DeviceRows:
+    """One layer [G, rho, n] of a tensor [L, G, rho, n] that a graph has written on a device."""
+
+    def __init__(
+        self, value: ort.OrtValue, layer: int, dtype: np.dtype[np.floating], kind: str
+    ) -> None:
+        self._value, self._layer, self._dtype, self._kind = value, layer, dtype, kind
+        self.shape: Shape = tuple(value.shape()[1:])
+
+    def is_of(self, source: object) -> bool:
+        return self is source
+
+    def upload(self) -> None:
+        """It is there already."""
+
+    def numpy(self) -> npt.NDArray[np.floating]:
+        """A copy for the host."""
+        copied: npt.NDArray[np.floating] = self._value.numpy()[self._layer]
+        return copied
+
+    def bind_input(self, binding: ort.IOBinding, name: str, first: int, count: int) -> None:
+        row = int(np.prod(self.shape[1:])) * self._dtype.itemsize
+        address = self._value.data_ptr() + (self._layer * self.shape[0] + first) * row
+        shape = (count, *self.shape[1:])
+        binding.bind_input(name, self._kind, 0, self._dtype.type, shape, address)
+
+
+@dataclass(frozen=True)
+class DevicePair:
+    """What goes into one slot, where it lies on the device: A [G, rho, h] and B [G, rho, d]."""
+
+    a: DeviceRows
+    b: DeviceRows
