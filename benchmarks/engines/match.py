@@ -8,8 +8,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from tqdm import tqdm
-
 from benchmarks.engines.prepare import CASES, Contestant
 from benchmarks.engines.process import EngineError, Process
 
@@ -73,7 +71,8 @@ class Match:
                 for contestant, case in self._turns(title, self._in_round(number)):
                     self._run(contestant, case, recorded=number > 0)
         for number in range(1, self._rounds + 1):
-            for contestant in tqdm(self._in_round(number), f"start {number}", disable=None):
+            print(f"start {number} of {self._rounds}", file=sys.stderr)
+            for contestant in self._in_round(number):
                 self._start_anew(contestant)
         return self._found
 
@@ -97,13 +96,11 @@ class Match:
         self, title: str, contestants: Sequence[Contestant]
     ) -> Iterator[tuple[Contestant, str]]:
         """Case by case, the engines one after the other."""
-        turns = [
-            (contestant, case)
-            for case in CASES
-            for contestant in contestants
-            if case in contestant.cases
-        ]
-        yield from tqdm(turns, title, disable=None)
+        print(title, file=sys.stderr)
+        for case in CASES:
+            for contestant in contestants:
+                if case in contestant.cases:
+                    yield contestant, case
 
     def _judge(self, contestant: Contestant, case: str) -> None:
         order = {"do": "loss", "ids": self._texts.judged, "adapters": CASES[case]}
