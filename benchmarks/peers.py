@@ -3,10 +3,10 @@
     python -m benchmarks.peers FILE.gguf --adapters DIR --bundle int4=BUNDLE --bundle int8=BUNDLE \\
         --python llama=ENV/bin/python --python openvino=ENV/bin/python --json FILE --plot FILE.png
 
-From the root of a checkout, in an environment with the `export` extra. DIR holds the PEFT adapters
-stratqa, unitconv (r = 8 on q and v) and gsm8k (r = 16 on all matrices); others of these shapes are
-made up. Each engine runs in processes of its own; those in environments of their own are left out
-where no interpreter is given (llama-cpp-python as its own build on this machine makes it):
+From the root of a checkout, in an environment with the `export` extra. DIR may hold PEFT adapters
+stratqa, unitconv (r = 8 on q and v) and gsm8k (r = 16 on all matrices); what it lacks is made up of
+random numbers. Each engine runs in processes of its own. Two need environments of their own, and
+are left out where no interpreter is given (llama-cpp-python as it builds itself for the machine):
 
     python -m venv llama && llama/bin/pip install llama-cpp-python==0.3.36 numpy
     python -m venv openvino && openvino/bin/pip install openvino-genai==2026.4.1 numpy
@@ -46,7 +46,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("backbone", type=Path, metavar="FILE.gguf")
-    parser.add_argument("--adapters", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--adapters", type=Path, metavar="DIR")
     parser.add_argument("--bundle", action="append", default=[], metavar="NAME=BUNDLE")
     parser.add_argument("--python", action="append", default=[], metavar="ENGINE=INTERPRETER")
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=ENGINES)

@@ -126,19 +126,22 @@ def test_a_gguf_adapter_has_one_alpha(
         write_gguf(pairs, 4, 2, tmp_path / "mixed.gguf")
 
 
-def test_a_made_up_adapter_is_a_peft_adapter_of_all_layers(
+def test_a_made_up_adapter_is_a_peft_adapter_of_its_targets(
     tiny_backbone: Path, tmp_path: Path
 ) -> None:
     from benchmarks.engines.adapters import make_up
 
     with load_source(str(tiny_backbone)) as source:
         sizes = source.linear_sizes()
-    make_up(tmp_path / "a", sizes, 16, seed=0)
-    make_up(tmp_path / "b", sizes, 16, seed=1)
-    one, other = (read_adapter(name, tmp_path / name, sizes) for name in "ab")
+    every = {module.split(".")[-1] for module in sizes}
+    make_up(tmp_path / "a", sizes, 16, every, seed=0)
+    make_up(tmp_path / "b", sizes, 16, every, seed=1)
+    make_up(tmp_path / "c", sizes, 8, ["q_proj", "v_proj"], seed=1)
+    one, other, few = (read_adapter(name, tmp_path / name, sizes) for name in "abc")
     assert one.pairs.keys() == sizes.keys()
     assert {pair.a.shape[0] for pair in one.pairs.values()} == {16}
     assert one.sha256 != other.sha256
+    assert few.entry.target_modules == ("self_attn.q_proj", "self_attn.v_proj")
 
 
 def test_q8_copies_a_gguf_file_but_for_its_4_bits(tmp_path: Path) -> None:

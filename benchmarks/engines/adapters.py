@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import gguf
@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save_file
 
-from dlp_edge.models.architectures import PROJECTIONS
 from dlp_edge.peft_adapter import CONFIG, WEIGHTS
 from dlp_edge.stack import LoraPair
 
@@ -29,24 +28,31 @@ GGUF_LAYERS = {
 }
 
 
-def make_up(folder: Path, sizes: Mapping[str, tuple[int, int]], rank: int, seed: int) -> None:
-    """Writes a PEFT adapter of small random numbers for all linear layers.
+def make_up(
+    folder: Path,
+    sizes: Mapping[str, tuple[int, int]],
+    rank: int,
+    targets: Collection[str],
+    seed: int,
+) -> None:
+    """Writes a PEFT adapter of small random numbers.
 
     Args:
         sizes: (inputs, outputs) of each linear layer.
+        targets: which kinds of them it changes, as PEFT's `target_modules` names them.
     """
     rng = np.random.default_rng(seed)
     tensors = {}
     for module, (inputs, outputs) in sizes.items():
-        key = f"base_model.model.{module}.lora"
-        a, b = rng.normal(size=(rank, inputs)), rng.normal(size=(outputs, rank))
-        tensors[f"{key}_A.weight"] = (a / np.sqrt(inputs)).astype(np.float32)
-        tensors[f"{key}_B.weight"] = (0.01 * b).astype(np.float32)
+        if module.split(".")[-1] in targets:
+            key = f"base_model.model.{module}.lora"
+            a, b = rng.normal(size=(rank, inputs)), rng.normal(size=(outputs, rank))
+            tensors[f"{key}_A.weight"] = (a / np.sqrt(inputs)).astype(np.float32)
+            tensors[f"{key}_B.weight"] = (0.01 * b).astype(np.float32)
     folder.mkdir(parents=True)
     save_file(tensors, folder / WEIGHTS)
-    targets = [projection.module.split(".")[1] for projection in PROJECTIONS]
-    config = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "target_modules": targets}
-    config |= {"task_type": "CAUSAL_LM", "base_model_name_or_path": None}
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank}
+    config |= {"target_modules": list(targets), "task_type": "CAUSAL_LM"}
     (folder / CONFIG).write_text(json.dumps(config, indent=1), encoding="utf-8")
 
 

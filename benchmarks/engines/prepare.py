@@ -17,19 +17,30 @@ from dlp_edge.bundle import open_bundle
 from dlp_edge.errors import AdapterError
 from dlp_edge.export.backbone import build_graph
 from dlp_edge.export.source import dequantise_gguf, load_source
+from dlp_edge.models.architectures import PROJECTIONS
 from dlp_edge.peft_adapter import WEIGHTS, PeftAdapter, read_adapter
 from dlp_edge.runtime.skills import add_skill
 from dlp_edge.runtime.steering import load_router
 
 Fusion = Mapping[str, float]
-# What is fused in each case. Adapters that the folder of adapters lacks are made up.
+# What is fused in each case.
 CASES: dict[str, Fusion] = {
     "base": {},
     "2 x r=8, q v": {"stratqa": 0.6, "unitconv": 0.4},
     "2 x r=8, all": {"made-up-8a": 0.6, "made-up-8b": 0.4},
     "2 x r=16, all": {"gsm8k": 0.6, "made-up-16": 0.4},
 }
-MADE_UP = {"made-up-8a": 8, "made-up-8b": 8, "made-up-16": 16}  # name -> rank
+_QV = ("q_proj", "v_proj")
+_ALL = tuple(projection.module.split(".")[1] for projection in PROJECTIONS)
+# Rank and targets of each adapter, where the folder of adapters has no such one.
+SHAPES = {
+    "stratqa": (8, _QV),
+    "unitconv": (8, _QV),
+    "made-up-8a": (8, _ALL),
+    "made-up-8b": (8, _ALL),
+    "gsm8k": (16, _ALL),
+    "made-up-16": (16, _ALL),
+}
 # onnxruntime-genai's builder: its formats nearest to ours.
 GENAI: dict[str, tuple[str, dict[str, str]]] = {
     "int4": ("int4", {"algo_config": "k_quant_mixed"}),
@@ -72,18 +83,20 @@ class Kitchen:
     """Makes each engine's files, all in one folder; what lies there already is used as it is, but
     for the bundles."""
 
-    def __init__(self, gguf: Path, adapters: Path, threads: int, folder: Path) -> None:
+    def __init__(self, gguf: Path, adapters: Path | None, threads: int, folder: Path) -> None:
+        """Dequantises the backbone, and makes up the adapters that the folder of them lacks."""
         self._gguf, self._folder = gguf, folder
         self._common = {"threads": threads}
         self.dense = self._once("source", lambda path: _dequantise(gguf, path))
         with load_source(str(self.dense)) as source:
             self._config, sizes = source.config, source.linear_sizes()
-        folders = {name: adapters / name for fusion in CASES.values() for name in fusion}
-        for seed, (name, rank) in enumerate(MADE_UP.items()):
-            folders[name] = self._once(name, partial(make_up, sizes=sizes, rank=rank, seed=seed))
-        self._adapters: dict[str, PeftAdapter] = {
-            name: read_adapter(name, path, sizes) for name, path in folders.items()
-        }
+        self._adapters: dict[str, PeftAdapter] = {}
+        for seed, (name, (rank, targets)) in enumerate(SHAPES.items()):
+            path = adapters / name if adapters else folder / name
+            if not path.is_dir():
+                make = partial(make_up, sizes=sizes, rank=rank, targets=targets, seed=seed)
+                path = self._once(name, make)
+            self._adapters[name] = read_adapter(name, path, sizes)
 
     def dlp(self, name: str, bundle: Path, python: str) -> Contestant:
         """A copy of a bundle, with those adapters that it lacks and has slots for."""
