@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -59,11 +59,8 @@ class TokenLoop:
 
 def mean_loss(logits: Logits, ids: Sequence[int]) -> float:
     """Mean negative log likelihood of ids[1:] under logits [S, V], or [S - 1, V]."""
-    scores = logits[: len(ids) - 1].astype(np.float64)
+    scores = logits[: len(ids) - 1].astype(np.float32)
     top = scores.max(axis=1)
-    log_sum = top + np.log(np.exp(scores - top[:, None]).sum(axis=1))
+    log_sum = top + np.log(np.exp(scores - top[:, None]).sum(axis=1, dtype=np.float64))
     chosen = scores[np.arange(len(scores)), np.asarray(ids[1:])]
     return float((log_sum - chosen).mean())
-
-
-Options = Mapping[str, Any]  # of a worker: what its engine's class takes, as JSON can carry it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -149,8 +150,11 @@ class Match:
         self, contestant: Contestant, case: str, order: dict[str, Any]
     ) -> dict[str, Any] | None:
         """The answer; None, said on stderr, where the engine cannot."""
+        title, begun = f"{contestant.name}, {case}, {order['do']}", time.perf_counter()
         try:
-            return self._workers[contestant.name, case].ask(order)
+            answer = self._workers[contestant.name, case].ask(order)
         except EngineError as error:
-            print(f"{contestant.name}, {case}, {order['do']}: {error}", file=sys.stderr)
+            print(f"{title}: {error}", file=sys.stderr)
             return None
+        print(f"{title}: {time.perf_counter() - begun:.1f} s", file=sys.stderr)
+        return answer
