@@ -15,7 +15,7 @@ In every round and for every case the engines take turns, each after a short war
 are read and 128 written; then 2,000 are read. A last part starts each engine anew: time from the
 start of the process to the first token after 256, and the most memory it took for 128 more.
 Perplexity is measured through each engine on 512 tokens of prose, over that of transformers + PEFT
-with the same adapters.
+with the same adapters. What was measured while other processes worked is measured again.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ def main() -> None:
         kitchen = Kitchen(arguments.backbone, arguments.adapters, arguments.threads, folder)
         tokenizer = Tokenizer.from_file(str(kitchen.dense / "tokenizer.json"))
         contestants = list(invite(kitchen, arguments))
+        match = Match(contestants, texts(tokenizer), arguments.rounds)
         document = {
             "backbone": arguments.backbone.stem,
             "processor": processor(),
@@ -71,7 +72,8 @@ def main() -> None:
             "rounds": arguments.rounds,
             "tokens": {"short": SHORT, "long": LONG, "new": NEW, "judged": JUDGED},
             "cases": {name: dict(fusion) for name, fusion in CASES.items()},
-            "engines": Match(contestants, texts(tokenizer), arguments.rounds).play(),
+            "engines": match.play(),
+            "disturbed": match.disturbed,
         }
     document["ratios"] = summarise(document["engines"])
     if arguments.json:

@@ -3,7 +3,9 @@ what they claim to."""
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -210,3 +212,13 @@ def test_a_worker_of_some_cases_gets_their_adapters_only() -> None:
     assert contestant.options_of(list(CASES))["adapters"].keys() == set(names)
     assert contestant.options_of(["base"]) == {"adapters": {}}
     assert Contestant("y", "python", {"bundle": "b"}, "").options_of(["base"]) == {"bundle": "b"}
+
+
+def test_a_watch_tells_others_work_from_that_of_the_process_watched() -> None:
+    from benchmarks.engines.quiet import Watch
+
+    quiet, busy = Watch(os.getpid()), Watch(os.getppid())
+    begun = time.process_time()
+    while time.process_time() - begun < 0.5:
+        pass
+    assert busy.others() > quiet.others() + 0.2

@@ -26,6 +26,7 @@ class Process:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._stderr}
         self.begun = time.time()
         self._process = subprocess.Popen(command, cwd=ROOT, text=True, **pipes)
+        self.pid = self._process.pid
 
     def ask(self, order: dict[str, Any]) -> dict[str, Any]:
         """Gives an order and waits for the answer.

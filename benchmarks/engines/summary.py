@@ -73,7 +73,11 @@ def print_tables(document: Mapping[str, Any]) -> None:
     found, ratios = document["engines"], document["ratios"]
     wanted = columns(found)
     titles = [title for title, _, _ in wanted]
-    print(f"Medians of {document['rounds']} rounds: ms a token, ms a prompt, s, MB\n")
+    print(
+        f"Medians of {document['rounds']} rounds: ms a token, ms a prompt, s, MB "
+        f"({document['processor']}, {document['threads']} threads; others worked on the machine "
+        f"during {document['disturbed']:.0%} of the measurements)\n"
+    )
     _print_head("engine", titles)
     for name, own in found.items():
         _print_row(name, [_median(values(own, column), column[1]) for column in wanted])
