@@ -13,7 +13,6 @@ from benchmarks.engines.prepare import CASES, Contestant
 from benchmarks.engines.process import EngineError, Process
 from benchmarks.engines.quiet import QUIET, Watch, wait_for_quiet
 
-SLOW_ROUNDS = 2
 WARM_TOKENS = 8
 TRIES = 3
 Found = dict[str, Any]
@@ -96,10 +95,9 @@ class Match:
                 yield case, worker
 
     def _in_round(self, number: int) -> list[Contestant]:
+        """All, but the slow ones in the first round only: a second one would tell no more."""
         return [
-            contestant
-            for contestant in self._contestants
-            if number <= SLOW_ROUNDS or not contestant.slow
+            contestant for contestant in self._contestants if number == 1 or not contestant.slow
         ]
 
     def _turns(

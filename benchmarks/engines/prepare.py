@@ -59,7 +59,7 @@ class Contestant:
         settings: what was chosen for it, in words.
         cases: names of those that it can do.
         shared: one process does all cases; otherwise each has one, with that case's adapters.
-        slow: takes part in the first two rounds only.
+        slow: takes part in the first round only (see `match`).
     """
 
     name: str
