@@ -14,12 +14,7 @@ from benchmarks.engines.interface import Answer
 
 class OpenVino:
     def __init__(
-        self,
-        folder: str,
-        adapters: Mapping[str, tuple[str, float]],
-        room: int,
-        threads: int,
-        attention: str = "SDPA",
+        self, folder: str, adapters: Mapping[str, tuple[str, float]], room: int, threads: int
     ) -> None:
         """Loads the model and all adapters (safetensors file and scaling, by name); `room` grows
         by itself."""
@@ -29,8 +24,8 @@ class OpenVino:
         self._settings: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads}
         if adapters:
             self._settings["adapters"] = og.AdapterConfig(list(self._adapters.values()))
-        own = self._settings | {"ATTENTION_BACKEND": attention}
-        self._pipeline = og.LLMPipeline(folder, "CPU", **own)
+        stateful = {"ATTENTION_BACKEND": "SDPA"}
+        self._pipeline = og.LLMPipeline(folder, "CPU", **self._settings, **stateful)
         self._fusion = og.AdapterConfig()
 
     def set_adapters(self, weights: Mapping[str, float]) -> None:
