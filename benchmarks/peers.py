@@ -95,9 +95,7 @@ def invite(kitchen: Kitchen, arguments: argparse.Namespace) -> Iterator[Contesta
         if engine == "dlp":
             for name, bundle in _named(arguments.bundle).items():
                 yield kitchen.dlp(name, Path(bundle), python)
-        elif engine == "llama":
-            yield kitchen.llama(python)
-        elif engine in ("genai", "openvino"):
+        elif engine in ("llama", "genai", "openvino"):
             for quantisation in ("int4", "int8"):
                 yield getattr(kitchen, engine)(quantisation, python)
         elif engine == "torch":

@@ -117,8 +117,8 @@ class Kitchen:
         settings = f"{opened.manifest.backbone.quantisation}, as Runtime loads it"
         return Contestant(f"dlp-edge {name}", python, options, settings, cases)
 
-    def llama(self, python: str) -> Contestant:
-        """The GGUF file itself, and the adapters as such files."""
+    def llama(self, quantisation: str, python: str) -> Contestant:
+        """The GGUF file itself ("int4"), or in Q8_0, and the adapters as such files."""
         heads = self._config["num_attention_heads"]
         kv_heads = self._config.get("num_key_value_heads") or heads
         files = {
@@ -127,9 +127,11 @@ class Kitchen:
             )
             for name, adapter in self._adapters.items()
         }
-        options = {"engine": "llama", "model": str(self._gguf), "adapters": files, **self._common}
-        settings = "the GGUF file; flash attention, memory-mapped, batches of 512, adapters in fp16"
-        return Contestant("llama.cpp", python, options, settings)
+        model = str(self._weights(quantisation))
+        options = {"engine": "llama", "model": model, "adapters": files, **self._common}
+        settings = "flash attention, memory-mapped, batches of 512, adapters in fp16"
+        name = "llama.cpp" if quantisation == "int4" else "llama.cpp Q8_0"
+        return Contestant(name, python, options, settings)
 
     def genai(self, quantisation: str, python: str) -> Contestant:
         """The builder's own graph."""
@@ -147,9 +149,7 @@ class Kitchen:
 
     def openvino(self, quantisation: str, python: str) -> Contestant:
         """The GGUF file, or its weights in Q8_0, as OpenVINO reads them."""
-        gguf = self._gguf
-        if quantisation == "int8":
-            gguf = self._once("q8.gguf", partial(write_q8, gguf))
+        gguf = self._weights(quantisation)
         command = [python, "-m", "benchmarks.engines.openvino_model", str(gguf)]
         folder = self._once(
             f"openvino-{quantisation}",
@@ -168,6 +168,12 @@ class Kitchen:
         files = {adapter.name: str(adapter.folder) for adapter in self._adapters.values()}
         options = {"engine": engine, "folder": str(self.dense), "adapters": files, **self._common}
         return Contestant(name, python, options, settings, slow=True)
+
+    def _weights(self, quantisation: str) -> Path:
+        """The GGUF file, which is in 4 bits, or the same weights in 8."""
+        if quantisation == "int4":
+            return self._gguf
+        return self._once("q8.gguf", partial(write_q8, self._gguf))
 
     def _once(self, name: str, make: Callable[[Path], object]) -> Path:
         """The path of something in the folder, made if it is not there yet."""
