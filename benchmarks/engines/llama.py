@@ -12,23 +12,14 @@ from benchmarks.engines.interface import Logits, TokenLoop, mean_loss
 
 
 class Llama(TokenLoop):
-    def __init__(
-        self,
-        model: str,
-        adapters: Mapping[str, str],
-        room: int,
-        threads: int,
-        flash_attention: int = api.LLAMA_FLASH_ATTN_TYPE_ENABLED,
-        load_mode: int = api.LLAMA_LOAD_MODE_MMAP,
-        batch: int = 512,
-    ) -> None:
+    def __init__(self, model: str, adapters: Mapping[str, str], room: int, threads: int) -> None:
         """Loads the model and all adapters (GGUF files, by name)."""
         quiet = api.llama_log_callback(lambda level, text, data: None)
         self._quiet = quiet  # llama.cpp holds no reference
         api.llama_log_set(quiet, ctypes.c_void_p(0))
         api.llama_backend_init()
         settings = api.llama_model_default_params()
-        settings.load_mode = load_mode
+        settings.load_mode = api.LLAMA_LOAD_MODE_MMAP
         self._model = _there(api.llama_model_load_from_file(model.encode(), settings), model)
         self._adapters = {
             name: _there(api.llama_adapter_lora_init(self._model, path.encode()), path)
@@ -37,9 +28,8 @@ class Llama(TokenLoop):
         context = api.llama_context_default_params()
         context.n_ctx = room
         context.n_batch = room
-        context.n_ubatch = batch
         context.n_threads = context.n_threads_batch = threads
-        context.flash_attn_type = flash_attention
+        context.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_ENABLED
         context.no_perf = True
         self._context = _there(api.llama_init_from_model(self._model, context), model)
         self._vocabulary = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self._model))
