@@ -1,0 +1,113 @@
+"""A bundle for CUDA: what it says on the CPU's arithmetic, and on a GPU where there is one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+from dlp_edge import Runtime
+from dlp_edge.bundle import open_bundle
+from dlp_edge.export.pipeline import export_bundle
+from dlp_edge.runtime.backbone import open_backbone
+from dlp_edge.runtime.device import Device
+from dlp_edge.runtime.device_fusion import DeviceFuser
+from dlp_edge.runtime.generation import Engine, make_engine
+
+FUSIONS = [{}, {"sums": 1.0}, {"sql": 0.6, "sums": 0.4}, {"email": 0.5, "sql": 0.5}]
+PROMPT = list(range(40, 90))
+PROVIDER = "CUDAExecutionProvider"
+gpu = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        PROVIDER not in ort.get_available_providers(), reason=f"no {PROVIDER} in onnxruntime"
+    ),
+]
+devices = pytest.mark.parametrize("kind", ["cpu", pytest.param("cuda", marks=gpu)])
+
+
+@pytest.fixture(scope="module")
+def cuda_bundle(
+    tiny_backbone: Path,
+    tiny_adapters: dict[str, Path],
+    tiny_router: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    out = tmp_path_factory.mktemp("cuda") / "bundle"
+    export_bundle(str(tiny_backbone), tiny_adapters, tiny_router, out, "fp16", "cuda")
+    return out
+
+
+def make(bundle: Path, kind: str, gathered: bool, sequences: int = 1) -> Engine:
+    """An engine that fuses on the host or, `gathered`, where the backbone is."""
+    opened = open_bundle(bundle)
+    entry, device = opened.manifest.backbone, Device(kind, 1)
+    backbone = open_backbone(bundle / "backbone.onnx", entry, device)
+    engine = make_engine(backbone, opened.adapters(), 128, sequences)
+    if not gathered:
+        return engine
+    fuser = DeviceFuser(opened.adapters(), entry.slots, entry.dtype, device, sequences)
+    return replace(engine, fuser=fuser)
+
+
+def logits_of(engine: Engine, fusion: dict[str, float]) -> np.ndarray:
+    """After the prompt, and after each of three tokens more under another fusion."""
+    decoder = engine.decoder
+    decoder.truncate(0)
+    decoder.set_fusion(engine.fuser.fuse(fusion))
+    found = [decoder.prefill(PROMPT).astype(np.float32)]
+    decoder.set_fusion(engine.fuser.fuse({"sums": 0.5}))
+    found += [decoder.step([token])[0].astype(np.float32) for token in (60, 61, 62)]
+    return np.stack(found)
+
+
+@devices
+@pytest.mark.parametrize("fusion", FUSIONS, ids=str)
+def test_logits_are_those_of_a_host_that_fuses(
+    cuda_bundle: Path, kind: str, fusion: dict[str, float]
+) -> None:
+    expected = logits_of(make(cuda_bundle, "cpu", gathered=False), fusion)
+    found = logits_of(make(cuda_bundle, kind, gathered=True), fusion)
+    assert np.abs(found - expected).max() < 0.1  # what half precision is worth here
+    assert np.abs(expected).max() > 1
+
+
+@devices
+def test_a_batch_is_its_sequences_alone(cuda_bundle: Path, kind: str) -> None:
+    one = make(cuda_bundle, kind, gathered=True)
+    several = make(cuda_bundle, kind, gathered=True, sequences=len(FUSIONS))
+    expected = []
+    for sequence, fusion in enumerate(FUSIONS):
+        for engine, at in ((one, 0), (several, sequence)):
+            engine.decoder.set_fusion(engine.fuser.fuse(fusion, at))
+            engine.decoder.truncate(0, at)
+            engine.decoder.prefill(PROMPT[: 10 + sequence], at)
+        expected.append(one.decoder.step([60])[0].copy())
+    found = several.decoder.step([60] * len(FUSIONS))
+    assert np.abs(found.astype(np.float32) - np.stack(expected)).max() < 0.1
+    several.decoder.move(3, 1)
+    several.decoder.set_fusion(several.fuser.move(3, 1))
+    again = several.decoder.step([61] * len(FUSIONS))
+    np.testing.assert_array_equal(again[1], again[3])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(PROVIDER not in ort.get_available_providers(), reason=f"no {PROVIDER}")
+def test_a_runtime_on_the_gpu(cuda_bundle: Path) -> None:
+    with Runtime(cuda_bundle, max_context=256) as runtime:
+        assert runtime.device == "cuda"
+        asked = "Tom has 3 apples and buys 4. How many?"
+        alone = [runtime.generate(asked, adapters=f, max_new_tokens=20).text for f in FUSIONS]
+        each = [{"adapters": fusion} for fusion in FUSIONS]
+        batch = runtime.generate_batch([asked] * len(FUSIONS), max_new_tokens=20, each=each)
+        assert [reply.text for reply in batch] == alone
+        chat = runtime.session()
+        chat.send(asked, max_new_tokens=20)
+        assert chat.send("And now?", max_new_tokens=20).timings.reused > 0
+        stream = runtime.stream(asked, max_new_tokens=100)
+        next(iter(stream))
+        stream.cancel()
+        assert stream.reply.finish_reason == "cancelled"
