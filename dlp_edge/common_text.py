@@ -27,15 +27,18 @@ class CommonText:
         self._heads = self._frequent(head for each in words for head in _heads(each))
         self._tails = self._frequent(tail for each in words for tail in _heads(each[::-1]))
 
-    def strip(self, sample: Sample) -> str | None:
-        """The prompt without what is common and without its list of choices.
+    def strip(self, sample: Sample, lines_only: bool = False) -> str | None:
+        """The prompt without what is common and without its list of choices; or only without the
+        common lines and the choices.
 
         None where nothing was removed or too little is left.
         """
         prompt = self._without_lines(sample.prompt, sample.choices)
         words = prompt.split()
-        begin = max((len(head) for head in _heads(words) if head in self._heads), default=0)
-        cut = max((len(tail) for tail in _heads(words[::-1]) if tail in self._tails), default=0)
+        begin = cut = 0
+        if not lines_only:
+            begin = max((len(head) for head in _heads(words) if head in self._heads), default=0)
+            cut = max((len(tail) for tail in _heads(words[::-1]) if tail in self._tails), default=0)
         if len(words) - begin - cut < LEFT_WORDS:
             return None
         spans = [match.span() for match in re.finditer(r"\S+", prompt)]

@@ -130,6 +130,7 @@ def read_card(folder: Path) -> RouterCard:
                 prompt_tokens=int(record["prompt_tokens"]),
                 generated_tokens=int(record["generated_tokens"]),
                 temperature=float(record["temperature"]),
+                spread=bool(record.get("spread", False)),
             ),
             min_confidence=float(card["min_confidence"]),
             vocab_size=int(card["vocab_size"]),

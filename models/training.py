@@ -29,7 +29,7 @@ from dlp_edge.models.router_tokenizer import open_tokenizer, train_tokenizer
 from dlp_edge.models.tasks import read_tasks
 from dlp_edge.models.windows import Windows
 from dlp_edge.router_head import RouterHead
-from dlp_edge.runtime.router import ANSWER_SEGMENTS, WindowReader, split_prompt
+from dlp_edge.runtime.router import WindowReader
 from dlp_edge.runtime.teaching import KEPT_FEATURES
 from dlp_edge.writer import check_target, staged
 
@@ -38,8 +38,9 @@ Architecture = Literal["mlp", "albert"]
 
 PROMPT_TOKENS = 96
 GENERATED_TOKENS = 48
+WORD_MEMORY = 5_000_000  # characters
 WORKERS = 2
-LEAST_STEPS = 240  # small task sets go round more often
+LEAST_STEPS = 240  # small task sets are drawn from more often
 LOOSE_SHARE = 0.02  # of the training windows, as many more are random ids
 HELD_OUT_OTHERS = 600
 TEMPERATURES = tuple(round(0.5 * 1.05**step, 3) for step in range(40))  # 0.5 to 3.4
@@ -54,17 +55,20 @@ BIASES = tuple(round(-1 + 0.1 * step, 1) for step in range(71))  # -1 to 6
 
 @dataclass(frozen=True)
 class Recipe:
-    """How an architecture is trained: AdamW under a one-cycle rate."""
+    """How an architecture is trained: AdamW under a one-cycle rate.
+
+    `rounds` of examples are drawn, each anew, and every example is read once.
+    """
 
     batch: int
-    epochs: int
+    rounds: int
     learning_rate: float
     weight_decay: float
 
 
 RECIPES: dict[str, Recipe] = {
-    "mlp": Recipe(batch=128, epochs=3, learning_rate=2e-3, weight_decay=0.05),
-    "albert": Recipe(batch=16, epochs=1, learning_rate=1e-4, weight_decay=0.01),
+    "mlp": Recipe(batch=128, rounds=2, learning_rate=2e-3, weight_decay=0.05),
+    "albert": Recipe(batch=16, rounds=1, learning_rate=1e-4, weight_decay=0.01),
 }
 
 
@@ -102,16 +106,16 @@ def train_router(
     tell("preparing the tokenizer", 0.02)
     pieces = train_tokenizer(found) if str(tokenizer) == "train" else open_tokenizer(tokenizer)
     labels = tuple(task.name for task in found)
-    settings = RouterSettings(labels, PROMPT_TOKENS, GENERATED_TOKENS, temperature=1.0)
-    reader = WindowReader(pieces, settings)
+    settings = RouterSettings(labels, PROMPT_TOKENS, GENERATED_TOKENS, temperature=1.0, spread=True)
+    reader = WindowReader(pieces, settings, WORD_MEMORY)
     separator = pieces.get_vocab_size()
 
     tell("making examples", 0.08)
     rng = random.Random(seed)
-    examples = ExampleMaker(found, "train", rng).training()
+    examples = _examples(ExampleMaker(found, "train", rng), RECIPES[arch])
     examples = rng.sample(examples, min(len(examples), max_examples or len(examples)))
     loose = [
-        [*split_prompt(ids, separator), *[separator] * ANSWER_SEGMENTS]
+        reader.unanswered(ids)
         for ids in random_pieces(int(LOOSE_SHARE * len(examples)), separator, rng)
     ]
     training = Windows(examples, reader, len(labels) + 1, separator, loose)
@@ -161,6 +165,15 @@ def train_router(
 BLEND_KINDS = ("two at once", "three at once")  # they have several right answers
 
 
+def _examples(maker: ExampleMaker, recipe: Recipe) -> list[Example]:
+    """`recipe.rounds` of examples, more of them where they are few."""
+    examples = maker.training()
+    least = math.ceil(LEAST_STEPS * recipe.batch / len(examples))
+    for _ in range(1, max(recipe.rounds, least)):
+        examples += maker.training()
+    return examples
+
+
 def _held_out(maker: ExampleMaker) -> dict[str, list[Example]]:
     two, after_two = maker.composites(HELD_OUT_COMPOSITES, 2)
     three, after_three = maker.composites(HELD_OUT_COMPOSITES, 3)
@@ -202,9 +215,7 @@ def _fit(
     gradients are added in a fixed order, so the router does not depend on how busy the cores are.
     (torch's own threads do: they split sums by their number, and wait for each other by spinning.)
     """
-    steps_per_epoch = math.ceil(len(training) / recipe.batch)
-    epochs = max(recipe.epochs, math.ceil(LEAST_STEPS / steps_per_epoch))
-    steps = epochs * steps_per_epoch
+    steps = math.ceil(len(training) / recipe.batch)
     rarity = [p for name, p in model.named_parameters() if name == "rarity"]
     others = [p for name, p in model.named_parameters() if name != "rarity"]
     groups: list[dict[str, Any]] = [{"params": others}, {"params": rarity, "weight_decay": 0.0}]
@@ -223,19 +234,18 @@ def _fit(
     model.train()
     done = 0
     with ThreadPoolExecutor(WORKERS) as workers:
-        for _ in range(epochs):
-            for rows in training.shuffled(recipe.batch, order):
-                parts = [part for at in range(WORKERS) if (part := rows[at::WORKERS])]
-                shares = [len(part) / len(rows) for part in parts]
-                draws = [seed * 1_000_003 + WORKERS * done + at for at in range(len(parts))]
-                found = list(workers.map(gradients, parts, shares, draws))
-                for parameter, *some in zip(parameters, *found, strict=True):
-                    given = [gradient for gradient in some if gradient is not None]
-                    parameter.grad = sum(given[1:], given[0]) if given else None
-                optimizer.step()
-                schedule.step()
-                done += 1
-                tell(done / steps)
+        for rows in training.shuffled(recipe.batch, order):
+            parts = [part for at in range(WORKERS) if (part := rows[at::WORKERS])]
+            shares = [len(part) / len(rows) for part in parts]
+            draws = [seed * 1_000_003 + WORKERS * done + at for at in range(len(parts))]
+            found = list(workers.map(gradients, parts, shares, draws))
+            for parameter, *some in zip(parameters, *found, strict=True):
+                given = [gradient for gradient in some if gradient is not None]
+                parameter.grad = sum(given[1:], given[0]) if given else None
+            optimizer.step()
+            schedule.step()
+            done += 1
+            tell(done / steps)
 
 
 def _best_temperature(scores: Mapping[str, Tensor], held_out: Mapping[str, Windows]) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 
 import numpy as np
 import torch
@@ -35,10 +36,8 @@ class Windows:
         separator: int,
         loose: Sequence[list[int]] = (),
     ) -> None:
-        found = reader.windows(
-            [example.prompt for example in examples], [example.generated for example in examples]
-        )
-        self.ids = [np.array(ids, np.int32) for ids in [*found, *loose]]
+        found = (reader.window(example.prompt, example.generated) for example in examples)
+        self.ids = [np.array(ids, np.int32) for ids in chain(found, loose)]
         self.separator = separator
         self.targets = torch.zeros(len(self.ids), num_rows)
         self.targets[len(examples) :, -1] = 1
