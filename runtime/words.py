@@ -23,34 +23,40 @@ class WordEncoder:
 
     def __init__(self, tokenizer: Tokenizer, memory: int = MEMORY) -> None:
         self._tokenizer = tokenizer
-        self._words = _Words(tokenizer, memory)
-        self._by_words = self._in_words(PROBE) == _ids(tokenizer, PROBE)
+        self._memory = memory
+        self._characters = 0
+        self._known: dict[str, list[int]] = {}
+        self._by_words = self._in_words(PROBE) == self._whole(PROBE)
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without special tokens."""
-        return self._in_words(text) if self._by_words else _ids(self._tokenizer, text)
+        return self._in_words(text) if self._by_words else self._whole(text)
 
-    def _in_words(self, text: str) -> list[int]:
-        return list(chain.from_iterable(map(self._words.__getitem__, text.split())))
-
-
-class _Words(dict[str, list[int]]):
-    """The ids of words; what is missing is asked for."""
-
-    def __init__(self, tokenizer: Tokenizer, memory: int) -> None:
-        self._tokenizer = tokenizer
-        self._memory = memory
-        self._characters = 0
-
-    def __missing__(self, word: str) -> list[int]:
-        self._characters += len(word)
-        if self._characters > self._memory:
-            self.clear()
-            self._characters = len(word)
-        found = self[word] = _ids(self._tokenizer, word)
+    def _whole(self, text: str) -> list[int]:
+        found: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return found
 
+    def _in_words(self, text: str) -> list[int]:
+        words = text.split()
+        return list(chain.from_iterable(map(self._knowing(words).__getitem__, words)))
 
-def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    found: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
-    return found
+    def _knowing(self, words: list[str]) -> dict[str, list[int]]:
+        """What is remembered, with the ids of these words."""
+        known = self._known
+        new = [word for word in dict.fromkeys(words) if word not in known]
+        if new:
+            self._characters += sum(map(len, new))
+            if self._characters > self._memory:
+                new = list(dict.fromkeys(words))
+                known = self._known = {}  # another thread may still read the old ones
+                self._characters = sum(map(len, new))
+            known.update(self._separately(new))
+        return known
+
+    def _separately(self, words: list[str]) -> dict[str, list[int]]:
+        """The ids of each word, in one call: a call costs more than a word."""
+        found = self._tokenizer.encode(words, is_pretokenized=True, add_special_tokens=False)
+        ids: dict[str, list[int]] = {word: [] for word in words}
+        for index, token in zip(found.word_ids, found.ids, strict=True):
+            ids[words[index]].append(token)
+        return ids

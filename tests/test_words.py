@@ -9,7 +9,6 @@ from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
-from dlp_edge.runtime import words
 from dlp_edge.runtime.words import WordEncoder
 
 TEXTS = ["Name all 12 books, please.", "It's over; isn't it?", "a b c d e f g"]
@@ -52,16 +51,16 @@ def test_gives_the_tokenizers_ids(kind: str, text: str) -> None:
 
 
 def test_finds_out_which_tokenizers_work_by_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-    ids = words._ids
-
-    def listen(tokenizer: Tokenizer, text: str) -> list[int]:
-        asked.append(text)
-        return ids(tokenizer, text)
-
-    monkeypatch.setattr(words, "_ids", listen)
+    asked: list[object] = []
+    separately, whole = WordEncoder._separately, WordEncoder._whole
+    monkeypatch.setattr(
+        WordEncoder, "_separately", lambda self, new: asked.append(new) or separately(self, new)
+    )
+    monkeypatch.setattr(
+        WordEncoder, "_whole", lambda self, text: asked.append(text) or whole(self, text)
+    )
     text = "Name  all books, Name"
-    for tokenizer, expected in ((WORDWISE, ["Name", "all", "books,"]), (SPACED, [text, text])):
+    for tokenizer, expected in ((WORDWISE, [["Name", "all", "books,"]]), (SPACED, [text, text])):
         encoder = WordEncoder(tokenizer)
         asked.clear()
         encoder.encode(text)
@@ -74,6 +73,6 @@ def test_forgets_words_beyond_its_limit() -> None:
     for number in range(200):
         text = f"word{number} and {number}"
         assert encoder.encode(text) == WORDWISE.encode(text, add_special_tokens=False).ids
-        assert sum(map(len, encoder._words)) <= 120
+        assert sum(map(len, encoder._known)) <= 120
     long = " ".join(f"x{number}" for number in range(100))
     assert encoder.encode(long) == WORDWISE.encode(long, add_special_tokens=False).ids
