@@ -29,8 +29,8 @@ from dlp_edge.models.network import RouterNetwork
 from dlp_edge.models.router_folder import RouterFolder, read_card, read_router
 from dlp_edge.models.router_mlp import RouterMLP
 from dlp_edge.router_head import head_to_bytes
-from dlp_edge.runtime.router import PROMPT_SEGMENTS, SEGMENTS, WindowReader
 from dlp_edge.runtime.selection import SelectionRule
+from dlp_edge.runtime.window import PROMPT_SEGMENTS, SEGMENTS, WindowReader
 
 OPSET = 17
 TOLERANCE = 1e-4

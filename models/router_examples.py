@@ -48,7 +48,7 @@ JOINS = (
     *(" ", "\n", "\n\n", "\nThen: ", " And then: ", " Also, ", "\n2. ", " Next: ", "\nSecond: "),
     "\n---\n",
 )
-ANSWER_JOINS = ("\n",) * 5 + ("\n\n", " ", " ")  # adapters end their part with a new line, mostly
+ANSWER_JOINS = ("\n",) * 4 + ("\n\n", " ", " ")  # adapters end their part with a new line, mostly
 SMALL_TALK_ENDS = (" ", ". ", ": ", "\n", ", ", "! ")
 _WORD = re.compile(r"\w+|[^\w\s]+")
 

@@ -2,7 +2,7 @@
 
 The paper pools the whole context as one bag of tokens, its mean and its maximum. At a sentence
 start that cannot tell what has been asked from what is being written, so here the window comes in
-segments (`dlp_edge.runtime.router`), and the pooling knows them:
+segments (`dlp_edge.runtime.window`), and the pooling knows them:
 
 - six means over the whole window, each with its own scale for every segment and dimension;
 - one maximum over all tokens, scaled and shifted by segment, each with a part of the token before
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dlp_edge.models.network import RouterNetwork
-from dlp_edge.runtime.router import ANSWER_SEGMENTS, PROMPT_SEGMENTS, SEGMENTS
+from dlp_edge.runtime.window import ANSWER_SEGMENTS, PROMPT_SEGMENTS, SEGMENTS
 
 EMBEDDING = 128
 # The number of means and the widths of the layers before the last; routers of earlier releases
@@ -41,7 +41,7 @@ _MATCHING = (0.0, 0.1, 0.3, 0.6, 1.0)
 
 
 class RouterMLP(RouterNetwork):
-    """Scores R rows for windows of token ids (`dlp_edge.runtime.router.WindowReader`).
+    """Scores R rows for windows of token ids (`dlp_edge.runtime.window.WindowReader`).
 
     Args:
         vocab_size: the tokenizer's ids and, last, the separator between segments.

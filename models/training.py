@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,7 +18,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from dlp_edge.manifest import RouterSettings
-from dlp_edge.models.evaluation import Judged, judged, measure
+from dlp_edge.models.calibration import (
+    MIN_CONFIDENCE,
+    best_temperature,
+    doubt_bias,
+    judge,
+    shifted,
+)
+from dlp_edge.models.evaluation import measure
 from dlp_edge.models.network import RouterNetwork
 from dlp_edge.models.other_texts import random_pieces
 from dlp_edge.models.router_examples import HELD_OUT_COMPOSITES, Example, ExampleMaker
@@ -29,8 +36,8 @@ from dlp_edge.models.router_tokenizer import open_tokenizer, train_tokenizer
 from dlp_edge.models.tasks import read_tasks
 from dlp_edge.models.windows import Windows
 from dlp_edge.router_head import RouterHead
-from dlp_edge.runtime.router import WindowReader
 from dlp_edge.runtime.teaching import KEPT_FEATURES
+from dlp_edge.runtime.window import WindowReader
 from dlp_edge.writer import check_target, staged
 
 Progress = Callable[[str, float], None]
@@ -43,14 +50,6 @@ WORKERS = 2
 LEAST_STEPS = 240  # small task sets are drawn from more often
 LOOSE_SHARE = 0.02  # of the training windows, as many more are random ids
 HELD_OUT_OTHERS = 600
-TEMPERATURES = tuple(round(0.5 * 1.05**step, 3) for step in range(40))  # 0.5 to 3.4
-MIN_CONFIDENCE = 0.25  # below what a blend of three asks for
-# Doubt is set so that this share of other texts gets no adapter, as long as these shares of the
-# tasks' own held-out text keep theirs. The goal is high: half of those texts come from a grammar
-# that training knows, while foreign text at run time does not.
-OTHERS_GOAL = 0.995
-KEPT = {"prompts": 0.997, "bare prompts": 0.988, "chat turns": 0.99, "sentences of two": 0.99}
-BIASES = tuple(round(-1 + 0.1 * step, 1) for step in range(71))  # -1 to 6
 
 
 @dataclass(frozen=True)
@@ -134,12 +133,12 @@ def train_router(
         model.half().float()  # measured as it is stored
         model.eval()
         scores = {kind: kept.through(model) for kind, kept in held_out.items()}
-        temperature = _best_temperature(scores, held_out)
-        bias = _doubt_bias(scores, held_out, len(labels), temperature)
+        temperature = best_temperature(scores, held_out)
+        bias = doubt_bias(scores, held_out, len(labels), temperature)
         head = _head(model, training, bias)
     kinds = {
-        kind: _judged(shifted, held_out[kind], len(labels), temperature)
-        for kind, shifted in _shifted(scores, bias).items()
+        kind: judge(z, held_out[kind], len(labels), temperature)
+        for kind, z in shifted(scores, bias).items()
     }
     others = kinds.pop("other texts")
     report = RouterReport(
@@ -246,58 +245,6 @@ def _fit(
             schedule.step()
             done += 1
             tell(done / steps)
-
-
-def _best_temperature(scores: Mapping[str, Tensor], held_out: Mapping[str, Windows]) -> float:
-    """The one with the smallest loss among the adapters, every kind of examples counting the
-    same."""
-
-    def loss(temperature: float) -> float:
-        return sum(
-            functional.cross_entropy(
-                scores[kind][:, :-1] / temperature, held_out[kind].targets[:, :-1]
-            ).item()
-            for kind in scores
-            if kind != "other texts"
-        )
-
-    return min(TEMPERATURES, key=loss)
-
-
-def _doubt_bias(
-    scores: Mapping[str, Tensor],
-    held_out: Mapping[str, Windows],
-    num_labels: int,
-    temperature: float,
-) -> float:
-    """What nobody's row needs so that OTHERS_GOAL of the held-out other texts get no adapter, as
-    far as the shares of KEPT allow; no more than that, since it takes from every confidence."""
-
-    def kept(bias: float, kind: str) -> float:
-        z = _shifted({kind: scores[kind]}, bias)[kind]
-        found = _judged(z, held_out[kind], num_labels, temperature)
-        return float((found.confidence >= MIN_CONFIDENCE).mean())
-
-    chosen = BIASES[0]
-    for bias in BIASES:
-        if any(kept(bias, kind) < least for kind, least in KEPT.items() if kind in scores):
-            break
-        chosen = bias
-        if 1 - kept(bias, "other texts") >= OTHERS_GOAL:
-            break
-    return chosen
-
-
-def _shifted(scores: Mapping[str, Tensor], bias: float) -> dict[str, Tensor]:
-    """Scores with a bias more on the last row, nobody's."""
-    return {
-        kind: torch.cat([z[:, :-1], z[:, -1:] + bias], 1).double() for kind, z in scores.items()
-    }
-
-
-def _judged(scores: Tensor, kept: Windows, num_labels: int, temperature: float) -> Judged:
-    labels = kept.targets.argmax(1).tolist()
-    return judged(scores.numpy(), labels, num_labels, temperature)
 
 
 def _head(model: RouterNetwork, training: Windows, bias: float) -> RouterHead:

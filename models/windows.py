@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dlp_edge.models.router_examples import Example
-from dlp_edge.runtime.router import ANSWER_SEGMENTS, WindowReader
+from dlp_edge.runtime.window import ANSWER_SEGMENTS, WindowReader
 
 # Shares of a window's tokens that are left out in training, so that no single word is leaned on.
 GAPS = (0.0, 0.1, 0.3)

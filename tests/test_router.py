@@ -27,13 +27,12 @@ from dlp_edge.export.router import build_graph, export_router
 from dlp_edge.manifest import RouterSettings
 from dlp_edge.models.router_mlp import BASE, EARLIER, RouterMLP
 from dlp_edge.router_head import RouterHead, head_from_bytes
-from dlp_edge.runtime.router import (
+from dlp_edge.runtime.router import BEGINNINGS, Router
+from dlp_edge.runtime.window import (
     ANSWER_SEGMENTS,
-    BEGINNINGS,
     MAX_WINDOW,
     PROMPT_SEGMENTS,
     SEGMENTS,
-    Router,
     WindowReader,
 )
 
@@ -136,7 +135,7 @@ class TestWindow:
         self, word_tokenizer: Tokenizer
     ) -> None:
         reader = WindowReader(word_tokenizer, settings(prompt_tokens=128))
-        begun = list(reader.beginnings(" ".join(WORDS)))
+        begun = list(reader.beginnings(" ".join(WORDS), BEGINNINGS))
         assert begun == [reader.window(" ".join(WORDS[:count]), "") for count in BEGINNINGS]
 
     def test_keeps_apart_what_is_done_and_what_begins(self, word_tokenizer: Tokenizer) -> None:

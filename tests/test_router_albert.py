@@ -17,7 +17,8 @@ from dlp_edge.models import router_albert
 from dlp_edge.models.router_albert import RouterAlbert
 from dlp_edge.models.training import Recipe, train_router
 from dlp_edge.router_head import head_from_bytes
-from dlp_edge.runtime.router import Router, WindowReader
+from dlp_edge.runtime.router import Router
+from dlp_edge.runtime.window import WindowReader
 
 SMALL = {
     "embedding_size": 16,
