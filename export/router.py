@@ -76,25 +76,25 @@ def export_router(router: Path, out: Path) -> RouterEntry:
 
 def _load_network(folder: RouterFolder, source: Path) -> RouterNetwork:
     rows, width = folder.head.weight.shape
+    card = folder.card
     network: RouterNetwork
-    if folder.card.architecture == "mlp":
-        network = RouterMLP(folder.card.vocab_size, rows, folder.card.network)
-    else:
-        from dlp_edge.models.router_albert import RouterAlbert
-
-        network = RouterAlbert(folder.card.vocab_size, rows, folder.card.network)
-    own = {f"head.{name}": value for name, value in network.head.state_dict().items()}
     try:
+        if card.architecture == "mlp":
+            network = RouterMLP(card.vocab_size, rows, card.network)
+        else:
+            from dlp_edge.models.router_albert import RouterAlbert
+
+            network = RouterAlbert(card.vocab_size, rows, card.network)
+        own = {f"head.{name}": value for name, value in network.head.state_dict().items()}
         network.load_state_dict({**folder.weights, **own})
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         raise RouterError(
             f"the weights in {source} do not fit its settings ({error})",
             "Train it again with `dlp-edge train-router`",
         ) from error
-    if network.head.in_features != width:
+    if network.width != width:
         raise RouterError(
-            f"the last layer in {source} reads {width} features, its network gives "
-            f"{network.head.in_features}",
+            f"the last layer in {source} reads {width} features, its network gives {network.width}",
             "Train it again with `dlp-edge train-router`",
         )
     return network.eval()
@@ -140,8 +140,8 @@ def build_graph(network: RouterMLP) -> onnx.ModelProto:
     _add_maximum(graph, network)
     _add_matching(graph, network)
     graph.add("Concat", ["weighed", "maximum", "matching"], "pooled", axis=1)
-    width = _add_layers(graph, network)
-    return graph.model(width)
+    _add_layers(graph, network)
+    return graph.model(network.width)
 
 
 def _add_members(graph: _Graph, network: RouterMLP) -> None:
@@ -219,17 +219,18 @@ def _add_matching(graph: _Graph, network: RouterMLP) -> None:
     graph.add("Mul", ["matching_part", "match_scale"], "matching")
 
 
-def _add_layers(graph: _Graph, network: RouterMLP) -> int:
-    """features [B, F]; gives F."""
-    value, last, width = "pooled", len(network.linear_layers) - 1, 0
+def _add_layers(graph: _Graph, network: RouterMLP) -> None:
+    """features [B, F]"""
+    value = "pooled"
     for index, layer in enumerate(network.linear_layers):
         graph.weight(f"weight_{index}", layer.weight)
         graph.weight(f"bias_{index}", layer.bias)
         linear = f"linear_{index}"
         graph.add("Gemm", [value, f"weight_{index}", f"bias_{index}"], linear, transB=1)
-        value, width = "features" if index == last else f"hidden_{index}", len(layer.bias)
+        value = f"hidden_{index}"
         graph.add("Relu", [linear], value)
-    return width
+    parts = [value, "pooled"] if network.settings["pooled"] else [value]
+    graph.add("Concat", parts, "features", axis=1)
 
 
 class _Graph:

@@ -50,7 +50,8 @@ class RouterAlbert(RouterNetwork):
             **self.settings,
         )
         self.body = AlbertModel(config)
-        self.head = nn.Linear(config.hidden_size, num_rows)
+        self.width = config.hidden_size
+        self.head = nn.Linear(self.width, num_rows)
 
     def features(
         self, input_ids: Tensor, mask: Tensor, noise: torch.Generator | None = None

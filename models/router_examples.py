@@ -26,10 +26,9 @@ from dlp_edge.runtime.sentences import SentenceSplitter
 from dlp_edge.samples import Sample
 
 # Of the samples, in an epoch's examples; what is left out once is not left out of composites.
-WHOLE_SHARE, BARE_SHARE, DISTURBED_SHARE = 0.5, 0.7, 0.8
+WHOLE_SHARE, BARE_SHARE, DISTURBED_SHARE = 0.5, 0.8, 0.8
 COMPOSITES = 1.0  # for each sample
 TRIPLE_SHARE = 0.45  # of the composites ask for three skills, the others for two
-BLEND_SHARE = 0.8  # of the composites are also read before anything is answered
 SENTENCES_EACH = 2  # of a composite's sentences
 SINGLE_SHARE = 0.15  # of the composites' first samples are also answered alone
 OTHER_SHARE = 0.16  # of all examples, as many more are of none of the tasks
@@ -170,7 +169,7 @@ class ExampleMaker:
         first = self._drawn()
         parts = self._mixed(first, 3 if rng.random() < TRIPLE_SHARE else 2, with_others=True)
         prompt = self._joined(parts, BARE_PARTS)
-        examples = [_blend(parts, prompt)] if rng.random() < BLEND_SHARE else []
+        examples = [_blend(parts, prompt)]
         examples += _sentences(parts, prompt, rng, SENTENCES_EACH)
         if rng.random() < SINGLE_SHARE:
             alone = self._worded(first, 0.5)

@@ -10,7 +10,10 @@ segments (`dlp_edge.runtime.window`), and the pooling knows them:
 - the mean of the prompt's parts that the answer is about: a part weighs by the tokens, rare ones
   above all, that it shares with the answer.
 
-The last layer is kept apart (`features` and `head`): see `dlp_edge.router_head`.
+The last layer is kept apart (`features` and `head`): see `dlp_edge.router_head`. What was pooled is
+given with the features: the last layer does not read it, but a skill that is added later does
+(`dlp_edge.runtime.teaching`), since the layers before the last one keep little of what the skills
+of the training do not need.
 """
 
 from __future__ import annotations
@@ -25,10 +28,10 @@ from dlp_edge.models.network import RouterNetwork
 from dlp_edge.runtime.window import ANSWER_SEGMENTS, PROMPT_SEGMENTS, SEGMENTS
 
 EMBEDDING = 128
-# The number of means and the widths of the layers before the last; routers of earlier releases
-# say nothing of theirs.
-BASE = {"means": 6, "hidden_1": 384, "hidden_2": 512, "hidden_3": 256}
-EARLIER = {"means": 4, "hidden_1": 512, "hidden_2": 768, "hidden_3": 512}
+# The number of means, the widths of the layers before the last, and whether what was pooled is
+# among the features. Routers of earlier releases say nothing of theirs.
+BASE = {"means": 6, "hidden_1": 384, "hidden_2": 512, "hidden_3": 256, "pooled": 1}
+EARLIER = {"means": 4, "hidden_1": 512, "hidden_2": 768, "hidden_3": 512, "pooled": 0}
 SPREAD = 0.1  # of new embeddings: small, so that a word never seen says little
 DROPOUT = 0.15
 
@@ -70,6 +73,7 @@ class RouterMLP(RouterNetwork):
         widths = ((means + 2) * EMBEDDING, *hidden)
         self.layers = nn.ModuleList(nn.Linear(*pair) for pair in itertools.pairwise(widths))
         self.head = nn.Linear(widths[-1], num_rows)
+        self.width = widths[-1] + (widths[0] if self.settings["pooled"] else 0)
 
     @property
     def linear_layers(self) -> list[nn.Linear]:
@@ -79,14 +83,14 @@ class RouterMLP(RouterNetwork):
     def features(
         self, input_ids: Tensor, mask: Tensor, noise: torch.Generator | None = None
     ) -> Tensor:
-        """What the last layer reads, [B, F]; `noise` draws the dropout of training."""
-        value = self.pool(input_ids, mask)
+        """What last layers may read, [B, F]; `noise` draws the dropout of training."""
+        value = pooled = self.pool(input_ids, mask)
         for layer in self.layers:
             value = torch.relu(layer(value))
             if noise is not None:
                 kept = torch.empty_like(value).bernoulli_(1 - DROPOUT, generator=noise)
                 value = value * kept / (1 - DROPOUT)
-        return value
+        return torch.cat([value, pooled], 1) if self.settings["pooled"] else value
 
     def pool(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """[B, (M + 2) x 128]: the means, the maximum, the mean of the matching parts of the

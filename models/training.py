@@ -258,8 +258,9 @@ def _head(model: RouterNetwork, training: Windows, bias: float) -> RouterHead:
     features = training.through(model.features, rows)
     biases = model.head.bias.detach().clone()
     biases[-1] += bias
+    weight = model.head.weight.detach()
     return RouterHead(
-        model.head.weight.detach().numpy().copy(),
+        functional.pad(weight, (0, model.width - weight.shape[1])).numpy(),
         biases.numpy(),
         features.numpy().astype(np.float16),
         owners[rows].numpy(),

@@ -39,6 +39,7 @@ from dlp_edge.runtime.window import (
 WORDS = [f"w{i}" for i in range(50)]
 SEPARATOR = len(WORDS) + 1
 LABELS = ("a", "b", "c")
+WIDTH = RouterMLP(2, 1).width
 
 
 @pytest.fixture(scope="module")
@@ -111,8 +112,8 @@ class TestWindow:
 
     def test_reads_a_long_prompt_all_over(self, word_tokenizer: Tokenizer) -> None:
         reader = WindowReader(word_tokenizer, settings(prompt_tokens=24, spread=True))
-        parts = segments(reader.window(" ".join(WORDS[:40]), ""))[:PROMPT_SEGMENTS]
-        assert parts == [[at, at + 1, at + 2] for at in range(1, 41, 5)]
+        parts = segments(reader.window(" ".join(WORDS[:28]), ""))[:PROMPT_SEGMENTS]
+        assert parts == [[at + 1, at + 2, at + 3] for at in (0, 3, 7, 10, 14, 17, 21, 24)]
         longer = " ".join(WORDS * 4)
         parts = segments(reader.window(longer, ""))[:PROMPT_SEGMENTS]
         assert [len(part) for part in parts] == [3] * PROMPT_SEGMENTS
@@ -195,9 +196,9 @@ def load(folder: Path, found: RouterSettings) -> Router:
 
 def some_head(rows: int) -> RouterHead:
     return RouterHead(
-        np.zeros((rows, BASE["hidden_3"]), np.float32),
+        np.zeros((rows, WIDTH), np.float32),
         np.zeros(rows, np.float32),
-        np.zeros((0, BASE["hidden_3"]), np.float16),
+        np.zeros((0, WIDTH), np.float16),
         np.zeros(0, np.int64),
     )
 
@@ -413,9 +414,7 @@ class TestRouter:
             np.zeros((0, 7), np.float16),
             np.zeros(0, np.int64),
         )
-        with pytest.raises(
-            RouterError, match=f"{BASE['hidden_3']} features, its last layer reads 7"
-        ):
+        with pytest.raises(RouterError, match=f"{WIDTH} features, its last layer reads 7"):
             Router(model, head, word_tokenizer, settings())
 
     def test_refuses_output_that_is_not_finite(self, word_tokenizer: Tokenizer) -> None:
