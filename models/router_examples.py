@@ -106,25 +106,33 @@ class ExampleMaker:
         self._sentence_weights = [math.sqrt(_mean_sentences(parts)) for parts in self._by_task]
 
     def training(self) -> list[Example]:
-        """What a router is taught: prompts in three forms, composites, other texts."""
+        """What a router is taught: prompts in three forms, composites, other texts. Those that
+        share a prompt follow each other."""
         rng = self._rng
         pool = rng.sample(self._pool, min(len(self._pool), MAX_SAMPLES))
-        examples: list[Example] = []
-        for part in pool:
-            if rng.random() < WHOLE_SHARE or (not part.bare and rng.random() < BARE_SHARE):
-                examples.append(_alone(part, part.sample.prompt))
-            if part.bare and rng.random() < BARE_SHARE:
-                examples.append(_alone(part, rng.choice(part.bare)))
-            if rng.random() < DISTURBED_SHARE:
-                examples.append(_alone(part, self._disturbed(part)))
-        for _ in range(int(COMPOSITES * len(pool))):
-            examples += self._composite()
-        others = int(OTHER_SHARE * len(examples))
-        examples += self.others(others)
+        groups = [[each] for part in pool for each in self._singles(part)]
+        groups += [self._composite() for _ in range(int(COMPOSITES * len(pool)))]
+        others = int(OTHER_SHARE * sum(map(len, groups)))
+        groups += [[each] for each in self.others(others)]
         for _ in range(others // 5):
             part = self._other_part()
-            examples += _sentences([part], part.sample.prompt, rng, most=2)
-        return [_lower(each) if rng.random() < LOWER_SHARE else each for each in examples]
+            groups.append(_sentences([part], part.sample.prompt, rng, most=2))
+        return [
+            each
+            for group in groups
+            for each in (map(_lower, group) if rng.random() < LOWER_SHARE else group)
+        ]
+
+    def _singles(self, part: Part) -> list[Example]:
+        rng = self._rng
+        found = []
+        if rng.random() < WHOLE_SHARE or (not part.bare and rng.random() < BARE_SHARE):
+            found.append(_alone(part, part.sample.prompt))
+        if part.bare and rng.random() < BARE_SHARE:
+            found.append(_alone(part, rng.choice(part.bare)))
+        if rng.random() < DISTURBED_SHARE:
+            found.append(_alone(part, self._disturbed(part)))
+        return found
 
     def prompts(self) -> list[Example]:
         return [_alone(part, part.sample.prompt) for part in self._pool]

@@ -112,7 +112,8 @@ def train_router(
     tell("making examples", 0.08)
     rng = random.Random(seed)
     examples = _examples(ExampleMaker(found, "train", rng), RECIPES[arch])
-    examples = rng.sample(examples, min(len(examples), max_examples or len(examples)))
+    if max_examples is not None:
+        examples = rng.sample(examples, min(len(examples), max_examples))
     loose = [
         reader.unanswered(ids)
         for ids in random_pieces(int(LOOSE_SHARE * len(examples)), separator, rng)
