@@ -38,7 +38,7 @@ LOWER_SHARE = 0.3  # of all examples are in lower case, as many people type
 PIECE_SHARE = 0.4  # of the sentences are cut within their first word, as language models do
 MAX_SAMPLES = 20_000  # more are thinned out, so that training takes no longer
 COUNTED_ANSWERS = 60  # of a task, to see how many sentences they have
-HELD_OUT_COMPOSITES = 600
+HELD_OUT_COMPOSITES = 300
 
 # What will be answered first is mostly what was asked first; under nucleus selection (p = 0.6) the
 # first sentence is a blend all the same.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import random
 import time
@@ -111,19 +112,20 @@ def train_router(
 
     tell("making examples", 0.08)
     rng = random.Random(seed)
-    examples = _examples(ExampleMaker(found, "train", rng), RECIPES[arch])
-    if max_examples is not None:
-        examples = rng.sample(examples, min(len(examples), max_examples))
-    loose = [
-        reader.unanswered(ids)
-        for ids in random_pieces(int(LOOSE_SHARE * len(examples)), separator, rng)
-    ]
-    training = Windows(examples, reader, len(labels) + 1, separator, loose)
-    held_out = {
-        kind: Windows(kept, reader, len(labels) + 1, separator)
-        for kind, kept in _held_out(ExampleMaker(found, "dev", rng)).items()
-        if kept
-    }
+    with _without_collector():
+        examples = _examples(ExampleMaker(found, "train", rng), RECIPES[arch])
+        if max_examples is not None:
+            examples = rng.sample(examples, min(len(examples), max_examples))
+        loose = [
+            reader.unanswered(ids)
+            for ids in random_pieces(int(LOOSE_SHARE * len(examples)), separator, rng)
+        ]
+        training = Windows(examples, reader, len(labels) + 1, separator, loose)
+        held_out = {
+            kind: Windows(kept, reader, len(labels) + 1, separator)
+            for kind, kept in _held_out(ExampleMaker(found, "dev", rng)).items()
+            if kept
+        }
     with _reproducible(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _network(arch, separator + 1, len(labels) + 1, pretrained)
@@ -133,7 +135,9 @@ def train_router(
         tell("measuring", 0.9)
         model.half().float()  # measured as it is stored
         model.eval()
-        scores = {kind: kept.through(model) for kind, kept in held_out.items()}
+        with ThreadPoolExecutor(WORKERS) as workers:
+            found_scores = workers.map(lambda kept: kept.through(model), held_out.values())
+            scores = dict(zip(held_out, found_scores, strict=True))
         temperature = best_temperature(scores, held_out)
         bias = doubt_bias(scores, held_out, len(labels), temperature)
         head = _head(model, training, bias)
@@ -216,12 +220,14 @@ def _fit(
     (torch's own threads do: they split sums by their number, and wait for each other by spinning.)
     """
     steps = math.ceil(len(training) / recipe.batch)
-    rarity = [p for name, p in model.named_parameters() if name == "rarity"]
-    others = [p for name, p in model.named_parameters() if name != "rarity"]
-    groups: list[dict[str, Any]] = [{"params": others}, {"params": rarity, "weight_decay": 0.0}]
-    rate, decay = recipe.learning_rate, recipe.weight_decay
-    optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=decay, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
+    optimizers = [
+        torch.optim.AdamW(group, lr=recipe.learning_rate, fused=True)
+        for group in _parameter_groups(model, recipe.weight_decay)
+    ]
+    schedules = [
+        torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=steps)
+        for optimizer in optimizers
+    ]
     order = random.Random(seed)
     parameters = list(model.parameters())
 
@@ -242,10 +248,29 @@ def _fit(
             for parameter, *some in zip(parameters, *found, strict=True):
                 given = [gradient for gradient in some if gradient is not None]
                 parameter.grad = sum(given[1:], given[0]) if given else None
-            optimizer.step()
-            schedule.step()
+            list(workers.map(lambda optimizer: optimizer.step(), optimizers))
+            for schedule in schedules:
+                schedule.step()
             done += 1
             tell(done / steps)
+
+
+def _parameter_groups(model: RouterNetwork, decay: float) -> list[list[dict[str, Any]]]:
+    """Of the embedding, which is most of the work, and of all else; rarities do not decay."""
+    named = dict(model.named_parameters())
+    embedding = [name for name in named if name.startswith("embedding")]
+    rarity = [name for name in named if name == "rarity"]
+    others = [name for name in named if name not in (*embedding, *rarity)]
+    groups = [[(embedding, decay)], [(others, decay), (rarity, 0.0)]]
+    return [
+        [
+            {"params": [named[name] for name in names], "weight_decay": each}
+            for names, each in group
+            if names
+        ]
+        for group in groups
+        if group[0][0]
+    ]
 
 
 def _head(model: RouterNetwork, training: Windows, bias: float) -> RouterHead:
@@ -266,6 +291,18 @@ def _head(model: RouterNetwork, training: Windows, bias: float) -> RouterHead:
         features.numpy().astype(np.float16),
         owners[rows].numpy(),
     )
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Examples make no cycles; the garbage collector would walk through all of them, often."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @contextmanager

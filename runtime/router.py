@@ -18,10 +18,10 @@ from dlp_edge.runtime.window import WindowReader, check_settings
 # A prompt that asks for several skills is answered in its order. Where no skill is SURE and one is
 # RIVAL times as likely as the likeliest, and the prompt's first tokens (so many) are CLEAR about
 # it, it leads.
-BEGINNINGS = (12, 24, 48)
+BEGINNINGS = (32, 48)
 SURE = 0.9
 RIVAL = 0.1
-CLEAR = 0.8
+CLEAR = 0.85
 
 
 @dataclass(frozen=True)
