@@ -58,5 +58,6 @@ class WordEncoder:
         found = self._tokenizer.encode(words, is_pretokenized=True, add_special_tokens=False)
         ids: dict[str, list[int]] = {word: [] for word in words}
         for index, token in zip(found.word_ids, found.ids, strict=True):
-            ids[words[index]].append(token)
+            if index is not None:  # as it is for special tokens alone
+                ids[words[index]].append(token)
         return ids
