@@ -26,13 +26,16 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from tokenizers import Tokenizer
 
 from dlp_edge.common_text import CommonText
-from dlp_edge.export.router import export_router
+from dlp_edge.export.router import export_router, trace_graph
+from dlp_edge.models.router_albert import RouterAlbert
+from dlp_edge.models.router_folder import read_card, read_router
 from dlp_edge.models.tasks import Task, read_tasks
 from dlp_edge.models.training import train_router
-from dlp_edge.router_head import head_from_bytes
+from dlp_edge.router_head import RouterHead, head_from_bytes
 from dlp_edge.runtime.router import Router
 from dlp_edge.runtime.sentences import SentenceSplitter
 from dlp_edge.runtime.teaching import learn
@@ -65,6 +68,8 @@ ANSWER_JOINS = ("\n", "\n\n", " ")
 SENTENCE_TASKS = ("gsm8k", "stratqa", "topchat")
 PHRASE_TASKS = (*SENTENCE_TASKS, "logdeduc", "absnarr", "quessel", "lingpuzz")
 COMPOSITES = 400
+TIMED, TIMED_SLOW = 600, 60  # prompts at most; for the ALBERT
+TOKENS = 256
 
 
 def load(folder: Path) -> tuple[Router, float]:
@@ -174,11 +179,11 @@ def measure_accuracy(tasks: Sequence[Task], folder: Path) -> None:
     router, least = load(folder)
     rng = random.Random(7)
     print(f"{'prompts':<34}{'accuracy':>9}{'error':>8}{'kept':>8}   worst")
-    for name in disturbances(tasks[0], rng):
+    ways = [disturbances(task, rng) for task in tasks]
+    for name in ways[0]:
         pairs, kept, worst = [], [], []
-        for task in tasks:
-            disturb = disturbances(task, rng)[name]
-            found = [top(router, disturb(sample)) for sample in task.dev]
+        for task, way in zip(tasks, ways, strict=True):
+            found = [top(router, way[name](sample)) for sample in task.dev]
             pairs += [(y, label == task.name) for label, y, _ in found]
             kept += [confidence >= least for _, _, confidence in found]
             worst.append((statistics.mean(right for _, right in pairs[-len(found) :]), task.name))
@@ -219,19 +224,49 @@ def measure_accuracy(tasks: Sequence[Task], folder: Path) -> None:
     print(f"  {'all':<12}{statistics.mean(shares):.1%} of {len(shares)}")
 
 
-def measure_time(tasks: Sequence[Task], folders: Sequence[Path]) -> None:
+def untrained_albert(like: Router, folder: Path) -> Router:
+    """An ALBERT of the paper's size over another router's tokenizer and labels; it knows nothing,
+    but takes the time of one that does."""
+    network = RouterAlbert(read_card(folder).vocab_size, len(like.head.bias)).eval()
+    width = network.head.in_features
+    head = RouterHead(
+        np.zeros((len(like.head.bias), width), np.float32),
+        like.head.bias,
+        np.zeros((0, width), np.float16),
+        np.zeros(0, np.int64),
+    )
+    return Router(trace_graph(network), head, read_router(folder).tokenizer, like.settings)
+
+
+def prompts_of(tokens: int, tasks: Sequence[Task], tokenizer: Tokenizer) -> list[str]:
+    """The training prompts of so many tokens or more, cut to as many, in random order."""
+    prompts = [sample.prompt for task in tasks for sample in task.train]
+    found = []
+    for prompt in random.Random(7).sample(prompts, len(prompts)):
+        offsets = tokenizer.encode(prompt, add_special_tokens=False).offsets
+        if len(offsets) >= tokens:
+            found.append(prompt[: offsets[tokens - 1][1]])
+    return found[:TIMED]
+
+
+def measure_time(tasks: Sequence[Task], folders: Sequence[Path], albert: bool) -> None:
     """Alternates between the routers, every prompt new to them."""
     routers = {folder.name: load(folder)[0] for folder in folders}
-    texts = [sample.prompt for task in tasks for sample in task.train]
-    texts = [" ".join(text.split()[:200]) for text in texts if len(text) > 1000][:500]
+    if albert:
+        first = next(iter(routers.values()))
+        routers["albert"] = untrained_albert(first, folders[0])
+    texts = prompts_of(TOKENS, tasks, read_router(folders[0]).tokenizer)
     spent: dict[tuple[str, str], list[float]] = {}
-    for text in texts:
+    asked = [("prompt", ""), ("next sentence", "Yes. It is so.\nThe")]
+    for number, text in enumerate(texts):
         for name, router in routers.items():
-            for kind, generated in (("prompt", ""), ("sentence start", "Yes. It is so.\nThe")):
+            if name == "albert" and number >= TIMED_SLOW:
+                continue
+            for kind, generated in asked:
                 begun = time.perf_counter()
                 router.judge(text, generated)
                 spent.setdefault((name, kind), []).append((time.perf_counter() - begun) * 1e3)
-    print(f"{len(texts)} prompts of about {statistics.mean(map(len, texts)) / 4.2:.0f} tokens, ms")
+    print(f"{len(texts)} prompts of {TOKENS} tokens, ms")
     for (name, kind), times in spent.items():
         p99 = statistics.quantiles(times, n=100)[98]
         print(f"{name:<16}{kind:<16}p50 {statistics.median(times):.3f}  p99 {p99:.3f}")
@@ -283,6 +318,7 @@ def main() -> None:
             sub.add_argument("router", type=Path)
         elif verb == "time":
             sub.add_argument("routers", type=Path, nargs="+")
+            sub.add_argument("--albert", action="store_true", help="an untrained ALBERT, too")
         else:
             sub.add_argument("--left-out", nargs="+", required=True)
             sub.add_argument("--examples", type=int, default=20)
@@ -290,7 +326,7 @@ def main() -> None:
     if arguments.verb == "accuracy":
         measure_accuracy(read_tasks(arguments.tasks), arguments.router)
     elif arguments.verb == "time":
-        measure_time(read_tasks(arguments.tasks), arguments.routers)
+        measure_time(read_tasks(arguments.tasks), arguments.routers, arguments.albert)
     else:
         measure_adding(arguments.tasks, arguments.left_out, arguments.examples)
 

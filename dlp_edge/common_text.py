@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 from dlp_edge.samples import Sample
 
@@ -24,18 +24,20 @@ class CommonText:
         self._least = max(2.0, COMMON_SHARE * len(prompts))
         self._lines = self._frequent(line for prompt in prompts for line in set(_lines(prompt)))
         words = [self._without_lines(prompt).split() for prompt in prompts]
-        self._heads = self._frequent(head for each in words for head in _heads(each))
-        self._tails = self._frequent(tail for each in words for tail in _heads(each[::-1]))
+        self._heads = self._common_heads(words)
+        self._tails = self._common_heads([each[::-1] for each in words])
 
-    def strip(self, sample: Sample) -> str | None:
-        """The prompt without what is common and without its list of choices.
+    def strip(self, sample: Sample, lines_only: bool = False) -> str | None:
+        """The prompt without what is common and without its list of choices; or only without the
+        common lines and the choices.
 
         None where nothing was removed or too little is left.
         """
         prompt = self._without_lines(sample.prompt, sample.choices)
         words = prompt.split()
-        begin = max((len(head) for head in _heads(words) if head in self._heads), default=0)
-        cut = max((len(tail) for tail in _heads(words[::-1]) if tail in self._tails), default=0)
+        begin = cut = 0
+        if not lines_only:
+            begin, cut = _longest(words, self._heads), _longest(words[::-1], self._tails)
         if len(words) - begin - cut < LEFT_WORDS:
             return None
         spans = [match.span() for match in re.finditer(r"\S+", prompt)]
@@ -44,6 +46,16 @@ class CommonText:
 
     def _frequent(self, items: Iterable[object]) -> set[object]:
         return {item for item, count in Counter(items).items() if count >= self._least}
+
+    def _common_heads(self, texts: Sequence[Sequence[str]]) -> set[object]:
+        """The beginnings that enough texts share, of one word, then of one more each time."""
+        found: set[object] = set()
+        for count in range(1, COMMON_WORDS + 1):
+            texts = [words for words in texts if len(words) >= count]
+            frequent = self._frequent(tuple(words[:count]) for words in texts)
+            texts = [words for words in texts if tuple(words[:count]) in frequent]
+            found |= frequent
+        return found
 
     def _without_lines(self, prompt: str, choices: Sequence[str] = ()) -> str:
         offered = {choice.strip().casefold() for choice in choices}
@@ -60,9 +72,12 @@ def _lines(prompt: str) -> list[str]:
     return lines if len(lines) > 1 else []
 
 
-def _heads(words: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """The beginnings of a text, from one word on."""
-    return (tuple(words[:count]) for count in range(1, min(len(words), COMMON_WORDS) + 1))
+def _longest(words: Sequence[str], heads: set[object]) -> int:
+    """How many words of the text's beginning are one of `heads`; so are all shorter ones then."""
+    count = 0
+    while tuple(words[: count + 1]) in heads and count < len(words):
+        count += 1
+    return count
 
 
 def _lists_choice(line: str, choices: set[str]) -> bool:

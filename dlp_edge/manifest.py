@@ -87,12 +87,15 @@ class RouterSettings:
         labels: adapter names, in the order of the rows of its last layer.
         prompt_tokens, generated_tokens: the most that it reads of the prompt and of the answer.
         temperature: its scores are divided by it before the softmax (fitted on held-out text).
+        spread: it reads pieces from all over a long prompt, otherwise its beginning and its end.
+            Bundles of earlier releases do not have the field.
     """
 
     labels: tuple[str, ...]
     prompt_tokens: int
     generated_tokens: int
     temperature: float
+    spread: bool = False
 
 
 @dataclass(frozen=True)

@@ -33,13 +33,16 @@ TARGETS = ("cpu", "cuda")
 FORMATS = ("int8", "int4", "nf4", "fp16", "fp32")
 ROUTERS = ("mlp", "albert")
 
+OPTIONAL = {"spread"}  # they came later than the format
+
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 T = TypeVar("T")
 
 
 def parse(kind: type[T], value: Any, where: str) -> T:
-    """Builds a dataclass from JSON, strictly: no unknown, missing or mistyped fields.
+    """Builds a dataclass from JSON, strictly: no unknown, missing or mistyped fields; only those
+    of OPTIONAL may be left out.
 
     Raises:
         ValueError: it is not so; the text names the field.
@@ -48,10 +51,11 @@ def parse(kind: type[T], value: Any, where: str) -> T:
         raise ValueError(f"{where} is no object")
     hints = typing.get_type_hints(kind)
     names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
-    if set(value) != set(names):
-        odd = min(set(value) ^ set(names))
+    odd_fields = (set(value) ^ set(names)) - (OPTIONAL - set(value))
+    if odd_fields:
+        odd = min(odd_fields)
         raise ValueError(f"{where}.{odd[:100]} is {'unknown' if odd in value else 'missing'}")
-    values = {name: _convert(hints[name], value[name], f"{where}.{name}") for name in names}
+    values = {name: _convert(hints[name], value[name], f"{where}.{name}") for name in value}
     try:
         return kind(**values)
     except DlpEdgeError as error:

@@ -73,17 +73,12 @@ class GuardedTokenizer:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
 
-    def encode(self, text: str, add_special_tokens: bool = True) -> Encoding:
+    def encode(
+        self, text: str | list[str], is_pretokenized: bool = False, add_special_tokens: bool = True
+    ) -> Encoding:
         return self._call(
-            lambda: self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
-        )
-
-    def encode_batch_fast(
-        self, texts: Sequence[str], add_special_tokens: bool = True
-    ) -> list[Encoding]:
-        return self._call(
-            lambda: self._tokenizer.encode_batch_fast(
-                list(texts), add_special_tokens=add_special_tokens
+            lambda: self._tokenizer.encode(
+                text, is_pretokenized=is_pretokenized, add_special_tokens=add_special_tokens
             )
         )
 

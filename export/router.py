@@ -29,8 +29,8 @@ from dlp_edge.models.network import RouterNetwork
 from dlp_edge.models.router_folder import RouterFolder, read_card, read_router
 from dlp_edge.models.router_mlp import RouterMLP
 from dlp_edge.router_head import head_to_bytes
-from dlp_edge.runtime.router import PROMPT_SEGMENTS, SEGMENTS, WindowReader
 from dlp_edge.runtime.selection import SelectionRule
+from dlp_edge.runtime.window import PROMPT_SEGMENTS, SEGMENTS, WindowReader
 
 OPSET = 17
 TOLERANCE = 1e-4
@@ -76,25 +76,25 @@ def export_router(router: Path, out: Path) -> RouterEntry:
 
 def _load_network(folder: RouterFolder, source: Path) -> RouterNetwork:
     rows, width = folder.head.weight.shape
+    card = folder.card
     network: RouterNetwork
-    if folder.card.architecture == "mlp":
-        network = RouterMLP(folder.card.vocab_size, rows)
-    else:
-        from dlp_edge.models.router_albert import RouterAlbert
-
-        network = RouterAlbert(folder.card.vocab_size, rows, folder.card.network)
-    own = {f"head.{name}": value for name, value in network.head.state_dict().items()}
     try:
+        if card.architecture == "mlp":
+            network = RouterMLP(card.vocab_size, rows, card.network)
+        else:
+            from dlp_edge.models.router_albert import RouterAlbert
+
+            network = RouterAlbert(card.vocab_size, rows, card.network)
+        own = {f"head.{name}": value for name, value in network.head.state_dict().items()}
         network.load_state_dict({**folder.weights, **own})
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         raise RouterError(
             f"the weights in {source} do not fit its settings ({error})",
             "Train it again with `dlp-edge train-router`",
         ) from error
-    if network.head.in_features != width:
+    if network.width != width:
         raise RouterError(
-            f"the last layer in {source} reads {width} features, its network gives "
-            f"{network.head.in_features}",
+            f"the last layer in {source} reads {width} features, its network gives {network.width}",
             "Train it again with `dlp-edge train-router`",
         )
     return network.eval()
@@ -135,49 +135,49 @@ class _OneWindow(torch.nn.Module):
 def build_graph(network: RouterMLP) -> onnx.ModelProto:
     """input_ids [B, L] int64 (each row a whole window) -> features [B, F] float32."""
     graph = _Graph()
-    graph.constant("separator", np.array(network.separator, np.int64))
-    graph.constant("axis", np.array(1, np.int64))
-    graph.constant("segments", np.arange(SEGMENTS, dtype=np.int64))
-    graph.constant("first", np.array([0], np.int64))
-    graph.constant("last", np.array([-1], np.int64))
-    graph.constant("positions", np.array([1], np.int64))
-    graph.constant("two", np.array([2], np.int64))
-    graph.constant("asked", np.array([PROMPT_SEGMENTS], np.int64))
-    graph.constant("all", np.array([SEGMENTS], np.int64))
-    graph.constant("one", np.array(1, np.float32))
-    _add_members(graph)
+    _add_members(graph, network)
     _add_means(graph, network)
     _add_maximum(graph, network)
     _add_matching(graph, network)
-    graph.add("Concat", ["weighed", "maximum", "matching"], "pooled", axis=1)  # [B, 768]
-    width = _add_layers(graph, network)
-    return graph.model(width)
+    graph.add("Concat", ["weighed", "maximum", "matching"], "pooled", axis=1)
+    _add_layers(graph, network)
+    return graph.model(network.width)
 
 
-def _add_members(graph: _Graph) -> None:
-    """members [B, L, S]: which segment each position belongs to, as `RouterMLP.pool` finds it."""
+def _add_members(graph: _Graph, network: RouterMLP) -> None:
+    """segment [B, L], as `RouterMLP.pool` finds it, and members [B, S, L], split into those of
+    the prompt's segments and those of the answer's."""
+    graph.constant("separator", np.array(network.separator, np.int64))
+    graph.constant("axis", np.array(1, np.int64))
+    graph.constant("axis_1", np.array([1], np.int64))
+    graph.constant("axis_2", np.array([2], np.int64))
+    graph.constant("segments", np.arange(SEGMENTS, dtype=np.int64)[:, None])
+    for name, at in (("begin", 0), ("middle", PROMPT_SEGMENTS), ("end", SEGMENTS)):
+        graph.constant(name, np.array([at], np.int64))
     graph.add("Equal", ["input_ids", "separator"], "is_separator")
     graph.add("Cast", ["is_separator"], "separators", to=TensorProto.INT64)
     graph.add("CumSum", ["separators", "axis"], "segment")
-    graph.add("Unsqueeze", ["segment", "last"], "segment_column")
-    graph.add("Equal", ["segment_column", "segments"], "is_member")
+    graph.add("Unsqueeze", ["segment", "axis_1"], "segment_line")
+    graph.add("Equal", ["segment_line", "segments"], "is_member")
     graph.add("Cast", ["is_member"], "members", to=TensorProto.FLOAT)
+    graph.add("Slice", ["members", "begin", "middle", "axis_1"], "asked")
+    graph.add("Slice", ["members", "middle", "end", "axis_1"], "answered")
 
 
 def _add_means(graph: _Graph, network: RouterMLP) -> None:
     """tokens [B, L, 128], means [B, S, 128] and weighed [B, M x 128]."""
+    graph.constant("one", np.array(1, np.float32))
     graph.weight("embedding", network.embedding.weight, widen=False)
     graph.add("Gather", ["embedding", "input_ids"], "half_tokens", axis=0)
     graph.add("Cast", ["half_tokens"], "tokens", to=TensorProto.FLOAT)
-    graph.add("ReduceSum", ["members", "positions"], "counts", keepdims=1)
+    graph.add("ReduceSum", ["members", "axis_2"], "counts", keepdims=1)
     graph.add("Max", ["counts", "one"], "divisors")
-    graph.add("Div", ["members", "divisors"], "shares")
-    graph.add("Transpose", ["shares"], "shares_by_segment", perm=[0, 2, 1])
-    graph.add("MatMul", ["shares_by_segment", "tokens"], "means")
+    graph.add("MatMul", ["members", "tokens"], "sums")
+    graph.add("Div", ["sums", "divisors"], "means")
     graph.weight("mean_scale", network.mean_scale)
-    graph.add("Unsqueeze", ["means", "positions"], "means_once")  # [B, 1, S, 128]
+    graph.add("Unsqueeze", ["means", "axis_1"], "means_once")  # [B, 1, S, 128]
     graph.add("Mul", ["means_once", "mean_scale"], "scaled_means")  # [B, M, S, 128]
-    graph.add("ReduceSum", ["scaled_means", "two"], "weighed_means", keepdims=0)
+    graph.add("ReduceSum", ["scaled_means", "axis_2"], "weighed_means", keepdims=0)
     graph.add("Flatten", ["weighed_means"], "weighed", axis=1)
 
 
@@ -187,52 +187,50 @@ def _add_maximum(graph: _Graph, network: RouterMLP) -> None:
     graph.weight("max_shift", network.max_shift)
     graph.weight("before_scale", network.before_scale)
     graph.constant("one_before", np.array([0, 1, 0, 0, -1, 0], np.int64))
-    graph.add("Pad", ["tokens", "one_before"], "before")
-    graph.add("Mul", ["before", "before_scale"], "scaled_before")
-    graph.add("MatMul", ["members", "max_scale"], "scales")
-    graph.add("MatMul", ["members", "max_shift"], "shifts")
+    graph.add("Mul", ["tokens", "before_scale"], "scaled_tokens")
+    graph.add("Pad", ["scaled_tokens", "one_before"], "before")
+    graph.add("Gather", ["max_scale", "segment"], "scales", axis=0)
+    graph.add("Gather", ["max_shift", "segment"], "shifts", axis=0)
     graph.add("Mul", ["tokens", "scales"], "scaled")
     graph.add("Add", ["scaled", "shifts"], "shifted")
-    graph.add("Add", ["shifted", "scaled_before"], "paired")
+    graph.add("Add", ["shifted", "before"], "paired")
     graph.add("ReduceMax", ["paired"], "maximum", axes=[1], keepdims=0)
 
 
 def _add_matching(graph: _Graph, network: RouterMLP) -> None:
     """matching [B, 128]"""
-    graph.weight("rarity", network.rarity)
+    graph.weight("rarity", network.rarity.unsqueeze(1))
     graph.weight("match_scale", network.match_scale)
-    graph.weight("match_weight", network.match_weight.unsqueeze(1))
-    graph.add("Unsqueeze", ["input_ids", "two"], "column")
-    graph.add("Unsqueeze", ["input_ids", "positions"], "line")
+    graph.weight("match_weight", network.match_weight.unsqueeze(0))
+    graph.add("Unsqueeze", ["input_ids", "axis_2"], "column")
+    graph.add("Unsqueeze", ["input_ids", "axis_1"], "line")
     graph.add("Equal", ["column", "line"], "is_same")
     graph.add("Cast", ["is_same"], "same", to=TensorProto.FLOAT)  # [B, L, L]
-    graph.add("Slice", ["members", "asked", "all", "two"], "answered")
-    graph.add("MatMul", ["answered", "match_weight"], "answer_weights")  # [B, L, 1]
-    graph.add("MatMul", ["same", "answer_weights"], "shared_column")
-    graph.add("Gather", ["rarity", "input_ids"], "rarities", axis=0)
-    graph.add("Squeeze", ["shared_column", "two"], "shared")
+    graph.add("MatMul", ["match_weight", "answered"], "answer_weights")  # [B, 1, L]
+    graph.add("MatMul", ["answer_weights", "same"], "shared_line")
+    graph.add("Gather", ["rarity", "input_ids"], "rarities", axis=0)  # [B, L, 1]
+    graph.add("Transpose", ["shared_line"], "shared", perm=[0, 2, 1])
     graph.add("Mul", ["shared", "rarities"], "matches")
-    graph.add("Unsqueeze", ["matches", "positions"], "matches_line")
-    graph.add("Slice", ["members", "first", "asked", "two"], "asked_members")
-    graph.add("MatMul", ["matches_line", "asked_members"], "found")  # [B, 1, P]
-    graph.add("Softmax", ["found"], "part_weights", axis=2)
-    graph.add("Slice", ["means", "first", "asked", "positions"], "part_means")
-    graph.add("Mul", ["part_means", "match_scale"], "parts")
-    graph.add("MatMul", ["part_weights", "parts"], "matching_line")
-    graph.add("Squeeze", ["matching_line", "positions"], "matching")
+    graph.add("MatMul", ["asked", "matches"], "found")  # [B, P, 1]
+    graph.add("Softmax", ["found"], "part_weights", axis=1)
+    graph.add("Slice", ["means", "begin", "middle", "axis_1"], "part_means")
+    graph.add("Mul", ["part_means", "part_weights"], "weighed_parts")
+    graph.add("ReduceSum", ["weighed_parts", "axis_1"], "matching_part", keepdims=0)
+    graph.add("Mul", ["matching_part", "match_scale"], "matching")
 
 
-def _add_layers(graph: _Graph, network: RouterMLP) -> int:
-    """features [B, F]; gives F."""
-    value, last, width = "pooled", len(network.linear_layers) - 1, 0
+def _add_layers(graph: _Graph, network: RouterMLP) -> None:
+    """features [B, F]"""
+    value = "pooled"
     for index, layer in enumerate(network.linear_layers):
         graph.weight(f"weight_{index}", layer.weight)
         graph.weight(f"bias_{index}", layer.bias)
         linear = f"linear_{index}"
         graph.add("Gemm", [value, f"weight_{index}", f"bias_{index}"], linear, transB=1)
-        value, width = "features" if index == last else f"hidden_{index}", len(layer.bias)
+        value = f"hidden_{index}"
         graph.add("Relu", [linear], value)
-    return width
+    parts = [value, "pooled"] if network.settings["pooled"] else [value]
+    graph.add("Concat", parts, "features", axis=1)
 
 
 class _Graph:

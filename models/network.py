@@ -13,23 +13,27 @@ class RouterNetwork(nn.Module, ABC):
 
     Attributes:
         separator: the id between a window's segments.
-        head: the last layer, [R, F]; it is exported as data (`dlp_edge.router_head`).
+        head: the last layer; it is exported as data (`dlp_edge.router_head`). Where it reads fewer
+            features than there are, these are the first ones.
+        width: F, the number of features.
         settings: of the architecture, where it has any.
     """
 
     separator: int
     head: nn.Linear
+    width: int
     settings: dict[str, int]
 
     def forward(
         self, input_ids: Tensor, mask: Tensor, noise: torch.Generator | None = None
     ) -> Tensor:
         """input_ids [B, L] int64, mask [B, L] bool (False is padding) -> scores [B, R]."""
-        scores: Tensor = self.head(self.features(input_ids, mask, noise))
+        features = self.features(input_ids, mask, noise)
+        scores: Tensor = self.head(features[:, : self.head.in_features])
         return scores
 
     @abstractmethod
     def features(
         self, input_ids: Tensor, mask: Tensor, noise: torch.Generator | None = None
     ) -> Tensor:
-        """What the last layer reads, [B, F]; `noise` draws the dropout of training."""
+        """What last layers may read, [B, F]; `noise` draws the dropout of training."""

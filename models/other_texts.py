@@ -21,6 +21,7 @@ from dlp_edge.models.made_up_texts import made_up
 
 SOURCE_STEP = 4  # every fourth module is code enough
 HELD_OUT = 8  # every eighth text is measured on, not taught
+MADE_UP = {"sentences": 0.42, "requests": 0.22, "records": 0.15, "foreign": 0.13, "tasks": 0.08}
 _SIGNS = string.ascii_letters + string.digits + "!?.,;:-_#%&/()=+*<>[]{}$@'~^|\\¿¡§¶•ªº–œ∑®†¥øπéüñß"
 
 
@@ -72,13 +73,13 @@ class OtherTexts:
     def make(self, rng: random.Random) -> str:
         """One text: whole texts, made-up ones, code, a page of a manual, a heap of words, noise."""
         draw = rng.random()
-        if draw < 0.32:
+        if draw < 0.30:
             return self._some_texts(rng)
-        if draw < 0.66:
+        if draw < 0.68:
             return _some_made_up(rng)
-        if draw < 0.74:
+        if draw < 0.75:
             return _code(rng)
-        if draw < 0.78:
+        if draw < 0.79:
             return cut(rng.choice(_manual()), rng)
         if draw < 0.83:
             return " ".join(rng.choices(self._words, k=rng.randint(1, 40)))
@@ -100,6 +101,10 @@ class OtherTexts:
             return made_up("requests", rng)
         return rng.choice(self._kinds["requests"])
 
+    def task(self, rng: random.Random) -> str:
+        """What people say before they give somebody a text to work on."""
+        return made_up("tasks", rng)
+
     def reply(self, rng: random.Random) -> str:
         """What a base model may answer: one or two texts."""
         return " ".join(rng.choices(self.texts, k=rng.randint(1, 2)))
@@ -115,8 +120,8 @@ class OtherTexts:
 
 
 def _some_made_up(rng: random.Random) -> str:
-    kind = "requests" if rng.random() < 0.35 else "sentences"
-    count = rng.choice((1, 1, 2)) if kind == "requests" else rng.choice((1, 1, 2, 3, 4, 6))
+    (kind,) = rng.choices(tuple(MADE_UP), tuple(MADE_UP.values()))
+    count = rng.choice((1, 1, 2, 3, 4, 6) if kind == "sentences" else (1, 1, 2))
     text = rng.choice((" ", " ", "\n")).join(made_up(kind, rng) for _ in range(count))
     draw = rng.random()
     if draw < 0.15:

@@ -26,10 +26,9 @@ from dlp_edge.runtime.sentences import SentenceSplitter
 from dlp_edge.samples import Sample
 
 # Of the samples, in an epoch's examples; what is left out once is not left out of composites.
-WHOLE_SHARE, BARE_SHARE, DISTURBED_SHARE = 0.5, 0.7, 0.8
+WHOLE_SHARE, BARE_SHARE, DISTURBED_SHARE = 0.5, 0.8, 0.8
 COMPOSITES = 1.0  # for each sample
-TRIPLE_SHARE = 0.35  # of the composites ask for three skills, the others for two
-BLEND_SHARE = 0.8  # of the composites are also read before anything is answered
+TRIPLE_SHARE = 0.45  # of the composites ask for three skills, the others for two
 SENTENCES_EACH = 2  # of a composite's sentences
 SINGLE_SHARE = 0.15  # of the composites' first samples are also answered alone
 OTHER_SHARE = 0.16  # of all examples, as many more are of none of the tasks
@@ -39,7 +38,7 @@ LOWER_SHARE = 0.3  # of all examples are in lower case, as many people type
 PIECE_SHARE = 0.4  # of the sentences are cut within their first word, as language models do
 MAX_SAMPLES = 20_000  # more are thinned out, so that training takes no longer
 COUNTED_ANSWERS = 60  # of a task, to see how many sentences they have
-HELD_OUT_COMPOSITES = 600
+HELD_OUT_COMPOSITES = 300
 
 # What will be answered first is mostly what was asked first; under nucleus selection (p = 0.6) the
 # first sentence is a blend all the same.
@@ -48,7 +47,7 @@ JOINS = (
     *(" ", "\n", "\n\n", "\nThen: ", " And then: ", " Also, ", "\n2. ", " Next: ", "\nSecond: "),
     "\n---\n",
 )
-ANSWER_JOINS = ("\n",) * 5 + ("\n\n", " ", " ")  # adapters end their part with a new line, mostly
+ANSWER_JOINS = ("\n",) * 4 + ("\n\n", " ", " ")  # adapters end their part with a new line, mostly
 SMALL_TALK_ENDS = (" ", ". ", ": ", "\n", ", ", "! ")
 _WORD = re.compile(r"\w+|[^\w\s]+")
 
@@ -79,11 +78,12 @@ class Example:
 
 @dataclass(frozen=True)
 class Part:
-    """A sample with its label and, if it has one, its prompt without the fixed wording."""
+    """A sample with its label, and its prompt without the fixed wording, if it has some: without
+    all of it first, then perhaps without the lines and choices alone."""
 
     label: int
     sample: Sample
-    bare: str | None
+    bare: tuple[str, ...]
 
 
 class ExampleMaker:
@@ -97,46 +97,55 @@ class ExampleMaker:
         self.nobody = len(tasks)
         self._by_task: list[list[Part]] = []
         for label, task in enumerate(tasks):
-            common = CommonText([sample.prompt for sample in task.train])
             samples = task.train if split == "train" else task.dev
-            self._by_task.append([Part(label, each, common.strip(each)) for each in samples])
+            self._by_task.append(
+                [Part(label, each, _bare_forms(task.common, each)) for each in samples]
+            )
         self._pool = [part for parts in self._by_task for part in parts]
         # Where answers have more sentences there is more to route.
         self._sentence_weights = [math.sqrt(_mean_sentences(parts)) for parts in self._by_task]
 
     def training(self) -> list[Example]:
-        """What a router is taught: prompts in three forms, composites, other texts."""
+        """What a router is taught: prompts in three forms, composites, other texts. Those that
+        share a prompt follow each other."""
         rng = self._rng
         pool = rng.sample(self._pool, min(len(self._pool), MAX_SAMPLES))
-        examples: list[Example] = []
-        for part in pool:
-            if rng.random() < WHOLE_SHARE or (part.bare is None and rng.random() < BARE_SHARE):
-                examples.append(_alone(part, part.sample.prompt))
-            if part.bare is not None and rng.random() < BARE_SHARE:
-                examples.append(_alone(part, part.bare))
-            if rng.random() < DISTURBED_SHARE:
-                examples.append(_alone(part, self._disturbed(part)))
-        for _ in range(int(COMPOSITES * len(pool))):
-            examples += self._composite()
-        others = int(OTHER_SHARE * len(examples))
-        examples += self.others(others)
+        groups = [[each] for part in pool for each in self._singles(part)]
+        groups += [self._composite() for _ in range(int(COMPOSITES * len(pool)))]
+        others = int(OTHER_SHARE * sum(map(len, groups)))
+        groups += [[each] for each in self.others(others)]
         for _ in range(others // 5):
             part = self._other_part()
-            examples += _sentences([part], part.sample.prompt, rng, most=2)
-        return [_lower(each) if rng.random() < LOWER_SHARE else each for each in examples]
+            groups.append(_sentences([part], part.sample.prompt, rng, most=2))
+        return [
+            each
+            for group in groups
+            for each in (map(_lower, group) if rng.random() < LOWER_SHARE else group)
+        ]
+
+    def _singles(self, part: Part) -> list[Example]:
+        rng = self._rng
+        found = []
+        if rng.random() < WHOLE_SHARE or (not part.bare and rng.random() < BARE_SHARE):
+            found.append(_alone(part, part.sample.prompt))
+        if part.bare and rng.random() < BARE_SHARE:
+            found.append(_alone(part, rng.choice(part.bare)))
+        if rng.random() < DISTURBED_SHARE:
+            found.append(_alone(part, self._disturbed(part)))
+        return found
 
     def prompts(self) -> list[Example]:
         return [_alone(part, part.sample.prompt) for part in self._pool]
 
     def bare_prompts(self) -> list[Example]:
-        return [_alone(part, part.bare) for part in self._pool if part.bare is not None]
+        return [_alone(part, part.bare[0]) for part in self._pool if part.bare]
 
     def reworded(self) -> list[Example]:
         """With a request of other words in the place of the fixed wording."""
         return [
-            _alone(part, f"{self._rng.choice(ASK_ANOTHER_WAY)}\n{part.bare}")
+            _alone(part, f"{self._rng.choice(ASK_ANOTHER_WAY)}\n{part.bare[0]}")
             for part in self._pool
-            if part.bare is not None
+            if part.bare
         ]
 
     def misspelt(self) -> list[Example]:
@@ -168,10 +177,10 @@ class ExampleMaker:
         first = self._drawn()
         parts = self._mixed(first, 3 if rng.random() < TRIPLE_SHARE else 2, with_others=True)
         prompt = self._joined(parts, BARE_PARTS)
-        examples = [_blend(parts, prompt)] if rng.random() < BLEND_SHARE else []
+        examples = [_blend(parts, prompt)]
         examples += _sentences(parts, prompt, rng, SENTENCES_EACH)
         if rng.random() < SINGLE_SHARE:
-            alone = first.bare if first.bare and rng.random() < 0.5 else first.sample.prompt
+            alone = self._worded(first, 0.5)
             examples += _sentences([first], alone, rng, SENTENCES_EACH)
         return examples
 
@@ -193,18 +202,22 @@ class ExampleMaker:
 
     def _other_part(self) -> Part:
         sample = Sample(self._others.make(self._rng), self._others.reply(self._rng))
-        return Part(self.nobody, sample, None)
+        return Part(self.nobody, sample, ())
+
+    def _worded(self, part: Part, bare: float) -> str:
+        """A part's prompt, in so many cases without its fixed wording."""
+        if part.bare and self._rng.random() < bare:
+            return self._rng.choice(part.bare)
+        return part.sample.prompt
 
     def _joined(self, parts: Sequence[Part], bare: float) -> str:
         rng = self._rng
-        prompts = [
-            part.bare if part.bare and rng.random() < bare else part.sample.prompt for part in parts
-        ]
+        prompts = [self._worded(part, bare) for part in parts]
         return prompts[0] + "".join(rng.choice(JOINS) + prompt for prompt in prompts[1:])
 
     def _disturbed(self, part: Part) -> str:
         rng = self._rng
-        text = part.bare if part.bare and rng.random() < 0.6 else part.sample.prompt
+        text = self._worded(part, 0.6)
         draw = rng.random()
         if draw < 0.3:
             text = with_typos(text, rng)
@@ -213,10 +226,15 @@ class ExampleMaker:
         elif draw < 0.6:
             text = with_gaps(text, rng)
         if draw >= 0.6 or rng.random() < 0.3:
-            talk = self._others.request(rng) if rng.random() < 0.4 else self._others.snippet(rng)
+            talk = rng.choice((self._others.task, self._others.request, self._others.snippet))(rng)
             before = rng.random() < 0.75
             text = talk + rng.choice(SMALL_TALK_ENDS) + text if before else f"{text} {talk}"
         return text
+
+
+def _bare_forms(common: CommonText, sample: Sample) -> tuple[str, ...]:
+    forms = (common.strip(sample, lines_only) for lines_only in (False, True))
+    return tuple(dict.fromkeys(form for form in forms if form is not None))
 
 
 def _lower(example: Example) -> Example:

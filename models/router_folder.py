@@ -18,7 +18,7 @@ from dlp_edge.errors import RouterError
 from dlp_edge.manifest import RouterSettings
 from dlp_edge.models.evaluation import Measured
 from dlp_edge.router_head import RouterHead, head_from_bytes, head_to_bytes
-from dlp_edge.runtime.router import check_settings
+from dlp_edge.runtime.window import check_settings
 
 FORMAT = "dlp-edge-router"
 VERSION = 2
@@ -130,6 +130,7 @@ def read_card(folder: Path) -> RouterCard:
                 prompt_tokens=int(record["prompt_tokens"]),
                 generated_tokens=int(record["generated_tokens"]),
                 temperature=float(record["temperature"]),
+                spread=bool(record.get("spread", False)),
             ),
             min_confidence=float(card["min_confidence"]),
             vocab_size=int(card["vocab_size"]),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+from dlp_edge.common_text import CommonText
 from dlp_edge.errors import RouterError
 from dlp_edge.manifest import ADAPTER_NAME, NAME_RULE
 from dlp_edge.samples import Sample, read_samples
@@ -22,6 +24,11 @@ class Task:
     name: str
     train: tuple[Sample, ...]
     dev: tuple[Sample, ...]
+
+    @cached_property
+    def common(self) -> CommonText:
+        """What the training prompts share."""
+        return CommonText([sample.prompt for sample in self.train])
 
 
 def read_tasks(folder: Path) -> list[Task]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,7 +19,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from dlp_edge.manifest import RouterSettings
-from dlp_edge.models.evaluation import Judged, judged, measure
+from dlp_edge.models.calibration import (
+    MIN_CONFIDENCE,
+    best_temperature,
+    doubt_bias,
+    judge,
+    shifted,
+)
+from dlp_edge.models.evaluation import measure
 from dlp_edge.models.network import RouterNetwork
 from dlp_edge.models.other_texts import random_pieces
 from dlp_edge.models.router_examples import HELD_OUT_COMPOSITES, Example, ExampleMaker
@@ -29,8 +37,8 @@ from dlp_edge.models.router_tokenizer import open_tokenizer, train_tokenizer
 from dlp_edge.models.tasks import read_tasks
 from dlp_edge.models.windows import Windows
 from dlp_edge.router_head import RouterHead
-from dlp_edge.runtime.router import ANSWER_SEGMENTS, WindowReader, split_prompt
 from dlp_edge.runtime.teaching import KEPT_FEATURES
+from dlp_edge.runtime.window import WindowReader
 from dlp_edge.writer import check_target, staged
 
 Progress = Callable[[str, float], None]
@@ -38,33 +46,29 @@ Architecture = Literal["mlp", "albert"]
 
 PROMPT_TOKENS = 96
 GENERATED_TOKENS = 48
+WORD_MEMORY = 5_000_000  # characters
 WORKERS = 2
-LEAST_STEPS = 240  # small task sets go round more often
+LEAST_STEPS = 240  # small task sets are drawn from more often
 LOOSE_SHARE = 0.02  # of the training windows, as many more are random ids
 HELD_OUT_OTHERS = 600
-TEMPERATURES = tuple(round(0.5 * 1.05**step, 3) for step in range(40))  # 0.5 to 3.4
-MIN_CONFIDENCE = 0.25  # below what a blend of three asks for
-# Doubt is set so that this share of other texts gets no adapter, as long as these shares of the
-# tasks' own held-out text keep theirs. The goal is high: half of those texts come from a grammar
-# that training knows, while foreign text at run time does not.
-OTHERS_GOAL = 0.995
-KEPT = {"prompts": 0.997, "bare prompts": 0.988, "chat turns": 0.99, "sentences of two": 0.99}
-BIASES = tuple(round(-1 + 0.1 * step, 1) for step in range(71))  # -1 to 6
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How an architecture is trained: AdamW under a one-cycle rate."""
+    """How an architecture is trained: AdamW under a one-cycle rate.
+
+    `rounds` of examples are drawn, each anew, and every example is read once.
+    """
 
     batch: int
-    epochs: int
+    rounds: int
     learning_rate: float
     weight_decay: float
 
 
 RECIPES: dict[str, Recipe] = {
-    "mlp": Recipe(batch=128, epochs=3, learning_rate=2e-3, weight_decay=0.05),
-    "albert": Recipe(batch=16, epochs=1, learning_rate=1e-4, weight_decay=0.01),
+    "mlp": Recipe(batch=128, rounds=2, learning_rate=2e-3, weight_decay=0.05),
+    "albert": Recipe(batch=16, rounds=1, learning_rate=1e-4, weight_decay=0.01),
 }
 
 
@@ -102,24 +106,26 @@ def train_router(
     tell("preparing the tokenizer", 0.02)
     pieces = train_tokenizer(found) if str(tokenizer) == "train" else open_tokenizer(tokenizer)
     labels = tuple(task.name for task in found)
-    settings = RouterSettings(labels, PROMPT_TOKENS, GENERATED_TOKENS, temperature=1.0)
-    reader = WindowReader(pieces, settings)
+    settings = RouterSettings(labels, PROMPT_TOKENS, GENERATED_TOKENS, temperature=1.0, spread=True)
+    reader = WindowReader(pieces, settings, WORD_MEMORY)
     separator = pieces.get_vocab_size()
 
     tell("making examples", 0.08)
     rng = random.Random(seed)
-    examples = ExampleMaker(found, "train", rng).training()
-    examples = rng.sample(examples, min(len(examples), max_examples or len(examples)))
-    loose = [
-        [*split_prompt(ids, separator), *[separator] * ANSWER_SEGMENTS]
-        for ids in random_pieces(int(LOOSE_SHARE * len(examples)), separator, rng)
-    ]
-    training = Windows(examples, reader, len(labels) + 1, separator, loose)
-    held_out = {
-        kind: Windows(kept, reader, len(labels) + 1, separator)
-        for kind, kept in _held_out(ExampleMaker(found, "dev", rng)).items()
-        if kept
-    }
+    with _without_collector():
+        examples = _examples(ExampleMaker(found, "train", rng), RECIPES[arch])
+        if max_examples is not None:
+            examples = rng.sample(examples, min(len(examples), max_examples))
+        loose = [
+            reader.unanswered(ids)
+            for ids in random_pieces(int(LOOSE_SHARE * len(examples)), separator, rng)
+        ]
+        training = Windows(examples, reader, len(labels) + 1, separator, loose)
+        held_out = {
+            kind: Windows(kept, reader, len(labels) + 1, separator)
+            for kind, kept in _held_out(ExampleMaker(found, "dev", rng)).items()
+            if kept
+        }
     with _reproducible(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _network(arch, separator + 1, len(labels) + 1, pretrained)
@@ -129,13 +135,15 @@ def train_router(
         tell("measuring", 0.9)
         model.half().float()  # measured as it is stored
         model.eval()
-        scores = {kind: kept.through(model) for kind, kept in held_out.items()}
-        temperature = _best_temperature(scores, held_out)
-        bias = _doubt_bias(scores, held_out, len(labels), temperature)
+        with ThreadPoolExecutor(WORKERS) as workers:
+            found_scores = workers.map(lambda kept: kept.through(model), held_out.values())
+            scores = dict(zip(held_out, found_scores, strict=True))
+        temperature = best_temperature(scores, held_out)
+        bias = doubt_bias(scores, held_out, len(labels), temperature)
         head = _head(model, training, bias)
     kinds = {
-        kind: _judged(shifted, held_out[kind], len(labels), temperature)
-        for kind, shifted in _shifted(scores, bias).items()
+        kind: judge(z, held_out[kind], len(labels), temperature)
+        for kind, z in shifted(scores, bias).items()
     }
     others = kinds.pop("other texts")
     report = RouterReport(
@@ -159,6 +167,15 @@ def train_router(
 
 
 BLEND_KINDS = ("two at once", "three at once")  # they have several right answers
+
+
+def _examples(maker: ExampleMaker, recipe: Recipe) -> list[Example]:
+    """`recipe.rounds` of examples, more of them where they are few."""
+    examples = maker.training()
+    least = math.ceil(LEAST_STEPS * recipe.batch / len(examples))
+    for _ in range(1, max(recipe.rounds, least)):
+        examples += maker.training()
+    return examples
 
 
 def _held_out(maker: ExampleMaker) -> dict[str, list[Example]]:
@@ -202,15 +219,15 @@ def _fit(
     gradients are added in a fixed order, so the router does not depend on how busy the cores are.
     (torch's own threads do: they split sums by their number, and wait for each other by spinning.)
     """
-    steps_per_epoch = math.ceil(len(training) / recipe.batch)
-    epochs = max(recipe.epochs, math.ceil(LEAST_STEPS / steps_per_epoch))
-    steps = epochs * steps_per_epoch
-    rarity = [p for name, p in model.named_parameters() if name == "rarity"]
-    others = [p for name, p in model.named_parameters() if name != "rarity"]
-    groups: list[dict[str, Any]] = [{"params": others}, {"params": rarity, "weight_decay": 0.0}]
-    rate, decay = recipe.learning_rate, recipe.weight_decay
-    optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=decay, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
+    steps = math.ceil(len(training) / recipe.batch)
+    optimizers = [
+        torch.optim.AdamW(group, lr=recipe.learning_rate, fused=True)
+        for group in _parameter_groups(model, recipe.weight_decay)
+    ]
+    schedules = [
+        torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=steps)
+        for optimizer in optimizers
+    ]
     order = random.Random(seed)
     parameters = list(model.parameters())
 
@@ -223,71 +240,37 @@ def _fit(
     model.train()
     done = 0
     with ThreadPoolExecutor(WORKERS) as workers:
-        for _ in range(epochs):
-            for rows in training.shuffled(recipe.batch, order):
-                parts = [part for at in range(WORKERS) if (part := rows[at::WORKERS])]
-                shares = [len(part) / len(rows) for part in parts]
-                draws = [seed * 1_000_003 + WORKERS * done + at for at in range(len(parts))]
-                found = list(workers.map(gradients, parts, shares, draws))
-                for parameter, *some in zip(parameters, *found, strict=True):
-                    given = [gradient for gradient in some if gradient is not None]
-                    parameter.grad = sum(given[1:], given[0]) if given else None
-                optimizer.step()
+        for rows in training.shuffled(recipe.batch, order):
+            parts = [part for at in range(WORKERS) if (part := rows[at::WORKERS])]
+            shares = [len(part) / len(rows) for part in parts]
+            draws = [seed * 1_000_003 + WORKERS * done + at for at in range(len(parts))]
+            found = list(workers.map(gradients, parts, shares, draws))
+            for parameter, *some in zip(parameters, *found, strict=True):
+                given = [gradient for gradient in some if gradient is not None]
+                parameter.grad = sum(given[1:], given[0]) if given else None
+            list(workers.map(lambda optimizer: optimizer.step(), optimizers))
+            for schedule in schedules:
                 schedule.step()
-                done += 1
-                tell(done / steps)
+            done += 1
+            tell(done / steps)
 
 
-def _best_temperature(scores: Mapping[str, Tensor], held_out: Mapping[str, Windows]) -> float:
-    """The one with the smallest loss among the adapters, every kind of examples counting the
-    same."""
-
-    def loss(temperature: float) -> float:
-        return sum(
-            functional.cross_entropy(
-                scores[kind][:, :-1] / temperature, held_out[kind].targets[:, :-1]
-            ).item()
-            for kind in scores
-            if kind != "other texts"
-        )
-
-    return min(TEMPERATURES, key=loss)
-
-
-def _doubt_bias(
-    scores: Mapping[str, Tensor],
-    held_out: Mapping[str, Windows],
-    num_labels: int,
-    temperature: float,
-) -> float:
-    """What nobody's row needs so that OTHERS_GOAL of the held-out other texts get no adapter, as
-    far as the shares of KEPT allow; no more than that, since it takes from every confidence."""
-
-    def kept(bias: float, kind: str) -> float:
-        z = _shifted({kind: scores[kind]}, bias)[kind]
-        found = _judged(z, held_out[kind], num_labels, temperature)
-        return float((found.confidence >= MIN_CONFIDENCE).mean())
-
-    chosen = BIASES[0]
-    for bias in BIASES:
-        if any(kept(bias, kind) < least for kind, least in KEPT.items() if kind in scores):
-            break
-        chosen = bias
-        if 1 - kept(bias, "other texts") >= OTHERS_GOAL:
-            break
-    return chosen
-
-
-def _shifted(scores: Mapping[str, Tensor], bias: float) -> dict[str, Tensor]:
-    """Scores with a bias more on the last row, nobody's."""
-    return {
-        kind: torch.cat([z[:, :-1], z[:, -1:] + bias], 1).double() for kind, z in scores.items()
-    }
-
-
-def _judged(scores: Tensor, kept: Windows, num_labels: int, temperature: float) -> Judged:
-    labels = kept.targets.argmax(1).tolist()
-    return judged(scores.numpy(), labels, num_labels, temperature)
+def _parameter_groups(model: RouterNetwork, decay: float) -> list[list[dict[str, Any]]]:
+    """Of the embedding, which is most of the work, and of all else; rarities do not decay."""
+    named = dict(model.named_parameters())
+    embedding = [name for name in named if name.startswith("embedding")]
+    rarity = [name for name in named if name == "rarity"]
+    others = [name for name in named if name not in (*embedding, *rarity)]
+    groups = [[(embedding, decay)], [(others, decay), (rarity, 0.0)]]
+    return [
+        [
+            {"params": [named[name] for name in names], "weight_decay": each}
+            for names, each in group
+            if names
+        ]
+        for group in groups
+        if group[0][0]
+    ]
 
 
 def _head(model: RouterNetwork, training: Windows, bias: float) -> RouterHead:
@@ -301,12 +284,25 @@ def _head(model: RouterNetwork, training: Windows, bias: float) -> RouterHead:
     features = training.through(model.features, rows)
     biases = model.head.bias.detach().clone()
     biases[-1] += bias
+    weight = model.head.weight.detach()
     return RouterHead(
-        model.head.weight.detach().numpy().copy(),
+        functional.pad(weight, (0, model.width - weight.shape[1])).numpy(),
         biases.numpy(),
         features.numpy().astype(np.float16),
         owners[rows].numpy(),
     )
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Examples make no cycles; the garbage collector would walk through all of them, often."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @contextmanager

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dlp_edge.models.router_examples import Example
-from dlp_edge.runtime.router import ANSWER_SEGMENTS, WindowReader
+from dlp_edge.runtime.window import ANSWER_SEGMENTS, WindowReader
 
 # Shares of a window's tokens that are left out in training, so that no single word is leaned on.
 GAPS = (0.0, 0.1, 0.3)
@@ -35,10 +36,8 @@ class Windows:
         separator: int,
         loose: Sequence[list[int]] = (),
     ) -> None:
-        found = reader.windows(
-            [example.prompt for example in examples], [example.generated for example in examples]
-        )
-        self.ids = [np.array(ids, np.int32) for ids in [*found, *loose]]
+        found = (reader.window(example.prompt, example.generated) for example in examples)
+        self.ids = [np.array(ids, np.int32) for ids in chain(found, loose)]
         self.separator = separator
         self.targets = torch.zeros(len(self.ids), num_rows)
         self.targets[len(examples) :, -1] = 1

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -15,132 +13,15 @@ from dlp_edge.errors import RouterError
 from dlp_edge.manifest import RouterSettings
 from dlp_edge.router_head import RouterHead
 from dlp_edge.runtime.faults import first_line, ran_out
+from dlp_edge.runtime.window import WindowReader, check_settings
 
-MAX_WINDOW = 256  # ids that the router reads at most
-# Of the window. The prompt is cut into equal parts, so that what was asked first can be told from
-# what was asked last. Of the answer: the earlier lines, the beginning of the running line, the
-# rest of it, the tokens just before the new sentence, and its first tokens.
-PROMPT_SEGMENTS = 8
-ANSWER_SEGMENTS = 5
-SEGMENTS = PROMPT_SEGMENTS + ANSWER_SEGMENTS
-LEAST_PART = 8  # tokens of a part of the prompt; short prompts have fewer parts
-LINE_START_TOKENS = 6
-RECENT_TOKENS = 8
-OPENING_TOKENS = 2
-_FIXED_TOKENS = LINE_START_TOKENS + RECENT_TOKENS + OPENING_TOKENS
-# A prompt that asks for several skills is answered in its order. Where a skill is RIVAL times as
-# likely as the likeliest one, and the prompt's first BEGINNING_TOKENS are CLEAR about it, it leads.
-BEGINNING_TOKENS = 32
-RIVAL = 0.4
-CLEAR = 0.8
-# Text beyond this many characters a token is not even tokenized; English has 4 to 5.
-CHARACTERS_PER_TOKEN = 5
-
-
-def check_settings(settings: RouterSettings) -> None:
-    """Raises RouterError unless a router can work by these settings."""
-    if len(set(settings.labels)) != len(settings.labels):
-        raise RouterError(f"the router's labels are {settings.labels!r}", "Name every adapter once")
-    least = min(settings.prompt_tokens, settings.generated_tokens - _FIXED_TOKENS)
-    window = settings.prompt_tokens + settings.generated_tokens + SEGMENTS - 1
-    if least < 1 or window > MAX_WINDOW:
-        raise RouterError(
-            f"the router reads {settings.prompt_tokens} + {settings.generated_tokens} tokens",
-            f"Let it read 1 and {_FIXED_TOKENS + 1} or more, with {SEGMENTS - 1} separators "
-            f"{MAX_WINDOW} at most",
-        )
-    if not 0 < settings.temperature < float("inf"):
-        raise RouterError(
-            f"the router's temperature is {settings.temperature}", "Choose a positive number"
-        )
-
-
-class WindowReader:
-    """Turns text into the windows of ids that routers read, in training and at run time."""
-
-    def __init__(self, tokenizer: Tokenizer, settings: RouterSettings) -> None:
-        self._tokenizer = tokenizer
-        self._separator = tokenizer.get_vocab_size()
-        self._generated_tokens = settings.generated_tokens
-        self._prompt_tokens = settings.prompt_tokens
-        # All sentences of an answer share the prompt, which is most of the text to tokenize.
-        self._prompt_ids = lru_cache(maxsize=1)(lambda prompt: self._prompts([prompt])[0])
-
-    def window(self, prompt: str, generated: str) -> list[int]:
-        """Thirteen segments of ids with the separator between them (see SEGMENTS).
-
-        The network pools each apart, so it can tell what was asked first and last, what is done
-        and what is being begun. The separator is the first id beyond the tokenizer's.
-        """
-        return [*self._prompt_ids(prompt), *self._answers([generated])[0]]
-
-    def windows(self, prompts: Sequence[str], generated: Sequence[str]) -> list[list[int]]:
-        """The windows of many pairs at once, as `window` gives them."""
-        distinct = list(dict.fromkeys(prompts))
-        asked = dict(zip(distinct, self._prompts(distinct), strict=True))
-        answered = self._answers(generated)
-        return [[*asked[prompt], *rest] for prompt, rest in zip(prompts, answered, strict=True)]
-
-    def beginning(self, window: list[int]) -> list[int]:
-        """The window of the first tokens of another window's prompt, of which nothing is answered
-        yet."""
-        ids = [token for token in window if token != self._separator][:BEGINNING_TOKENS]
-        return [*split_prompt(ids, self._separator), *[self._separator] * ANSWER_SEGMENTS]
-
-    def _prompts(self, texts: Sequence[str]) -> list[list[int]]:
-        """The prompt's segments; of a long text, the ids of its beginning and of its end."""
-        limit = self._prompt_tokens
-        reach = limit * CHARACTERS_PER_TOKEN
-        return [
-            split_prompt(
-                ids
-                if len(ids) <= limit
-                else ids[: limit - limit // 2] + ids[len(ids) - limit // 2 :],
-                self._separator,
-            )
-            for ids in self._encode([_ends(text, reach // 2, reach // 2) for text in texts])
-        ]
-
-    def _answers(self, texts: Sequence[str]) -> list[list[int]]:
-        """The answer's segments, with the separator before each."""
-        reach = self._generated_tokens * CHARACTERS_PER_TOKEN
-        starts = [text.rstrip().rfind("\n") + 1 for text in texts]
-        cut = list(zip(texts, starts, strict=True))
-        lines = self._encode([_ends(text[at:], reach // 3, reach - reach // 3) for text, at in cut])
-        before = self._encode([text[max(0, at - reach) : at] for text, at in cut])
-        return [
-            self._split_answer(line, earlier) for line, earlier in zip(lines, before, strict=True)
-        ]
-
-    def _split_answer(self, line: list[int], earlier: list[int]) -> list[int]:
-        room = self._generated_tokens - _FIXED_TOKENS
-        opening, body = line[-OPENING_TOKENS:], line[:-OPENING_TOKENS]
-        start, body = body[:LINE_START_TOKENS], body[LINE_START_TOKENS:]
-        recent, running = body[-RECENT_TOKENS:], body[:-RECENT_TOKENS][-room:]
-        kept = earlier[max(0, len(earlier) - (room - len(running))) :]
-        ids: list[int] = []
-        for segment in (kept, start, running, recent, opening):
-            ids += [self._separator, *segment]
-        return ids
-
-    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text. The batch call leaves out offsets, which cost as much again."""
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
-
-
-def _ends(text: str, head: int, tail: int) -> str:
-    """The text; of a long one, its first `head` and its last `tail` characters."""
-    return text if len(text) <= head + tail else text[:head] + text[-tail:]
-
-
-def split_prompt(ids: list[int], separator: int) -> list[int]:
-    """The prompt's ids in PROMPT_SEGMENTS parts, with the separator between them."""
-    size = max(LEAST_PART, -(-len(ids) // PROMPT_SEGMENTS))
-    parts = list(ids[:size])
-    for index in range(1, PROMPT_SEGMENTS):
-        parts += [separator, *ids[index * size : (index + 1) * size]]
-    return parts
+# A prompt that asks for several skills is answered in its order. Where no skill is SURE and one is
+# RIVAL times as likely as the likeliest, and the prompt's first tokens (so many) are CLEAR about
+# it, it leads.
+BEGINNINGS = (32, 48)
+SURE = 0.9
+RIVAL = 0.1
+CLEAR = 0.85
 
 
 @dataclass(frozen=True)
@@ -223,8 +104,8 @@ class Router:
         """
         window = self._reader.window(prompt, generated)
         shares, doubt = self._shares(window)
-        if not generated and len(shares) > 1 and shares.max() <= 1 / (1 + RIVAL):
-            self._let_lead(shares, window)
+        if not generated and len(shares) > 1 and shares.max() <= SURE:
+            self._let_lead(shares, prompt)
         return Judgement(dict(zip(self.labels, shares.tolist(), strict=True)), doubt)
 
     def _shares(self, window: list[int]) -> tuple[npt.NDArray[np.float64], float]:
@@ -235,13 +116,16 @@ class Router:
         shares = own / own.sum() if own.sum() > 0 else np.full(len(own), 1 / max(1, len(own)))
         return shares, float(y[len(self.labels) :].sum())
 
-    def _let_lead(self, shares: npt.NDArray[np.float64], window: list[int]) -> None:
+    def _let_lead(self, shares: npt.NDArray[np.float64], prompt: str) -> None:
         """Swaps the likeliest skill's probability with that of the one that the prompt begins
         with, where it clearly begins with another likely one."""
-        begun, doubt = self._shares(self._reader.beginning(window))
-        first, likeliest = int(begun.argmax()), int(shares.argmax())
-        if begun[first] * (1 - doubt) >= CLEAR and shares[first] >= RIVAL * shares[likeliest]:
-            shares[[first, likeliest]] = shares[[likeliest, first]]
+        likeliest = int(shares.argmax())
+        for window in self._reader.beginnings(prompt, BEGINNINGS):
+            begun, doubt = self._shares(window)
+            first = int(begun.argmax())
+            if begun[first] * (1 - doubt) >= CLEAR and shares[first] >= RIVAL * shares[likeliest]:
+                shares[[first, likeliest]] = shares[[likeliest, first]]
+                return
 
     def features(self, prompt: str, generated: str = "") -> npt.NDArray[np.float32]:
         """What the last layer reads of a text, [F]."""

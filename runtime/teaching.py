@@ -3,8 +3,9 @@
 The graph stays as it is. The new row (w, b) is a logistic regression over its features: how much
 more likely is the new skill than all that the router knows already, log sum exp of its other
 scores? So the other rows need not move, and what they say of each other stays the same. The
-features that the head keeps of every old skill are the counter-examples. The loss is convex, so
-Newton's method finds its minimum in some steps of a few milliseconds.
+features that the head keeps of every old skill are the counter-examples. The row reads what was
+pooled rather than the features of the trained rows, which tell apart what training told apart and
+little else. The loss is convex, so Newton's method finds its minimum in some steps.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def learn(router: Router, samples: Sequence[Sample]) -> RouterHead:
     found = np.stack([router.features(*window) for window in windows_of(samples)])
     head, scale = router.head, router.settings.temperature
     head = head.without(_returned(head, found, len(router.labels)))
-    weight, bias = fit_row(head, found, scale)
+    weight, bias = fit_row(head, found, scale, _unused(head, len(router.labels)))
     kept = found[_spread(len(found), KEPT_FEATURES)]
     return head.with_row(len(router.labels), weight, bias, kept.astype(np.float16))
 
@@ -72,6 +73,13 @@ def _returned(head: RouterHead, found: npt.NDArray[np.float32], num_labels: int)
     nobody's own."""
     winners = np.bincount(head.scores(found).argmax(1), minlength=len(head.bias))
     return [row for row in range(num_labels + 1, len(winners)) if 2 * winners[row] > len(found)]
+
+
+def _unused(head: RouterHead, nobody: int) -> npt.NDArray[np.bool_]:
+    """The features that the trained rows do not read [F], if there are some, else all: what the
+    trained skills did not need is still in them."""
+    unused: npt.NDArray[np.bool_] = head.weight[nobody] == 0
+    return unused if unused.any() else ~unused
 
 
 def windows_of(samples: Sequence[Sample]) -> list[tuple[str, str]]:
@@ -88,17 +96,22 @@ def windows_of(samples: Sequence[Sample]) -> list[tuple[str, str]]:
 
 
 def fit_row(
-    head: RouterHead, found: npt.NDArray[np.float32], temperature: float
+    head: RouterHead,
+    found: npt.NDArray[np.float32],
+    temperature: float,
+    read: npt.NDArray[np.bool_],
 ) -> tuple[npt.NDArray[np.float32], float]:
     """w [F] and b of the new row.
 
     Args:
         found: features [n, F] of the new skill.
         temperature: the scores are divided by it before the softmax.
+        read: the features that the row may read, [F].
     """
-    x = np.concatenate([found, head.features.astype(np.float32)]).astype(np.float64)
-    target = np.arange(len(x)) < len(found)
-    offset = -_log_sum_exp(head.scores(x.astype(np.float32)) / temperature)
+    whole = np.concatenate([found, head.features.astype(np.float32)])
+    target = np.arange(len(whole)) < len(found)
+    offset = -_log_sum_exp(head.scores(whole) / temperature)
+    x = whole[:, read].astype(np.float64)
     # The new skill counts as much as an average old one, however many examples it has.
     balance = np.where(target, 1 / len(found), len(set(head.rows.tolist())) / len(head.rows))
     centre = x.mean(0)
@@ -113,9 +126,9 @@ def fit_row(
         row -= step * min(1.0, 10 / max(1e-12, float(np.abs(design @ step).max())))
         if float(np.abs(design @ step).max()) < 1e-3:
             break
-    weight = row[:-1] * temperature
-    bias = float(row[-1] * temperature - weight @ centre)
-    return weight.astype(np.float32), bias
+    weight = np.zeros(len(read), np.float32)
+    weight[read] = row[:-1] * temperature
+    return weight, float(row[-1] * temperature - weight[read] @ centre)
 
 
 def _log_sum_exp(z: Rows) -> Rows:

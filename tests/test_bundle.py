@@ -29,6 +29,13 @@ def test_manifest_round_trip(tiny_bundle: Path) -> None:
     assert parse_manifest(json.loads(dump_manifest(manifest))) == manifest
 
 
+def test_a_router_of_an_earlier_release_reads_both_ends_of_a_prompt(bundle_copy: Path) -> None:
+    edit(bundle_copy, lambda m: m["router"]["settings"].pop("spread"))
+    router = open_bundle(bundle_copy).manifest.router
+    assert router is not None
+    assert not router.settings.spread
+
+
 MANIFEST_DAMAGES: dict[str, Callable[[dict[str, Any]], object]] = {
     "another format": lambda m: m.update(format="zip"),
     "another version": lambda m: m.update(version=99),

@@ -25,21 +25,21 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from dlp_edge.errors import RouterError
 from dlp_edge.export.router import build_graph, export_router
 from dlp_edge.manifest import RouterSettings
-from dlp_edge.models.router_mlp import RouterMLP
+from dlp_edge.models.router_mlp import BASE, EARLIER, RouterMLP
 from dlp_edge.router_head import RouterHead, head_from_bytes
-from dlp_edge.runtime.router import (
+from dlp_edge.runtime.router import BEGINNINGS, Router
+from dlp_edge.runtime.window import (
     ANSWER_SEGMENTS,
-    BEGINNING_TOKENS,
     MAX_WINDOW,
     PROMPT_SEGMENTS,
     SEGMENTS,
-    Router,
     WindowReader,
 )
 
 WORDS = [f"w{i}" for i in range(50)]
 SEPARATOR = len(WORDS) + 1
 LABELS = ("a", "b", "c")
+WIDTH = RouterMLP(2, 1).width
 
 
 @pytest.fixture(scope="module")
@@ -81,11 +81,12 @@ def asked(window: list[int]) -> list[int]:
 
 
 class TestWindow:
-    @given(prompt=texts, generated=texts)
+    @given(prompt=texts, generated=texts, spread=st.booleans())
     def test_never_exceeds_its_limits(
-        self, word_tokenizer: Tokenizer, prompt: str, generated: str
+        self, word_tokenizer: Tokenizer, prompt: str, generated: str, spread: bool
     ) -> None:
-        window = WindowReader(word_tokenizer, settings()).window(prompt, generated)
+        reader = WindowReader(word_tokenizer, settings(spread=spread))
+        window = reader.window(prompt, generated)
         assert len(segments(window)) == SEGMENTS
         assert len(asked(window)) <= 10
         assert sum(map(len, segments(window)[PROMPT_SEGMENTS:])) <= 20
@@ -98,14 +99,6 @@ class TestWindow:
         ids = word_tokenizer.encode(generated.rstrip()).ids
         assert segments(window)[-1][-1:] == ids[-1:]
 
-    @given(pairs=st.lists(st.tuples(texts, texts), max_size=5))
-    def test_many_at_once_are_the_same(
-        self, word_tokenizer: Tokenizer, pairs: list[tuple[str, str]]
-    ) -> None:
-        reader = WindowReader(word_tokenizer, settings())
-        one_by_one = [reader.window(*pair) for pair in pairs]
-        assert reader.windows([p for p, _ in pairs], [g for _, g in pairs]) == one_by_one
-
     def test_keeps_head_and_tail_of_a_long_prompt(self, word_tokenizer: Tokenizer) -> None:
         window = WindowReader(word_tokenizer, settings()).window(" ".join(WORDS), "")
         assert asked(window) == [1, 2, 3, 4, 5, 46, 47, 48, 49, 50]
@@ -117,13 +110,34 @@ class TestWindow:
         long = segments(reader.window(" ".join(WORDS * 2), ""))
         assert [len(part) for part in long[:PROMPT_SEGMENTS]] == [13] * 7 + [9]
 
-    def test_the_beginning_of_a_window_has_the_first_tokens_alone(
+    def test_reads_a_long_prompt_all_over(self, word_tokenizer: Tokenizer) -> None:
+        reader = WindowReader(word_tokenizer, settings(prompt_tokens=24, spread=True))
+        parts = segments(reader.window(" ".join(WORDS[:28]), ""))[:PROMPT_SEGMENTS]
+        assert parts == [[at + 1, at + 2, at + 3] for at in (0, 3, 7, 10, 14, 17, 21, 24)]
+        longer = " ".join(WORDS * 4)
+        parts = segments(reader.window(longer, ""))[:PROMPT_SEGMENTS]
+        assert [len(part) for part in parts] == [3] * PROMPT_SEGMENTS
+        assert parts[0] == [1, 2, 3]
+        assert parts[-1][-1] in (48, 49, 50)
+        flat = longer.split()
+        for part in parts:  # each is a run of words
+            run = [WORDS[token - 1] for token in part]
+            assert run in [flat[at : at + 3] for at in range(len(flat))]
+
+    def test_lines_are_read_from_their_beginning(self, word_tokenizer: Tokenizer) -> None:
+        reader = WindowReader(word_tokenizer, settings(prompt_tokens=24, spread=True))
+        line = " ".join(["w9"] * 30)
+        window = reader.window(f"{line}\nw1 w2 w3 {line}\nw4 w5 w6 {line}", "")
+        parts = segments(window)[:PROMPT_SEGMENTS]
+        assert [2, 3, 4] in parts
+        assert [5, 6, 7] in parts
+
+    def test_beginnings_of_a_prompt_have_its_first_tokens_alone(
         self, word_tokenizer: Tokenizer
     ) -> None:
         reader = WindowReader(word_tokenizer, settings(prompt_tokens=128))
-        begun = reader.beginning(reader.window(" ".join(WORDS), ""))
-        assert asked(begun) == list(range(1, BEGINNING_TOKENS + 1))
-        assert begun == reader.window(" ".join(WORDS[:BEGINNING_TOKENS]), "")
+        begun = list(reader.beginnings(" ".join(WORDS), BEGINNINGS))
+        assert begun == [reader.window(" ".join(WORDS[:count]), "") for count in BEGINNINGS]
 
     def test_keeps_apart_what_is_done_and_what_begins(self, word_tokenizer: Tokenizer) -> None:
         reader = WindowReader(word_tokenizer, settings(generated_tokens=24))
@@ -182,9 +196,9 @@ def load(folder: Path, found: RouterSettings) -> Router:
 
 def some_head(rows: int) -> RouterHead:
     return RouterHead(
-        np.zeros((rows, 512), np.float32),
+        np.zeros((rows, WIDTH), np.float32),
         np.zeros(rows, np.float32),
-        np.zeros((0, 512), np.float16),
+        np.zeros((0, WIDTH), np.float16),
         np.zeros(0, np.int64),
     )
 
@@ -203,6 +217,14 @@ class TestExport:
             whole = torch.ones(ids.shape, dtype=torch.bool)
             expected = network.features(torch.from_numpy(ids), whole).numpy()
         np.testing.assert_allclose(found, expected, atol=1e-4 * expected.max())
+
+    def test_routers_of_earlier_releases_have_their_own_widths(self) -> None:
+        network = RouterMLP(40, 5, {}).eval()
+        assert network.settings == EARLIER
+        assert network.mean_scale.shape[0] == 4
+        session = onnx_session(build_graph(network))
+        (found,) = session.run(["features"], {"input_ids": np.array([[1, 39, 2, 3]])})
+        assert found.shape == (1, EARLIER["hidden_3"])
 
     def test_padding_changes_nothing(self) -> None:
         torch.manual_seed(0)
@@ -299,11 +321,18 @@ class TestRouter:
     @pytest.mark.parametrize(
         ("shares", "begun", "doubt", "expected"),
         [
-            ([0.5, 0.4, 0.1], [0.1, 0.9, 0.0], 0.1, [0.4, 0.5, 0.1]),
-            ([0.5, 0.4, 0.1], [0.9, 0.1, 0.0], 0.1, [0.5, 0.4, 0.1]),  # it leads already
-            ([0.6, 0.1, 0.3], [0.1, 0.9, 0.0], 0.1, [0.6, 0.1, 0.3]),  # not likely enough
-            ([0.5, 0.4, 0.1], [0.25, 0.75, 0.0], 0.0, [0.5, 0.4, 0.1]),  # the beginning is unclear
-            ([0.5, 0.4, 0.1], [0.1, 0.9, 0.0], 0.5, [0.5, 0.4, 0.1]),  # or nobody's
+            ([0.5, 0.4, 0.1], [[0.1, 0.9, 0.0]], 0.0, [0.4, 0.5, 0.1]),
+            ([0.5, 0.4, 0.1], [[0.4, 0.6, 0.0], [0.1, 0.9, 0.0]], 0.0, [0.4, 0.5, 0.1]),
+            ([0.5, 0.4, 0.1], [[0.9, 0.1, 0.0], [0.1, 0.9, 0.0]], 0.0, [0.5, 0.4, 0.1]),
+            ([0.62, 0.04, 0.34], [[0.1, 0.9, 0.0]], 0.0, [0.62, 0.04, 0.34]),  # not likely enough
+            (
+                [0.5, 0.4, 0.1],
+                [[0.25, 0.75, 0.0]],
+                0.0,
+                [0.5, 0.4, 0.1],
+            ),  # the beginning is unclear
+            ([0.5, 0.4, 0.1], [[0.1, 0.9, 0.0]], 0.5, [0.5, 0.4, 0.1]),  # or nobody's
+            ([0.06, 0.93, 0.01], [[0.9, 0.1, 0.0]], 0.0, [0.06, 0.93, 0.01]),  # sure enough
         ],
     )
     def test_only_a_likely_skill_that_clearly_begins_takes_the_lead(
@@ -311,11 +340,12 @@ class TestRouter:
         router: Router,
         monkeypatch: pytest.MonkeyPatch,
         shares: list[float],
-        begun: list[float],
+        begun: list[list[float]],
         doubt: float,
         expected: list[float],
     ) -> None:
-        read = iter([(np.array(shares), 0.0), (np.array(begun), doubt)])
+        looks = [*begun, *[begun[-1]] * (len(BEGINNINGS) - len(begun))]
+        read = iter([(np.array(shares), 0.0), *((np.array(look), doubt) for look in looks)])
         monkeypatch.setattr(router, "_shares", lambda window: next(read))
         assert list(router.judge("any text").probabilities.values()) == expected
 
@@ -384,7 +414,7 @@ class TestRouter:
             np.zeros((0, 7), np.float16),
             np.zeros(0, np.int64),
         )
-        with pytest.raises(RouterError, match="512 features, its last layer reads 7"):
+        with pytest.raises(RouterError, match=f"{WIDTH} features, its last layer reads 7"):
             Router(model, head, word_tokenizer, settings())
 
     def test_refuses_output_that_is_not_finite(self, word_tokenizer: Tokenizer) -> None:
@@ -392,7 +422,9 @@ class TestRouter:
         for weight in model.graph.initializer:
             if weight.name == "bias_2_half":
                 weight.CopyFrom(
-                    numpy_helper.from_array(np.full(512, np.nan, np.float16), weight.name)
+                    numpy_helper.from_array(
+                        np.full(BASE["hidden_3"], np.nan, np.float16), weight.name
+                    )
                 )
         with pytest.raises(RouterError, match="not finite"):
             Router(model.SerializeToString(), some_head(4), word_tokenizer, settings())

@@ -17,7 +17,8 @@ from dlp_edge.models import router_albert
 from dlp_edge.models.router_albert import RouterAlbert
 from dlp_edge.models.training import Recipe, train_router
 from dlp_edge.router_head import head_from_bytes
-from dlp_edge.runtime.router import Router, WindowReader
+from dlp_edge.runtime.router import Router
+from dlp_edge.runtime.window import WindowReader
 
 SMALL = {
     "embedding_size": 16,
@@ -33,7 +34,7 @@ def trained(tiny_tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("albert") / "router"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(router_albert, "BASE", SMALL)
-        quick = Recipe(batch=32, epochs=12, learning_rate=2e-3, weight_decay=0.01)
+        quick = Recipe(batch=32, rounds=12, learning_rate=2e-3, weight_decay=0.01)
         patch.setattr("dlp_edge.models.training.RECIPES", {"albert": quick})
         train_router(tiny_tasks, out, arch="albert")
     return out

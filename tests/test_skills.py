@@ -29,6 +29,7 @@ from dlp_edge.errors import (
     UsageError,
 )
 from dlp_edge.router_head import RouterHead, head_from_bytes, head_to_bytes
+from dlp_edge.runtime import teaching
 from dlp_edge.runtime.teaching import fit_row
 
 PARROT = [f"Repeat after me the word {word}" for word in "sun moon star tree lake hill".split()]
@@ -366,11 +367,32 @@ class TestHead:
             rows,
         )
         new = (centres[5] + rng.normal(size=(count, 16)) * 0.7).astype(np.float32)
-        weight, bias = fit_row(head, new, temperature=1.0)
+        weight, bias = fit_row(head, new, 1.0, np.ones(16, np.bool_))
         after = head.with_row(5, weight, bias, new.astype(np.float16))
         unseen = (centres[5] + rng.normal(size=(50, 16)) * 0.7).astype(np.float32)
         assert (after.scores(unseen).argmax(1) == 5).mean() > 0.95
         assert (after.scores(old.astype(np.float32)).argmax(1) == rows).mean() > 0.98
+
+    def test_a_row_is_fitted_on_what_trained_rows_do_not_read(self) -> None:
+        """The trained rows see nothing of the new skill: it differs in other features only."""
+        rng = np.random.default_rng(0)
+        seen = rng.normal(size=(80, 4)) + np.repeat(np.eye(2, 4) * 8, 40, 0)
+        rows = np.repeat(np.arange(2), 40)
+        old = np.concatenate([seen, rng.normal(size=(80, 4))], 1).astype(np.float32)
+        weight = np.concatenate([np.eye(2, 4) + 0.01, np.zeros((2, 4))], 1).astype(np.float32)
+        head = RouterHead(weight, np.zeros(2, np.float32), old.astype(np.float16), rows)
+        new = old[:40].copy()
+        new[:, 5] += 8
+        read = teaching._unused(head, 1)
+        assert read.tolist() == [False] * 4 + [True] * 4
+        row, bias = fit_row(head, new[:20], 1.0, read)
+        after = head.with_row(2, row, bias, new[:20].astype(np.float16))
+        assert not row[:4].any()
+        assert (after.scores(new[20:]).argmax(1) == 2).mean() > 0.9
+        assert (after.scores(old).argmax(1) == rows).mean() > 0.95
+        assert teaching._unused(after, 1).tolist() == read.tolist()  # the next one reads the same
+        whole = RouterHead(np.ones((2, 8), np.float32), head.bias, head.features, rows)
+        assert teaching._unused(whole, 1).all()
 
 
 def some_head(rng: np.random.Generator, rows: int, kept: int) -> RouterHead:
