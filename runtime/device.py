@@ -71,6 +71,9 @@ def open_session(
     options.intra_op_num_threads = device.threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    # Between two nodes threads wait for less than that, between two passes for more: then they are
+    # not to keep a processor from Python or from another session.
+    options.add_session_config_entry("session.intra_op.spin_duration_us", "100")
     provider = PROVIDERS[device.kind]
     source = model if isinstance(model, bytes) else str(model)
     try:
