@@ -18,7 +18,6 @@ class CausalLoop(TokenLoop):
 
     def __init__(self, folder: str, threads: int) -> None:
         torch.set_num_threads(threads)
-        torch.set_grad_enabled(False)
         self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         self._cache = DynamicCache()
 
@@ -29,9 +28,11 @@ class CausalLoop(TokenLoop):
     def step(self, token: int) -> int:
         return self._read([token])
 
+    @torch.inference_mode()
     def loss(self, ids: Sequence[int]) -> float:
         return mean_loss(self.model(torch.tensor([ids])).logits[0].numpy(), ids)
 
+    @torch.inference_mode()
     def _read(self, ids: Sequence[int]) -> int:
         output = self.model(
             torch.tensor([ids]), past_key_values=self._cache, use_cache=True, logits_to_keep=1
