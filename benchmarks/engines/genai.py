@@ -22,7 +22,7 @@ class Genai(TokenLoop):
 
     def set_adapters(self, weights: Mapping[str, float]) -> None:
         if weights:
-            raise NotImplementedError("onnxruntime-genai fuses no adapters")
+            raise ValueError("onnxruntime-genai fuses no adapters")
 
     def prefill(self, ids: Sequence[int]) -> int:
         self._generator = self._begin()

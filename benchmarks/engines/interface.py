@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -37,16 +38,16 @@ class Engine(Protocol):
         """Mean negative log likelihood of ids[1:]."""
 
 
-class TokenLoop:
+class TokenLoop(ABC):
     """`generate` of an engine that reads a prompt and appends single tokens."""
 
+    @abstractmethod
     def prefill(self, ids: Sequence[int]) -> int:
         """Reads a prompt from nothing; returns the most probable next token."""
-        raise NotImplementedError
 
+    @abstractmethod
     def step(self, token: int) -> int:
         """Appends a token; returns the most probable next one."""
-        raise NotImplementedError
 
     def generate(self, ids: Sequence[int], count: int) -> Answer:
         begun = time.perf_counter()
