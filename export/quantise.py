@@ -206,22 +206,22 @@ class Quantiser:
             return
         name = gather.input[0]
         nodes: list[onnx.NodeProto] = []
-        transpose = next((node for node in self.graph.node if name in node.output), None)
-        tied = transpose is not None and transpose.input[0] == head
-        if transpose is not None and tied:
-            self.graph.node.remove(transpose)
-        if tied and shared:
+        tie = next((n for n in self.graph.node if name in n.output and n.input[0] == head), None)
+        if tie is not None:
+            self.graph.node.remove(tie)
             name = f"{head}_embedding"
+        elif name in self.weights:
+            weight = self.weights.read(name)
+        else:
+            return
+        if tie is not None and shared:
             shape = self.weights.add(f"{name}_shape", np.asarray([-1, width], np.int64))
             nodes = [helper.make_node("Reshape", [f"{head}_levels", shape], [name], name=name)]
             scales = f"{head}_scales"
-        elif tied or name in self.weights:
-            levels = round_int8(weight if tied else self.weights.read(name), self.dtype)
-            name = f"{head}_embedding" if tied else name
+        else:
+            levels = round_int8(weight, self.dtype)
             scales = self.weights.add(f"{name}_scales", levels.scales)
             name = self.weights.add(f"{name}_levels", levels.levels.reshape(-1, width))
-        else:
-            return
         nodes.append(
             helper.make_node(
                 "GatherBlockQuantized",

@@ -240,6 +240,18 @@ def test_bundles_in_every_format(
     assert not [path for path in (tmp_path / "out").iterdir() if path.is_dir()]
 
 
+def save_llama(folder: Path, like: Path, **sizes: Any) -> Path:
+    """A random Llama of these sizes, with the tokenizer of another backbone."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(max_position_embeddings=512, initializer_range=0.2, **sizes)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    shutil.copy(like / "tokenizer.json", folder)
+    return folder
+
+
 @pytest.mark.parametrize(
     ("quantisation", "tied"),
     [("int8", True), ("int8", False), ("int4", False), ("nf4", True), ("fp16", True)],
@@ -248,26 +260,19 @@ def test_odd_widths_and_both_kinds_of_head(
     tiny_backbone: Path, tmp_path: Path, quantisation: str, tied: bool
 ) -> None:
     """Widths that are no multiple of a block, rows that are no multiple of two blocks."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
     config = json.loads((tiny_backbone / "config.json").read_text())
-    odd = LlamaConfig(
+    folder = save_llama(
+        tmp_path / "odd",
+        tiny_backbone,
         vocab_size=config["vocab_size"],
         hidden_size=80,
         intermediate_size=104,
         num_hidden_layers=2,
         num_attention_heads=5,
         num_key_value_heads=5,
-        max_position_embeddings=512,
         tie_word_embeddings=tied,
         eos_token_id=config["eos_token_id"],
-        initializer_range=0.2,
     )
-    folder = tmp_path / "odd"
-    LlamaForCausalLM(odd).save_pretrained(folder)
-    shutil.copy(tiny_backbone / "tokenizer.json", folder)
     adapter = make_adapter(folder, tmp_path / "a", r=3, target_modules="all-linear")
     report = export_bundle(str(folder), {"a": adapter}, None, tmp_path / "out", quantisation)
     assert report["perplexity"]["ratio"] < RATIOS[quantisation]
@@ -322,26 +327,19 @@ def test_a_tied_embedding_lies_in_the_file_once(
 def test_only_the_first_rows_of_a_large_head_are_int8(
     tiny_backbone: Path, tmp_path: Path, tied: bool
 ) -> None:
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
     rows = 9000
-    config = LlamaConfig(
+    folder = save_llama(
+        tmp_path / "large",
+        tiny_backbone,
         vocab_size=rows,
         hidden_size=64,
         intermediate_size=96,
         num_hidden_layers=1,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=512,
         tie_word_embeddings=tied,
         eos_token_id=0,
-        initializer_range=0.2,
     )
-    folder = tmp_path / "large"
-    LlamaForCausalLM(config).save_pretrained(folder)
-    shutil.copy(tiny_backbone / "tokenizer.json", folder)
     reports = {
         quantisation: export_bundle(str(folder), {}, None, tmp_path / quantisation, quantisation)
         for quantisation in ("int4", "int8")
