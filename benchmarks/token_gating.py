@@ -58,12 +58,14 @@ def gated_engine(
         shape = (slot.input_size, adapters)
         gate = np.zeros(shape) if gates is None else gates.normal(size=shape)
         _gate_slot(model.graph, slot, a, b, gate.astype(np.float32), way)
+    # Both ways on onnxruntime's operators: the gated slots are made of them.
+    device = replace(choose_device("cpu", "cpu", None), operators=None)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / BACKBONE
         onnx.save(model, path)
         data = bundle.path(f"{BACKBONE}.data")
         (path.parent / data.name).write_bytes(data.read_bytes())
-        backbone = open_backbone(path, replace(entry, slots=()), choose_device("cpu", "cpu", None))
+        backbone = open_backbone(path, replace(entry, slots=()), device)
     return make_engine(backbone, AdapterStack(), CONTEXT)
 
 
@@ -71,8 +73,8 @@ def stacked(stack: AdapterStack, slot: Slot, chosen: list[str]) -> tuple[Array, 
     """A [N, rho, h] and B [N, rho, d] of a slot, scaled; smaller ranks are padded with zeros."""
     pairs = []
     for name in chosen:
-        pair = Fuser(stack, [slot], "float32").fuse({name: 1.0})[slot.name]
-        pairs.append((pair.a[0].copy(), pair.b[0].copy()))
+        fused = Fuser(stack, [slot], "float32").fuse({name: 1.0})
+        pairs.append((fused[f"{slot.name}.A"][0], fused[f"{slot.name}.B"][0]))
     rho = max(a.shape[0] for a, _ in pairs)
     a, b = (
         np.stack([np.pad(matrix, ((0, rho - matrix.shape[0]), (0, 0))) for matrix in matrices])
@@ -162,7 +164,7 @@ class _Builder:
 
 def fused_engine(bundle: Bundle, weights: dict[str, float]) -> Engine:
     """Our own engine under one fusion."""
-    device = choose_device("cpu", "cpu", None)
+    device = replace(choose_device("cpu", "cpu", None), operators=None)
     backbone = open_backbone(bundle.path(BACKBONE), bundle.manifest.backbone, device)
     engine = make_engine(backbone, bundle.adapters(), CONTEXT)
     engine.decoder.set_fusion(engine.fuser.fuse(weights))

@@ -44,10 +44,10 @@ MODEL.update(dict.fromkeys((2, 3, 4, 6), _ONE))
 _OPSET = {1: _ONE, 2: _ONE_NUMBER}
 GRAPH = {1: _MANY, 2: _ONE, 5: _MANY, 10: _ONE, 11: _MANY, 12: _MANY, 13: _MANY}
 NODE = {1: _MANY, 2: _MANY, 3: _ONE, 4: _ONE, 5: _MANY, 6: _ONE, 7: _ONE}
-_ATTRIBUTE = {1: _ONE, 2: Field(FIXED32), 3: _ONE_NUMBER, 4: _ONE, 5: _ONE, 8: _MANY_NUMBERS}
-_ATTRIBUTE.update({13: _ONE, 20: _ONE_NUMBER})
-_TENSOR = {1: _MANY_NUMBERS, 2: _ONE_NUMBER, 8: _ONE, 9: _ONE, 12: _ONE}
-_TENSOR.update({13: _MANY, 14: _ONE_NUMBER})
+ATTRIBUTE = {1: _ONE, 2: Field(FIXED32), 3: _ONE_NUMBER, 4: _ONE, 5: _ONE, 8: _MANY_NUMBERS}
+ATTRIBUTE.update({13: _ONE, 20: _ONE_NUMBER})
+TENSOR = {1: _MANY_NUMBERS, 2: _ONE_NUMBER, 8: _ONE, 9: _ONE, 12: _ONE}
+TENSOR.update({13: _MANY, 14: _ONE_NUMBER})
 _PAIR = {1: _ONE, 2: _ONE}
 VALUE = {1: _ONE, 2: _ONE, 3: _ONE}
 _TYPE = {1: _ONE, 6: _ONE}
@@ -135,13 +135,13 @@ def _check_node(data: memoryview, operators: Collection[str]) -> None:
         if len(name) > MAX_NAME:
             raise ValueError("it has a name of many thousand characters")
     for part in parts(node, 5):
-        attribute = read_message(part, _ATTRIBUTE)
+        attribute = read_message(part, ATTRIBUTE)
         for tensor in parts(attribute, 5):
             _tensor(tensor, None, 0)
 
 
 def _tensor(data: memoryview, external: str | None, external_size: int) -> Tensor:
-    message = read_message(data, _TENSOR)
+    message = read_message(data, TENSOR)
     name, dtype = text(message, 8), varint(message, 2)
     shape = tuple(varints(message, 1))
     where = f"tensor {name[:200]!r}"

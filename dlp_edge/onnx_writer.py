@@ -12,20 +12,40 @@ Fields = dict[int, Sequence[Value | bytes]]
 
 MICROSOFT = b"com.microsoft"  # onnxruntime's operators
 _IR_VERSION, _OPSET = 10, 21  # of the models made here
-_INT_ATTRIBUTE, _INTS = 2, {INT32: "i", INT64: "q"}
+_INT_ATTRIBUTE, _INTS_ATTRIBUTE = 2, 7
+_INTS = {INT32: "i", INT64: "q"}
 
 
-def make_node(kind: str, inputs: Sequence[str], outputs: Sequence[str], **numbers: int) -> bytes:
-    """A NodeProto of ONNX's own operators; `numbers` are its attributes."""
+def make_node(
+    kind: str,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    domain: str = "",
+    **numbers: int | Sequence[int],
+) -> bytes:
+    """A NodeProto; `numbers` are its attributes. Without a domain its operator is ONNX's own."""
     attributes = [make_attribute(name, number) for name, number in numbers.items()]
     return write_message(
-        {1: encoded(inputs), 2: encoded(outputs), 4: [kind.encode()], 5: attributes}
+        {
+            1: encoded(inputs),
+            2: encoded(outputs),
+            4: [kind.encode()],
+            5: attributes,
+            7: [domain.encode()],
+        }
     )
 
 
-def make_attribute(name: str, number: int) -> bytes:
+def make_attribute(name: str, number: int | Sequence[int]) -> bytes:
     """An AttributeProto."""
-    return write_message({1: [name.encode()], 3: [number], 20: [_INT_ATTRIBUTE]})
+    if isinstance(number, int):
+        return write_message({1: [name.encode()], 3: [number], 20: [_INT_ATTRIBUTE]})
+    return write_message({1: [name.encode()], 8: list(number), 20: [_INTS_ATTRIBUTE]})
+
+
+def make_opset(domain: str, version: int) -> bytes:
+    """An OperatorSetIdProto: a domain whose operators a model has."""
+    return write_message({1: [domain.encode()], 2: [version]})
 
 
 def make_constant(name: str, dtype: int, shape: Sequence[int], values: Sequence[int]) -> bytes:
@@ -35,7 +55,7 @@ def make_constant(name: str, dtype: int, shape: Sequence[int], values: Sequence[
 
 
 def make_value(name: str, dtype: int, rank: int) -> bytes:
-    """A ValueInfoProto whose dimensions are all free."""
+    """A ValueInfoProto of a tensor whose dimensions are all free."""
     shape = write_message(
         {1: [write_message({2: [f"{name}/{axis}".encode()]}) for axis in range(rank)]}
     )
@@ -43,11 +63,20 @@ def make_value(name: str, dtype: int, rank: int) -> bytes:
     return write_message({1: [name.encode()], 2: [write_message({1: [tensor]})]})
 
 
-def make_model(nodes: Sequence[bytes], inputs: Sequence[bytes], outputs: Sequence[bytes]) -> bytes:
-    """A ModelProto without weights."""
+def make_model(
+    nodes: Sequence[bytes],
+    inputs: Sequence[bytes],
+    outputs: Sequence[bytes],
+    domains: Sequence[str] = (),
+) -> bytes:
+    """A ModelProto without weights; `domains` are those of its operators beside ONNX's own."""
     graph = write_message({1: nodes, 2: [b"graph"], 11: inputs, 12: outputs})
     return write_message(
-        {1: [_IR_VERSION], 7: [graph], 8: [write_message({1: [b""], 2: [_OPSET]})]}
+        {
+            1: [_IR_VERSION],
+            7: [graph],
+            8: [make_opset("", _OPSET), *(make_opset(domain, 1) for domain in domains)],
+        }
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -10,8 +10,9 @@ from pathlib import Path
 import onnxruntime as ort
 
 from dlp_edge.errors import BundleError
-from dlp_edge.manifest import BackboneEntry
+from dlp_edge.manifest import BackboneEntry, Slot
 from dlp_edge.runtime.device import Device, open_session
+from dlp_edge.runtime.operator_graph import slot_inputs, with_operators
 from dlp_edge.runtime.rowwise import rowwise
 from dlp_edge.weights import Weights
 
@@ -23,26 +24,32 @@ class Backbone:
     """A loaded graph; several decoders, each with a KV cache of its own, can run it.
 
     Attributes:
-        rowwise: the same graph for ROWS tokens at once (`rowwise.py`); the first call loads it,
-            with the weights.
+        own_operators: whether it runs on our own operators (`operator_graph.py`).
+        weights: what the session reads where it is, and would not keep.
+        rowwise: the same graph for ROWS tokens at once (`rowwise.py`); the first call loads it.
     """
 
     session: ort.InferenceSession
     entry: BackboneEntry
     device: Device
+    own_operators: bool
+    weights: Weights
     rowwise: Callable[[], ort.InferenceSession]
 
 
 def open_backbone(
-    model: Path | bytes,
+    path: Path,
     entry: BackboneEntry,
     device: Device,
+    model: bytes | None = None,
     weights: Weights | None = None,
     reread: Callable[[], Weights] = dict,
 ) -> Backbone:
-    """Loads the graph onto the device; see `open_session`.
+    """Loads a graph onto the device; see `open_session`.
 
     Args:
+        path: its file, with the weights beside it.
+        model, weights: what these files hold, where it was read already.
         reread: gives the weights once more, where the rowwise graph is asked for.
 
     Raises:
@@ -50,22 +57,44 @@ def open_backbone(
         DeviceError: onnxruntime fell back to another provider.
         MemoryError: there is no room for it.
     """
-    session = open_session(model, device, weights)
-    _check_inputs(session, entry)
+    graph = path.read_bytes() if model is None else model
+    own = device.operators is not None and entry.dtype == "float32"
+    if own:
+        graph, weights = _rewrite(graph, entry, weights)
+    # Linear reads weights where they are; onnxruntime's own operators make them anew.
+    in_place = own and entry.quantisation in ("int4", "int8")
+    folder = path.parent if in_place or weights is None else None
+    session = open_session(graph, device, weights, folder)
+    _check_inputs(session, entry, own)
+    kept = weights if in_place and weights else {}
+    read_by_onnxruntime = weights is None
 
     @cache
     def by_rows() -> ort.InferenceSession:
-        data = model if isinstance(model, bytes) else model.read_bytes()
-        return open_session(rowwise(data, ROWS), device, reread())
+        again = None if read_by_onnxruntime else kept or reread()
+        return open_session(rowwise(graph, ROWS), device, again, folder)
 
-    return Backbone(session, entry, device, by_rows)
+    return Backbone(session, entry, device, own, kept, by_rows)
 
 
-def _check_inputs(session: ort.InferenceSession, entry: BackboneEntry) -> None:
+def _rewrite(
+    graph: bytes, entry: BackboneEntry, weights: Weights | None
+) -> tuple[bytes, Weights | None]:
+    """The graph on our own operators, and the weights that it still has."""
+    try:
+        graph, needed = with_operators(graph, entry.slots)
+    except ValueError as error:
+        raise BundleError(f"the backbone's graph: {error}", "Export the bundle again") from error
+    if weights is not None:
+        weights = {name: weights[name] for name in weights.keys() & needed}
+    return graph, weights
+
+
+def _check_inputs(session: ort.InferenceSession, entry: BackboneEntry, own: bool) -> None:
     """Raises BundleError unless the graph has the inputs and shapes that the manifest promises."""
     inputs = {value.name: value for value in session.get_inputs()}
     expected = {"input_ids", "seqlens_k", "total_sequence_length", "logit_positions"}
-    expected |= {f"{slot.name}.{side}" for slot in entry.slots for side in "AB"}
+    expected |= slot_inputs(entry.slots) if own else _pairs(entry.slots)
     for layer in range(entry.num_layers):
         for kind in ("key", "value"):
             name = f"past_key_values.{layer}.{kind}"
@@ -74,12 +103,16 @@ def _check_inputs(session: ort.InferenceSession, entry: BackboneEntry) -> None:
                 raise _not_as_promised(name)
     for name in expected ^ inputs.keys():
         raise _not_as_promised(name)
-    for slot in entry.slots:
+    for slot in entry.slots if not own else ():
         sizes = (inputs[f"{slot.name}.A"].shape[2], inputs[f"{slot.name}.B"].shape[2])
         if sizes != (slot.input_size, slot.output_size):
             raise _not_as_promised(slot.name)
     if session.get_outputs()[0].shape[2] != entry.vocab_size:
         raise _not_as_promised("logits")
+
+
+def _pairs(slots: Sequence[Slot]) -> set[str]:
+    return {f"{slot.name}.{side}" for slot in slots for side in "AB"}
 
 
 def _not_as_promised(name: str) -> BundleError:

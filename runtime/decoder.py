@@ -7,6 +7,7 @@ Knows no text. Everything that keeps its shape from token to token is bound once
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +16,8 @@ import onnxruntime as ort
 from dlp_edge.errors import ResourceError, UsageError
 from dlp_edge.runtime.backbone import ROWS, Backbone
 from dlp_edge.runtime.faults import engine_errors
-from dlp_edge.runtime.fusion import SlotPair
 from dlp_edge.runtime.interrupt import Interrupt, run_bound
-from dlp_edge.runtime.rows import DevicePair, DeviceRows, Rows
+from dlp_edge.runtime.rows import DeviceRows, Rows
 from dlp_edge.runtime.verifier import Verifier
 
 Logits = npt.NDArray[np.floating]
@@ -49,6 +49,7 @@ class Decoder:
         self._binding = backbone.session.io_binding()
         self._bound: tuple[int, int] | None = None  # first and number of the sequences bound
         self._cache = self._make_cache(entry.num_layers, entry.num_kv_heads, entry.head_size)
+        self._adapters: dict[str, Rows] = {}
         self._slots: dict[str, Rows | DeviceRows] = {}
         # What each cache was made of: its tokens, each with the label that it was read under.
         self._written: list[list[tuple[int, Hashable]]] = [[] for _ in range(sequences)]
@@ -67,19 +68,25 @@ class Decoder:
         """Size of the caches of all sequences, filled or not."""
         return sum(buffer.host.nbytes for buffer in self._cache.values())
 
-    def set_fusion(self, pairs: Mapping[str, SlotPair | DevicePair]) -> None:
-        """Binds the low-rank pairs of all slots; they are in force from the next pass on."""
-        with engine_errors(self._kind):
-            for name, pair in pairs.items():
-                self._fill(f"{name}.A", pair.a)
-                self._fill(f"{name}.B", pair.b)
+    def set_adapters(self, adapters: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Binds what is the same for all fusions and sequences, by the names of the inputs."""
+        self._adapters = {name: Rows(stacked, self._kind) for name, stacked in adapters.items()}
+        for name, stacked in self._adapters.items():
+            stacked.bind_input(self._binding, name, 0, stacked.shape[0])
 
-    def _fill(self, name: str, side: npt.NDArray[np.floating] | DeviceRows) -> None:
+    def set_fusion(self, tensors: Mapping[str, npt.NDArray[Any] | DeviceRows]) -> None:
+        """Binds what a fuser gives, by the names of the inputs [G, ...]; it is in force from the
+        next pass on."""
+        with engine_errors(self._kind):
+            for name, tensor in tensors.items():
+                self._fill(name, tensor)
+
+    def _fill(self, name: str, tensor: npt.NDArray[Any] | DeviceRows) -> None:
         known = self._slots.get(name)
-        if known is not None and known.is_of(side):
+        if known is not None and known.is_of(tensor):
             known.upload()  # where it lies is bound already
             return
-        self._slots[name] = side if isinstance(side, DeviceRows) else Rows(side, self._kind)
+        self._slots[name] = tensor if isinstance(tensor, DeviceRows) else Rows(tensor, self._kind)
         if self._bound is not None:
             self._slots[name].bind_input(self._binding, name, *self._bound)
 
@@ -181,7 +188,7 @@ class Decoder:
             interrupt.check()
         self._check_room(int(self.lengths[0]) + ROWS)
         if self._verifier is None:
-            self._verifier = Verifier(self._backbone, self._cache)
+            self._verifier = Verifier(self._backbone, self._cache, self._adapters)
         with engine_errors(self._kind):
             self._verifier.bind_slots(self._slots)
             logits = self._verifier.run(tokens, int(self.lengths[0]), interrupt)

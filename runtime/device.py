@@ -10,17 +10,25 @@ import onnxruntime as ort
 
 from dlp_edge.errors import BundleError, DeviceError, UsageError
 from dlp_edge.runtime.faults import first_line, ran_out
+from dlp_edge.runtime.operators import find_operators
 from dlp_edge.weights import Weights
 
+_FOLDER = "session.model_external_initializers_file_folder_path"
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 @dataclass(frozen=True)
 class Device:
-    """Where the backbone runs: `kind` is "cpu" or "cuda"."""
+    """Where the backbone runs.
+
+    Attributes:
+        kind: "cpu" or "cuda".
+        operators: the library with our own operators, where they can be used.
+    """
 
     kind: str
     threads: int
+    operators: Path | None = None
 
     def __str__(self) -> str:
         return f"cpu ({self.threads} threads)" if self.kind == "cpu" else self.kind
@@ -49,18 +57,19 @@ def choose_device(asked: str, target: str, threads: int | None) -> Device:
             f"this onnxruntime has no {PROVIDERS.get(kind, kind)}",
             "Install dlp-edge[cuda] instead of dlp-edge[cpu]",
         )
-    return Device(kind, threads or _default_threads())
+    operators = find_operators() if kind == "cpu" else None
+    return Device(kind, threads or _default_threads(), operators)
 
 
 def open_session(
-    model: Path | bytes, device: Device, weights: Weights | None = None
+    model: bytes, device: Device, weights: Weights | None = None, folder: Path | None = None
 ) -> ort.InferenceSession:
     """An inference session of a graph on the device.
 
     Args:
-        model: the graph's bytes, or its file.
         weights: the tensors that lie outside the graph, by name; onnxruntime then opens no file.
-            None lets it read those that the file names.
+        folder: where the files are that the graph names. With weights, too, these are used where
+            they are, not copied; they must outlive the session.
 
     Raises:
         BundleError: onnxruntime cannot read the graph.
@@ -75,12 +84,18 @@ def open_session(
     # not to keep a processor from Python or from another session.
     options.add_session_config_entry("session.intra_op.spin_duration_us", "100")
     provider = PROVIDERS[device.kind]
-    source = model if isinstance(model, bytes) else str(model)
+    if folder is not None:
+        options.add_session_config_entry(_FOLDER, str(folder))
     try:
-        if weights:
-            values = [ort.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
-            options.add_external_initializers(list(weights), values)
-        session = ort.InferenceSession(source, options, providers=[provider])
+        if device.operators is not None:
+            options.register_custom_ops_library(str(device.operators))
+        values = {n: ort.OrtValue.ortvalue_from_numpy(w) for n, w in (weights or {}).items()}
+        if folder is None:
+            options.add_external_initializers(list(values), list(values.values()))
+        else:
+            for name, value in values.items():
+                options.add_initializer(name, value)
+        session = ort.InferenceSession(model, options, providers=[provider])
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
         if ran_out(error):
             raise MemoryError(first_line(error)) from error

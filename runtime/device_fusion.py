@@ -15,7 +15,7 @@ from dlp_edge.onnx_graph import FLOAT, FLOAT16
 from dlp_edge.onnx_writer import gather_and_scale
 from dlp_edge.runtime.device import Device, open_session
 from dlp_edge.runtime.faults import engine_errors
-from dlp_edge.runtime.rows import DevicePair, DeviceRows
+from dlp_edge.runtime.rows import DeviceRows
 from dlp_edge.stack import AdapterStack
 
 _TYPES = {"float32": FLOAT, "float16": FLOAT16}
@@ -58,21 +58,22 @@ class DeviceFuser:
         other._chosen = [{}] * sequences
         return other
 
-    def fuse(self, weights: Mapping[str, float], sequence: int = 0) -> dict[str, DevicePair]:
-        """Gives one sequence the adapters with these weights; returns the pairs of all."""
+    def fuse(self, weights: Mapping[str, float], sequence: int = 0) -> dict[str, DeviceRows]:
+        """Gives one sequence the adapters with these weights; returns, of all
+        sequences, `<slot>.A` [G, rho, h] and `<slot>.B` [G, rho, d] of each slot."""
         self._chosen[sequence] = {name: weight for name, weight in weights.items() if weight != 0}
-        return self._pairs()
+        return self._tensors()
 
-    def move(self, source: int, target: int) -> dict[str, DevicePair]:
-        """Gives one sequence's fusion to another; returns the pairs of all sequences."""
+    def move(self, source: int, target: int) -> dict[str, DeviceRows]:
+        """Gives one sequence's fusion to another; returns those of all sequences."""
         self._chosen[target] = self._chosen[source]
-        return self._pairs()
+        return self._tensors()
 
-    def _pairs(self) -> dict[str, DevicePair]:
+    def _tensors(self) -> dict[str, DeviceRows]:
         return {
-            name: pair
+            name: rows
             for layers in self._layers
-            for name, pair in layers.gather(self._chosen).items()
+            for name, rows in layers.gather(self._chosen).items()
         }
 
 
@@ -114,15 +115,15 @@ class _Layers:
         self._stacks = [ort.OrtValue.ortvalue_from_numpy(side, kind, 0) for side in (a, b)]
         self._sizes = (a.shape[2], b.shape[2])
         self._fused: list[ort.OrtValue] = []
-        self._pairs: dict[str, DevicePair] = {}
+        self._tensors: dict[str, DeviceRows] = {}
 
     def sibling(self) -> _Layers:
         other = copy.copy(self)
-        other._fused, other._pairs = [], {}
+        other._fused, other._tensors = [], {}
         return other
 
-    def gather(self, chosen: Sequence[Mapping[str, float]]) -> dict[str, DevicePair]:
-        """slot name -> the pairs of all sequences, which are under these fusions."""
+    def gather(self, chosen: Sequence[Mapping[str, float]]) -> dict[str, DeviceRows]:
+        """The tensors of these slots, for all sequences, which are under these fusions."""
         found = [
             [(row, weights[name]) for part in self._rows for name in weights for row in part[name]]
             for weights in chosen
@@ -136,7 +137,7 @@ class _Layers:
         with engine_errors(self._kind):
             self._make_room(len(chosen), rho)
             self._run(rows, scale)
-        return self._pairs
+        return self._tensors
 
     def _run(self, rows: npt.NDArray[np.int64], weights: npt.NDArray[np.floating]) -> None:
         binding = self._session.io_binding()
@@ -158,9 +159,8 @@ class _Layers:
             ort.OrtValue.ortvalue_from_shape_and_type((*shape, size), self._dtype, self._kind, 0)
             for size in self._sizes
         ]
-        self._pairs = {
-            name: DevicePair(
-                *(DeviceRows(fused, layer, self._dtype, self._kind) for fused in self._fused)
-            )
+        self._tensors = {
+            f"{name}.{side}": DeviceRows(fused, layer, self._dtype, self._kind)
+            for side, fused in zip("AB", self._fused, strict=True)
             for layer, name in enumerate(self._names)
         }

@@ -10,8 +10,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from dlp_edge.errors import UsageError
 from dlp_edge.manifest import Slot
@@ -19,11 +21,13 @@ from dlp_edge.runtime.options import texts
 from dlp_edge.runtime.selection import check_number
 from dlp_edge.stack import AdapterStack, Array
 
+Tensors = dict[str, npt.NDArray[Any]]  # what a fusion feeds the graph, by the names of its inputs
+
 LARGEST_WEIGHT = 1e3  # beyond it logits overflow and nothing sensible is meant
 
 
 @dataclass(frozen=True)
-class SlotPair:
+class _Pair:
     """What goes into one slot: A [G, rho, h] and B [G, rho, d] for G sequences."""
 
     a: Array
@@ -70,30 +74,32 @@ class Fuser:
     def _begin(self, sequences: int) -> None:
         self._sequences = sequences
         self._buffers = {slot.name: self._allocate(slot, 0) for slot in self._slots}
-        self._given: dict[str, SlotPair] = {}
+        self._given: dict[str, _Pair] = {}
         # What lies in the buffers, from the top; elsewhere B is zero.
         self._written: dict[str, list[list[_Piece]]] = {
             slot.name: [[]] * sequences for slot in self._slots
         }
 
-    def fuse(self, weights: Mapping[str, float], sequence: int = 0) -> dict[str, SlotPair]:
+    def fuse(self, weights: Mapping[str, float], sequence: int = 0) -> Tensors:
         """Gives one sequence the adapters with these weights (none: the base model, rho = 0).
 
         Returns:
-            slot name -> the pairs of all G sequences.
+            For each slot `<slot>.A` [G, rho, h] and `<slot>.B` [G, rho, d], of all G sequences.
         """
         chosen = {name: weight for name, weight in weights.items() if weight != 0}
         with np.errstate(over="ignore"):  # the answer ends as a NonFiniteError
-            return {slot.name: self._fuse_slot(slot, chosen, sequence) for slot in self._slots}
+            return _tensors(
+                {slot.name: self._fuse_slot(slot, chosen, sequence) for slot in self._slots}
+            )
 
-    def move(self, source: int, target: int) -> dict[str, SlotPair]:
-        """Gives one sequence's fusion to another; returns the pairs of all sequences."""
+    def move(self, source: int, target: int) -> Tensors:
+        """Gives one sequence's fusion to another; returns those of all sequences."""
         for name, pair in self._buffers.items():
             pair.a[target], pair.b[target] = pair.a[source], pair.b[source]
             self._written[name][target] = self._written[name][source]
-        return dict(self._buffers)
+        return _tensors(self._buffers)
 
-    def _fuse_slot(self, slot: Slot, weights: Mapping[str, float], sequence: int) -> SlotPair:
+    def _fuse_slot(self, slot: Slot, weights: Mapping[str, float], sequence: int) -> _Pair:
         pieces = [
             (piece, weight)
             for module in self._pieces[slot.name]
@@ -118,15 +124,15 @@ class Fuser:
         self._written[slot.name][sequence] = [piece for piece, _ in pieces]
         return pair if self._sequences > 1 else self._top(slot, rho)
 
-    def _top(self, slot: Slot, rho: int) -> SlotPair:
+    def _top(self, slot: Slot, rho: int) -> _Pair:
         """The first rho rows; the same arrays as long as these are the same rows."""
         pair, given = self._buffers[slot.name], self._given.get(slot.name)
         if given is None or given.a.base is not pair.a or given.a.shape[1] != rho:
-            given = SlotPair(pair.a[:, :rho], pair.b[:, :rho])
+            given = _Pair(pair.a[:, :rho], pair.b[:, :rho])
             self._given[slot.name] = given
         return given
 
-    def _with_room(self, slot: Slot, rho: int) -> SlotPair:
+    def _with_room(self, slot: Slot, rho: int) -> _Pair:
         pair = self._buffers[slot.name]
         if pair.a.shape[1] < rho:
             grown = self._allocate(slot, rho)
@@ -134,11 +140,19 @@ class Fuser:
             self._buffers[slot.name] = pair = grown
         return pair
 
-    def _allocate(self, slot: Slot, rho: int) -> SlotPair:
-        return SlotPair(
+    def _allocate(self, slot: Slot, rho: int) -> _Pair:
+        return _Pair(
             np.zeros((self._sequences, rho, slot.input_size), self._dtype),
             np.zeros((self._sequences, rho, slot.output_size), self._dtype),
         )
+
+
+def _tensors(pairs: Mapping[str, _Pair]) -> Tensors:
+    return {
+        f"{name}.{side}": tensor
+        for name, pair in pairs.items()
+        for side, tensor in (("A", pair.a), ("B", pair.b))
+    }
 
 
 def _pieces_of(slot: Slot, stack: AdapterStack) -> list[dict[str, _Piece]]:

@@ -15,6 +15,7 @@ from dlp_edge.runtime.drafts import Drafts
 from dlp_edge.runtime.fusion import Fuser
 from dlp_edge.runtime.interrupt import Cancelled, Interrupt
 from dlp_edge.runtime.memory import check_address_space
+from dlp_edge.runtime.span_fusion import SpanFuser
 from dlp_edge.stack import AdapterStack
 from dlp_edge.types import Chunk
 
@@ -29,7 +30,7 @@ class Engine:
     """
 
     decoder: Decoder
-    fuser: Fuser | DeviceFuser
+    fuser: Fuser | SpanFuser | DeviceFuser
     reuse: bool = False
 
 
@@ -48,12 +49,18 @@ def make_engine(
     """
     decoder = Decoder(backbone, max_context, sequences)
     fuser = beside.fuser.sibling(sequences) if beside else _fuser(backbone, stack, sequences)
+    if isinstance(fuser, SpanFuser):
+        decoder.set_adapters(fuser.adapters)
     decoder.set_fusion(fuser.fuse({}))
     return Engine(decoder, fuser, reuse)
 
 
-def _fuser(backbone: Backbone, stack: AdapterStack, sequences: int) -> Fuser | DeviceFuser:
+def _fuser(
+    backbone: Backbone, stack: AdapterStack, sequences: int
+) -> Fuser | SpanFuser | DeviceFuser:
     entry, device = backbone.entry, backbone.device
+    if backbone.own_operators:
+        return SpanFuser(stack, entry.slots, sequences)
     if device.kind == "cpu":
         return Fuser(stack, entry.slots, entry.dtype, sequences)
     return DeviceFuser(stack, entry.slots, entry.dtype, device, sequences)

@@ -178,7 +178,8 @@ def read(
     tell("checksums", 0.2)
     weights = bundle.weights(graph, lambda part: tell("checksums", 0.2 + 0.3 * part))
     tell("backbone", 0.5)
-    backbone = open_backbone(model, entry, device, weights, lambda: bundle.weights(graph))
+    path = bundle.path(files.BACKBONE)
+    backbone = open_backbone(path, entry, device, model, weights, lambda: bundle.weights(graph))
     room = min(max_context, entry.context_length)
     return _assemble(
         bundle.manifest, stack, template, router, backbone, vocabulary, room, cache_budget

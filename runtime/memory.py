@@ -15,11 +15,13 @@ from dlp_edge import bundle as files
 from dlp_edge.bundle import Bundle, file_name, open_bundle
 from dlp_edge.errors import ResourceError, UsageError
 from dlp_edge.manifest import BackboneEntry, Manifest
+from dlp_edge.runtime.operators import find_operators
 from dlp_edge.types import Estimate
 
 # What onnxruntime holds of a backbone on a CPU, over the size of its file: it packs weights anew,
 # reads a shared head twice, and widens fp16. Measured on the demo backbone (docs/decisions.md).
 RESIDENT = {"int8": 1.45, "int4": 1.4, "nf4": 0.82, "fp16": 2.43, "fp32": 1.21}
+IN_PLACE = {"int8": 1.05, "int4": 1.05}  # on our own operators, which read what was read
 TOKENIZER = 4.5  # over the size of its JSON
 ROUTER = 3.0
 
@@ -58,7 +60,9 @@ def check_room(bundle: Bundle) -> None:
     out: only what is used of it is committed."""
     found = _estimate(bundle.manifest, 1)
     # While onnxruntime packs the weights anew, they are there as they were read, too.
-    needed = found.total + bundle.manifest.files[files.BACKBONE_DATA].size
+    needed = found.total
+    if bundle.manifest.backbone.quantisation not in _in_place():
+        needed += bundle.manifest.files[files.BACKBONE_DATA].size
     if found.available is not None and needed > found.available:
         raise ResourceError(
             f"loading takes about {needed / 1e9:.1f} GB of memory, and "
@@ -75,7 +79,8 @@ def _estimate(manifest: Manifest, max_context: int) -> Estimate:
         entry = manifest.files.get(file_name(manifest, name))
         return entry.size if entry else 0
 
-    factor = RESIDENT.get(backbone.quantisation, 1.0) if on_cpu else 1.0
+    factors = {**RESIDENT, **_in_place()} if on_cpu else {}
+    factor = factors.get(backbone.quantisation, 1.0)
     router = size(files.ROUTER) + size(files.ROUTER_HEAD)
     texts = TOKENIZER * (size(files.TOKENIZER) + size(files.ROUTER_TOKENIZER))
     return Estimate(
@@ -86,6 +91,10 @@ def _estimate(manifest: Manifest, max_context: int) -> Estimate:
         cache=cache_bytes(backbone, min(max_context, backbone.context_length)),
         available=available() if on_cpu else None,
     )
+
+
+def _in_place() -> dict[str, float]:
+    return IN_PLACE if find_operators() is not None else {}
 
 
 def available() -> int:

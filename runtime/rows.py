@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -80,11 +79,3 @@ class DeviceRows:
         address = self._value.data_ptr() + (self._layer * self.shape[0] + first) * row
         shape = (count, *self.shape[1:])
         binding.bind_input(name, self._kind, 0, self._dtype.type, shape, address)
-
-
-@dataclass(frozen=True)
-class DevicePair:
-    """What goes into one slot, where it lies on the device: A [G, rho, h] and B [G, rho, d]."""
-
-    a: DeviceRows
-    b: DeviceRows

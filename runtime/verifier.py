@@ -19,7 +19,9 @@ Logits = npt.NDArray[np.floating]
 class Verifier:
     """The rowwise graph, bound to the first sequence of a cache."""
 
-    def __init__(self, backbone: Backbone, cache: Mapping[str, Rows]) -> None:
+    def __init__(
+        self, backbone: Backbone, cache: Mapping[str, Rows], adapters: Mapping[str, Rows]
+    ) -> None:
         self._session = backbone.rowwise()
         self._binding = self._session.io_binding()
         self._zeros: dict[str, Rows] = {}
@@ -36,6 +38,8 @@ class Verifier:
         self._binding.bind_ortvalue_input("total_sequence_length", self._total_value)
         self._positions.bind_input(self._binding, "logit_positions", 0, ROWS)
         self._logits.bind_output(self._binding, "logits", 0, 1)
+        for name, stacked in adapters.items():
+            stacked.bind_input(self._binding, name, 0, stacked.shape[0])
         for name, buffer in cache.items():
             buffer.bind_input(self._binding, f"past_key_values.{name}", 0, 1)
             buffer.bind_output(self._binding, f"present.{name}", 0, 1)

@@ -14,6 +14,8 @@ import pytest
 from families import make_adapter
 from hypothesis import settings
 
+from dlp_edge.runtime.operators import SWITCH, find_operators
+
 # A busy machine is not a failure.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
@@ -44,6 +46,17 @@ def light_heap() -> Iterator[None]:
     gc.freeze()
     yield
     gc.unfreeze()
+
+
+@pytest.fixture(scope="module", params=["own operators", "onnxruntime's"])
+def operators(request: pytest.FixtureRequest) -> Iterator[bool]:
+    """What a module's runtimes run on, one after the other."""
+    own = request.param == "own operators"
+    if own and find_operators() is None:
+        pytest.skip("our own operators could not be built, or not for this processor")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(SWITCH, "1" if own else "0")
+        yield own
 
 
 @pytest.fixture(scope="session")

@@ -36,13 +36,13 @@ PROMPTS = [
 
 
 @pytest.fixture(scope="module")
-def runtime(tiny_bundle: Path) -> Iterator[Runtime]:
+def runtime(tiny_bundle: Path, operators: bool) -> Iterator[Runtime]:
     with Runtime(tiny_bundle) as runtime:
         yield runtime
 
 
 @pytest.fixture(scope="module")
-def engine(tiny_bundle: Path) -> Engine:
+def engine(tiny_bundle: Path, operators: bool) -> Engine:
     bundle = open_bundle(tiny_bundle)
     device = choose_device("cpu", "cpu", 1)
     graph = open_backbone(tiny_bundle / BACKBONE, bundle.manifest.backbone, device)

@@ -66,9 +66,12 @@ def test_the_pairs_are_those_of_the_host(
     rng = np.random.default_rng(1)
     for slot in SLOTS:
         x = rng.standard_normal((3, 2, slot.input_size)).astype(np.float32)
-        wanted, pair = expected[slot.name], found[slot.name]
+        names = [f"{slot.name}.{side}" for side in "AB"]
         deltas = [
             x @ np.swapaxes(a, 1, 2).astype(np.float32) @ b.astype(np.float32)
-            for a, b in ((wanted.a, wanted.b), (pair.a.numpy(), pair.b.numpy()))
+            for a, b in (
+                [expected[name] for name in names],
+                [found[name].numpy() for name in names],
+            )
         ]
         np.testing.assert_allclose(*deltas, atol=tolerance)

@@ -44,7 +44,7 @@ RANKS = {"a": {"q": 2, "v": 3}, "b": {"q": 4, "down": 1}, "c": {"v": 1, "down": 
 def test_a_fusion_is_the_weighted_sum_of_its_adapters(weights: dict[str, float]) -> None:
     fuser, adapters = make_stack(RANKS)
     fuser.fuse({"a": 1.0, "b": 1.0, "c": 1.0})  # whatever was in the buffers must not matter
-    pairs = fuser.fuse(weights)
+    tensors = fuser.fuse(weights)
     rng = np.random.default_rng(1)
     for slot in (PACKED, SINGLE):
         x = rng.standard_normal((2, slot.input_size)).astype(np.float32)
@@ -55,15 +55,15 @@ def test_a_fusion_is_the_weighted_sum_of_its_adapters(weights: dict[str, float])
                     pair = adapters[name][part.module]
                     delta = weight * pair.scaling * (x @ pair.a.T) @ pair.b
                     expected[:, part.start : part.stop] += delta
-        found = (x @ pairs[slot.name].a[0].T) @ pairs[slot.name].b[0]
+        found = (x @ tensors[f"{slot.name}.A"][0].T) @ tensors[f"{slot.name}.B"][0]
         np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def test_the_base_model_has_rank_zero() -> None:
     fuser, _ = make_stack(RANKS)
-    pairs = fuser.fuse({"a": 0.0})
-    assert pairs["qkv"].a.shape == (1, 0, 6)
-    assert pairs["qkv"].b.shape == (1, 0, 11)
+    tensors = fuser.fuse({"a": 0.0})
+    assert tensors["qkv.A"].shape == (1, 0, 6)
+    assert tensors["qkv.B"].shape == (1, 0, 11)
 
 
 def test_pinned_weights() -> None:

@@ -10,9 +10,8 @@ from oracle import Peft
 
 from dlp_edge.bundle import BACKBONE, open_bundle
 from dlp_edge.runtime.backbone import open_backbone
-from dlp_edge.runtime.decoder import Decoder
 from dlp_edge.runtime.device import choose_device
-from dlp_edge.runtime.fusion import Fuser
+from dlp_edge.runtime.generation import Engine, make_engine
 
 IDS = np.random.default_rng(0).integers(0, 256, 200).tolist()
 
@@ -23,12 +22,11 @@ def oracle(tiny_backbone: Path, tiny_adapters: dict[str, Path]) -> Peft:
 
 
 @pytest.fixture(scope="module")
-def engine(tiny_bundle: Path) -> tuple[Decoder, Fuser]:
+def engine(tiny_bundle: Path, operators: bool) -> Engine:
     bundle = open_bundle(tiny_bundle)
-    backbone = bundle.manifest.backbone
-    graph = open_backbone(tiny_bundle / BACKBONE, backbone, choose_device("cpu", "cpu", 1))
-    decoder = Decoder(graph, 512)
-    return decoder, Fuser(bundle.adapters(), backbone.slots, backbone.dtype)
+    device = choose_device("cpu", "cpu", 1)
+    graph = open_backbone(tiny_bundle / BACKBONE, bundle.manifest.backbone, device)
+    return make_engine(graph, bundle.adapters(), 512)
 
 
 FUSIONS: list[dict[str, float]] = [
@@ -43,10 +41,8 @@ FUSIONS: list[dict[str, float]] = [
 
 
 @pytest.mark.parametrize("fusion", FUSIONS, ids=str)
-def test_logits_equal_pefts(
-    engine: tuple[Decoder, Fuser], oracle: Peft, fusion: dict[str, float]
-) -> None:
-    decoder, fuser = engine
+def test_logits_equal_pefts(engine: Engine, oracle: Peft, fusion: dict[str, float]) -> None:
+    decoder, fuser = engine.decoder, engine.fuser
     decoder.set_fusion(fuser.fuse(fusion))
     decoder.truncate(0)
     expected = oracle.logits(IDS, fusion)
@@ -55,8 +51,8 @@ def test_logits_equal_pefts(
         assert np.abs(expected - oracle.logits(IDS, {})).max() > 0.05  # the fusion does something
 
 
-def test_prefill_and_steps_equal_one_pass(engine: tuple[Decoder, Fuser], oracle: Peft) -> None:
-    decoder, fuser = engine
+def test_prefill_and_steps_equal_one_pass(engine: Engine, oracle: Peft) -> None:
+    decoder, fuser = engine.decoder, engine.fuser
     fusion = {"sums": 0.6, "sql": 0.4}
     decoder.set_fusion(fuser.fuse(fusion))
     expected = oracle.logits(IDS, fusion)
@@ -66,9 +62,9 @@ def test_prefill_and_steps_equal_one_pass(engine: tuple[Decoder, Fuser], oracle:
         assert np.abs(decoder.step([IDS[position]])[0] - expected[position]).max() <= 1e-3
 
 
-def test_long_generations_stay_exact(engine: tuple[Decoder, Fuser], oracle: Peft) -> None:
+def test_long_generations_stay_exact(engine: Engine, oracle: Peft) -> None:
     """Step by step to the end of the context, under a fusion."""
-    decoder, fuser = engine
+    decoder, fuser = engine.decoder, engine.fuser
     fusion = {"sums": 0.3, "sql": 0.3, "email": 0.4}
     ids = np.random.default_rng(1).integers(0, 256, decoder.max_context).tolist()
     decoder.set_fusion(fuser.fuse(fusion))
@@ -77,8 +73,8 @@ def test_long_generations_stay_exact(engine: tuple[Decoder, Fuser], oracle: Peft
     assert np.abs(found - oracle.logits(ids, fusion)).max() <= 1e-3
 
 
-def test_truncating_and_prefilling_again(engine: tuple[Decoder, Fuser], oracle: Peft) -> None:
-    decoder, fuser = engine
+def test_truncating_and_prefilling_again(engine: Engine, oracle: Peft) -> None:
+    decoder, fuser = engine.decoder, engine.fuser
     decoder.set_fusion(fuser.fuse({}))
     decoder.truncate(0)
     decoder.prefill(IDS)
@@ -87,11 +83,9 @@ def test_truncating_and_prefilling_again(engine: tuple[Decoder, Fuser], oracle: 
     assert np.abs(found - oracle.logits(IDS[:120], {})[-1]).max() <= 1e-3
 
 
-def test_recompute_and_keep_at_a_change_of_fusion(
-    engine: tuple[Decoder, Fuser], oracle: Peft
-) -> None:
+def test_recompute_and_keep_at_a_change_of_fusion(engine: Engine, oracle: Peft) -> None:
     """`recompute` is PEFT over the whole history under the new fusion; `keep` is not."""
-    decoder, fuser = engine
+    decoder, fuser = engine.decoder, engine.fuser
     before, after = {"sql": 1.0}, {"sums": 1.0}
     decoder.set_fusion(fuser.fuse(before))
     decoder.truncate(0)

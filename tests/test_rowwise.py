@@ -28,9 +28,10 @@ FUSIONS: list[dict[str, float]] = [
 TOKENS = np.random.default_rng(0).integers(0, 256, 120).tolist()
 
 
-@pytest.fixture(scope="module", params=["fp32", "int8"])
+@pytest.fixture(scope="module", params=["fp32", "int8", "int4"])
 def runtime(
     request: pytest.FixtureRequest,
+    operators: bool,
     tiny_backbone: Path,
     tiny_adapters: dict[str, Path],
     tmp_path_factory: pytest.TempPathFactory,

@@ -1,0 +1,166 @@
+"""A backbone's graph, rewritten for our own operators (`runtime/native/operators.c`).
+
+- A matrix of 4 or 8 bits is multiplied by `Linear`. The nodes that append block means to its input
+  (see `export/quantise.py`) are no longer needed: Linear takes the means itself.
+- A slot's three nodes are one `Slot`. Its inputs are the stacked adapters of its modules, as they
+  lie in the bundle, and a table that all slots share: which rows of them are in force, and with
+  what weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from dlp_edge.manifest import Slot
+from dlp_edge.onnx_graph import ATTRIBUTE, FLOAT, GRAPH, INT32, MODEL, NODE, TENSOR, VALUE
+from dlp_edge.onnx_writer import make_node, make_opset, make_value
+from dlp_edge.protobuf import parts, read_message, text, texts, varint, write_message
+from dlp_edge.runtime.operators import DOMAIN
+
+SPANS, WEIGHTS = "fusion.spans", "fusion.weights"
+MOST_PARTS = 3  # of a slot: q, k and v
+_BLOCK = 32
+_FAST = 4  # the accuracy level that rounds activations to int8, as Linear does
+
+
+@dataclass(frozen=True)
+class _Node:
+    """A node of the graph, and its bytes."""
+
+    kind: str
+    inputs: list[str]
+    outputs: list[str]
+    data: bytes
+
+
+def with_operators(model: bytes, slots: Sequence[Slot]) -> tuple[bytes, set[str]]:
+    """An fp32 backbone as a bundle has it -> the same one on our operators, and the names of the
+    weights that it still has.
+
+    Instead of `<slot>.A` and `<slot>.B` its inputs are `<module>.A` [R, h] and `<module>.B` [R, d]
+    for each part of a slot, and for all slots together SPANS [G, P, n, 2] (int32: first row and
+    rank) and WEIGHTS [G, P, n], for G sequences, P parts of slots and n adapters.
+
+    Raises:
+        ValueError: a slot has other nodes than those that an export writes.
+    """
+    message = read_message(memoryview(model), MODEL)
+    graph = read_message(parts(message, 7)[0], GRAPH)
+    nodes = [_read(part) for part in parts(graph, 1)]
+    made_by = {name: node for node in nodes for name in node.outputs}
+    with_slots = _with_slots(nodes, slots)
+    outputs = [_name(value) for value in parts(graph, 12)]
+    changed = _needed([_linear(node, made_by) or node for node in with_slots], outputs)
+    read = {name for node in changed for name in node.inputs}
+    weights = {name: part for part in parts(graph, 5) if (name := _tensor_name(part)) in read}
+    gone = {f"{slot.name}.{side}" for slot in slots for side in "AB"}
+    inputs = [value for value in parts(graph, 11) if _name(value) not in gone]
+    rewritten = {
+        **graph,
+        1: [node.data for node in changed],
+        5: list(weights.values()),
+        11: [*inputs, *map(_slot_value, sorted(slot_inputs(slots)))],
+    }
+    domains = [*message[8], make_opset(DOMAIN, 1)]
+    found = write_message({**message, 7: [write_message(rewritten)], 8: domains})
+    return found, set(weights)
+
+
+def _linear(node: _Node, made_by: Mapping[str, _Node]) -> _Node | None:
+    """Linear instead of a MatMulNBits that it can do."""
+    if node.kind != "MatMulNBits" or len(node.inputs) > 4:
+        return None
+    numbers = _numbers(node)
+    bits = numbers.get("bits", 4)
+    fast = numbers.get("accuracy_level") == _FAST and numbers.get("block_size") == _BLOCK
+    if not fast or bits not in (4, 8) or (bits == 8 and len(node.inputs) > 3):
+        return None
+    x, *weights = node.inputs
+    extended = _input_of_means(made_by.get(x), made_by)
+    return _write(
+        "Linear",
+        [extended or x, *weights],
+        node.outputs,
+        bits=bits,
+        means=int(extended is not None),
+    )
+
+
+def _input_of_means(node: _Node | None, made_by: Mapping[str, _Node]) -> str | None:
+    """x, of a node that appends its block means to it."""
+    if node is None or node.kind != "Concat" or len(node.inputs) != 2:
+        return None
+    x, means = node.inputs
+    before = made_by.get(means)
+    if before is None or before.kind != "MatMul" or not before.inputs[1].startswith("block_means"):
+        return None
+    return x
+
+
+def _with_slots(nodes: Sequence[_Node], slots: Sequence[Slot]) -> list[_Node]:
+    """The nodes, with Slot instead of the addition that ends a slot."""
+    readers = {name: node for node in nodes for name in node.inputs}
+    made: dict[str, _Node] = {}  # by the output that they make
+    first = 0
+    for slot in slots:
+        if len(slot.parts) > MOST_PARTS:
+            raise ValueError(f"the slot {slot.name} has {len(slot.parts)} parts")
+        down = readers.get(f"{slot.name}.A")
+        up = readers.get(f"{slot.name}.B")
+        add = readers.get(up.outputs[0]) if up else None
+        if not down or not up or not add or add.kind != "Add" or up.inputs[0] != down.outputs[0]:
+            raise ValueError(f"the slot {slot.name} has other nodes than an export writes")
+        stacks = [f"{part.module}.{side}" for part in slot.parts for side in "AB"]
+        starts = [part.start for part in slot.parts]
+        inputs = [add.inputs[0], down.inputs[0], SPANS, WEIGHTS, *stacks]
+        made[add.outputs[0]] = _write("Slot", inputs, add.outputs, first=first, starts=starts)
+        first += len(slot.parts)
+    return [made.get(node.outputs[0], node) for node in nodes]
+
+
+def slot_inputs(slots: Sequence[Slot]) -> set[str]:
+    """The inputs that the rewritten graph has for its slots."""
+    stacks = {f"{part.module}.{side}" for slot in slots for part in slot.parts for side in "AB"}
+    return stacks | {SPANS, WEIGHTS} if slots else stacks
+
+
+def _slot_value(name: str) -> bytes:
+    dtype, rank = {SPANS: (INT32, 4), WEIGHTS: (FLOAT, 3)}.get(name, (FLOAT, 2))
+    return make_value(name, dtype, rank)
+
+
+def _needed(nodes: Sequence[_Node], outputs: Sequence[str]) -> list[_Node]:
+    """The nodes without those that no output needs any more."""
+    wanted, kept = set(outputs), list[_Node]()
+    for node in reversed(nodes):
+        if wanted.intersection(node.outputs):
+            wanted.update(node.inputs)
+            kept.append(node)
+    return kept[::-1]
+
+
+def _read(data: memoryview) -> _Node:
+    message = read_message(data, NODE)
+    return _Node(text(message, 4), texts(message, 1), texts(message, 2), bytes(data))
+
+
+def _write(
+    kind: str, inputs: list[str], outputs: list[str], **numbers: int | Sequence[int]
+) -> _Node:
+    return _Node(kind, inputs, outputs, make_node(kind, inputs, outputs, DOMAIN, **numbers))
+
+
+def _numbers(node: _Node) -> dict[str, int]:
+    """Its attributes that are whole numbers."""
+    message = read_message(memoryview(node.data), NODE)
+    attributes = [read_message(part, ATTRIBUTE) for part in parts(message, 5)]
+    return {text(found, 1): varint(found, 3) for found in attributes if 3 in found}
+
+
+def _name(value: memoryview) -> str:
+    return text(read_message(value, VALUE), 1)
+
+
+def _tensor_name(tensor: memoryview) -> str:
+    return text(read_message(tensor, TENSOR), 8)

@@ -1,0 +1,225 @@
+"""Our own operators against numpy, with the vectors of each kind of processor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dlp_edge.export.levels import Levels
+from dlp_edge.onnx_graph import FLOAT, INT32, UINT8
+from dlp_edge.onnx_writer import make_model, make_node, make_value
+from dlp_edge.runtime.device import Device, open_session
+from dlp_edge.runtime.operators import DOMAIN, SWITCH, find_operators
+
+Array = npt.NDArray[Any]
+BLOCK = 32
+LIBRARY = find_operators()
+pytestmark = pytest.mark.skipif(
+    LIBRARY is None, reason="our own operators could not be built, or not for this processor"
+)
+several = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture(params=["avx2", "best"])
+def vectors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setenv(SWITCH, request.param)
+    yield request.param
+
+
+def run(kind: str, inputs: dict[str, Array | None], **numbers: int | list[int]) -> Array:
+    """An operator alone; an input that is None is left out."""
+    types = {"float32": FLOAT, "int32": INT32, "uint8": UINT8}
+    given = {name: array for name, array in inputs.items() if array is not None}
+    values = [make_value(name, types[a.dtype.name], a.ndim) for name, a in given.items()]
+    names = [name if name in given else "" for name in inputs]
+    node = make_node(kind, names, ["out"], DOMAIN, **numbers)
+    model = make_model([node], values, [make_value("out", FLOAT, 3)], (DOMAIN,))
+    found: Array = open_session(model, Device("cpu", 2, LIBRARY)).run(None, given)[0]
+    return found
+
+
+def rounded(x: Array) -> Array:
+    """x [.., K] as Linear rounds it: to int8, with a scale for each block of 32."""
+    blocks = np.pad(x, (*[(0, 0)] * (x.ndim - 1), (0, -x.shape[-1] % BLOCK)))
+    blocks = blocks.reshape(*x.shape[:-1], -1, BLOCK)
+    scale = np.abs(blocks).max(-1, keepdims=True) / np.float32(127)
+    whole = np.rint(blocks / np.where(scale > 0, scale, 1))
+    result: Array = (whole * scale).reshape(*x.shape[:-1], -1)
+    return result
+
+
+def make_levels(rng: np.random.Generator, bits: int, rows: int, blocks: int, zeros: bool) -> Levels:
+    levels = rng.integers(0, 1 << bits, (rows, blocks, BLOCK)).astype(np.uint8)
+    scales = rng.uniform(0.01, 0.1, (rows, blocks)).astype(np.float32)
+    some = rng.integers(0, 16, (rows, blocks)).astype(np.uint8) if zeros else None
+    return Levels(bits, levels, scales, some)
+
+
+def linear(x: Array, levels: Levels, means: int = 0) -> Array:
+    tensors = levels.tensors()
+    inputs = {"x": x, **tensors, "zeros": tensors.get("zeros")}
+    return run("Linear", inputs, bits=levels.bits, means=means)
+
+
+@several
+@given(
+    bits=st.sampled_from([4, 8]),
+    zeros=st.booleans(),
+    rows=st.integers(1, 70),
+    width=st.integers(1, 700),
+    shape=st.sampled_from([(1, 1), (1, 2), (3, 1), (1, 7), (1, 8), (1, 37)]),
+    seed=st.integers(0, 99),
+)
+def test_linear_is_the_product(
+    vectors: str, bits: int, zeros: bool, rows: int, width: int, shape: tuple[int, int], seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    levels = make_levels(rng, bits, rows, -(-width // BLOCK), zeros and bits == 4)
+    x = rng.standard_normal((*shape, width)).astype(np.float32)
+    expected = rounded(x).astype(np.float64) @ levels.dense(10**6).T
+    np.testing.assert_allclose(linear(x, levels), expected, atol=2e-3 if bits == 4 else 2e-2)
+
+
+@several
+@given(blocks=st.integers(1, 60), rows=st.integers(1, 40), seed=st.integers(0, 99))
+def test_linear_takes_the_means_of_blocks(vectors: str, blocks: int, rows: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    levels = make_levels(rng, 4, rows, blocks + -(-blocks // BLOCK), True)
+    x = rng.standard_normal((1, 9, blocks * BLOCK)).astype(np.float32)
+    means = x.reshape(1, 9, blocks, BLOCK).mean(-1, dtype=np.float32)
+    extended = np.concatenate([x, means, np.zeros((1, 9, -blocks % BLOCK), np.float32)], -1)
+    expected = rounded(extended).astype(np.float64) @ levels.dense(10**6).T
+    np.testing.assert_allclose(linear(x, levels, means=1), expected, atol=2e-2)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_token_is_the_same_alone(vectors: str, bits: int) -> None:
+    rng = np.random.default_rng(0)
+    levels = make_levels(rng, bits, 65, 19, bits == 4)
+    x = rng.standard_normal((1, 43, 19 * BLOCK)).astype(np.float32)
+    together = linear(x, levels)
+    for token in range(43):
+        np.testing.assert_array_equal(
+            linear(x[:, token : token + 1], levels)[:, 0], together[:, token]
+        )
+
+
+def test_what_is_not_finite_stays_so(vectors: str) -> None:
+    levels = make_levels(np.random.default_rng(0), 4, 3, 2, True)
+    for value in (np.inf, -np.inf, np.nan):
+        x = np.ones((1, 1, 64), np.float32)
+        x[0, 0, 40] = value
+        assert not np.isfinite(linear(x, levels)).all()
+
+
+def test_a_matrix_that_does_not_fit_is_refused() -> None:
+    rng = np.random.default_rng(0)
+    levels, x = make_levels(rng, 4, 5, 3, True), np.ones((1, 1, 96), np.float32)
+    tensors: dict[str, Array] = levels.tensors()
+    wrong: list[tuple[str, dict[str, Array]]] = [
+        ("another width", {"x": np.ones((1, 1, 97), np.float32)}),
+        ("another width", {"x": np.ones((1, 1, 64), np.float32)}),
+        ("three axes", {"x": np.ones((1, 96), np.float32)}),
+        ("other bits", {"levels": tensors["levels"][..., :15]}),
+        ("one scale", {"scales": tensors["scales"][:, :2]}),
+        ("one zero", {"zeros": tensors["zeros"][:4]}),
+    ]
+    for message, change in wrong:
+        with pytest.raises(Exception, match=message):
+            run("Linear", {"x": x, **tensors, **change}, bits=4)
+    with pytest.raises(Exception, match="4 or 8 bits"):
+        run("Linear", {"x": x, **tensors}, bits=3)
+
+
+def slot_inputs(
+    rng: np.random.Generator, shape: tuple[int, int], k: int, columns: list[int], adapters: int
+) -> dict[str, Array]:
+    sequences, tokens = shape
+    parts = len(columns)
+    ranks = rng.integers(0, 10, (sequences, parts + 1, adapters))
+    offsets = rng.integers(0, 20 - ranks)
+    inputs: dict[str, Array] = {
+        "y": rng.standard_normal((sequences, tokens, 3 + sum(columns))).astype(np.float32),
+        "x": rng.standard_normal((sequences, tokens, k)).astype(np.float32),
+        "spans": np.stack([offsets, ranks], -1).astype(np.int32),
+        "weights": rng.standard_normal((sequences, parts + 1, adapters)).astype(np.float32),
+    }
+    for part, width in enumerate(columns):
+        inputs[f"A{part}"] = rng.standard_normal((20, k)).astype(np.float32)
+        inputs[f"B{part}"] = rng.standard_normal((20, width)).astype(np.float32)
+    return inputs
+
+
+def starts_of(columns: list[int]) -> list[int]:
+    return [sum(columns[:part]) + 2 for part in range(len(columns))]
+
+
+@several
+@given(
+    shape=st.sampled_from([(1, 1), (1, 2), (4, 1), (1, 70), (2, 33)]),
+    k=st.integers(1, 100),
+    columns=st.lists(st.integers(1, 300), min_size=1, max_size=3),
+    adapters=st.integers(1, 4),
+    seed=st.integers(0, 99),
+)
+def test_a_slot_adds_each_sequences_adapters(
+    vectors: str, shape: tuple[int, int], k: int, columns: list[int], adapters: int, seed: int
+) -> None:
+    inputs = slot_inputs(np.random.default_rng(seed), shape, k, columns, adapters)
+    expected = inputs["y"].astype(np.float64)
+    for sequence in range(shape[0]):
+        for part, start in enumerate(starts_of(columns)):
+            for adapter in range(adapters):
+                offset, rank = inputs["spans"][sequence, 1 + part, adapter]
+                rows = slice(offset, offset + rank)
+                delta = (
+                    inputs["x"][sequence] @ inputs[f"A{part}"][rows].T @ inputs[f"B{part}"][rows]
+                )
+                to = slice(start, start + columns[part])
+                expected[sequence, :, to] += inputs["weights"][sequence, 1 + part, adapter] * delta
+    found = run("Slot", inputs, first=1, starts=starts_of(columns))
+    np.testing.assert_allclose(found, expected, atol=2e-3)
+
+
+def test_a_slots_token_is_the_same_alone(vectors: str) -> None:
+    inputs = slot_inputs(np.random.default_rng(3), (1, 41), 70, [90, 40], 2)
+    together = run("Slot", inputs, first=0, starts=starts_of([90, 40]))
+    for token in range(41):
+        one = {name: inputs[name][:, token : token + 1] for name in ("y", "x")}
+        alone = run("Slot", {**inputs, **one}, first=0, starts=starts_of([90, 40]))
+        np.testing.assert_array_equal(alone[:, 0], together[:, token])
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("spans", lambda spans: spans + [0, 20], "no such rows"),
+        ("spans", lambda spans: spans - [30, 0], "no such rows"),
+        ("spans", lambda spans: spans * 0 + [2**31 - 1, 2], "no such rows"),
+        ("spans", lambda spans: spans[:, :1], "these sequences"),
+        ("weights", lambda weights: weights[..., :1], "these sequences"),
+        ("x", lambda x: x[..., :-1], "do not fit"),
+        ("x", lambda x: x[:, :-1], "same tokens"),
+        ("A0", lambda a: a[:-1], "do not fit"),
+        ("B1", lambda b: np.pad(b, ((0, 0), (0, 9))), "do not fit"),
+    ],
+)
+def test_a_slot_refuses_what_does_not_fit(name: str, change: Any, message: str) -> None:
+    inputs = slot_inputs(np.random.default_rng(0), (1, 3), 20, [30, 10], 2)
+    inputs[name] = np.ascontiguousarray(change(inputs[name])).astype(inputs[name].dtype)
+    with pytest.raises(Exception, match=message):
+        run("Slot", inputs, first=1, starts=starts_of([30, 10]))
+
+
+def test_they_can_be_switched_off(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(SWITCH, "0")
+    assert find_operators() is None
+    assert ort.get_available_providers()
