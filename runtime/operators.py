@@ -17,19 +17,24 @@ DOMAIN = "dlp_edge"
 SWITCH = "DLP_EDGE_OPERATORS"  # 0 leaves them out, avx2 keeps to vectors of 256 bits
 
 
+def library_file() -> Path | None:
+    """The library, if it was built."""
+    folder = Path(__file__).parent
+    paths = [folder / f"_operators{suffix}" for suffix in EXTENSION_SUFFIXES]
+    return next((path for path in paths if path.is_file()), None)
+
+
 def find_operators() -> Path | None:
-    """The library's file; None where there is none for this machine, or it is switched off."""
+    """The library, if this processor can run it, and it is not switched off."""
     return None if os.environ.get(SWITCH) == "0" else _usable()
 
 
 @cache
 def _usable() -> Path | None:
-    for suffix in EXTENSION_SUFFIXES:
-        path = Path(__file__).with_name(f"_operators{suffix}")
-        if path.is_file():
-            try:
-                ort.SessionOptions().register_custom_ops_library(str(path))
-            except Exception:  # onnxruntime's exceptions share no base class; an older processor
-                return None
-            return path
-    return None
+    path = library_file()
+    if path is not None:
+        try:
+            ort.SessionOptions().register_custom_ops_library(str(path))
+        except Exception:  # onnxruntime's exceptions share no base class of their own
+            return None
+    return path
