@@ -9,14 +9,14 @@ padding. Offsets, ranks and scalings are in the file's metadata.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import save
 
 from dlp_edge.errors import BundleError
 from dlp_edge.manifest import Manifest
@@ -26,6 +26,7 @@ from dlp_edge.strict_json import parse
 Array = npt.NDArray[np.floating]
 LARGEST_SCALING = 1e6  # alpha / r of real adapters is 0.1 to 100
 _REEXPORT = "Export the bundle again"
+_TYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}  # safetensors' names
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,15 @@ class AdapterStack:
     """The adapters of a bundle.
 
     Attributes:
-        a: module -> A [sum r, h].
-        b: module -> B [sum r, d].
+        numbers: those of all tensors, one tensor after the other.
+        starts: `<module>.A` and `<module>.B` -> where in `numbers` the tensor begins.
+        a: module -> A [sum r, h], a view of its numbers.
+        b: module -> B [sum r, d], a view of its numbers.
         rows: adapter -> module -> its rows.
     """
 
+    numbers: Array = field(default_factory=lambda: np.empty(0, np.float32))
+    starts: dict[str, int] = field(default_factory=dict)
     a: dict[str, Array] = field(default_factory=dict)
     b: dict[str, Array] = field(default_factory=dict)
     rows: dict[str, dict[str, Rows]] = field(default_factory=dict)
@@ -83,10 +88,35 @@ def pack(adapters: Mapping[str, Mapping[str, LoraPair]], dtype: str) -> AdapterS
             rows[name][module] = Rows(offset, rank, pair.scaling)
             height[module] = offset + rank
             parts.setdefault(module, []).append(pair)
+    places: dict[str, tuple[int, tuple[int, ...]]] = {}
+    end = 0
+    for module, pairs in parts.items():
+        for side, columns in (("A", pairs[0].a.shape[1]), ("B", pairs[0].b.shape[1])):
+            places[f"{module}.{side}"] = (end, (height[module], columns))
+            end += height[module] * columns
+    stack = _views(np.empty(end, dtype), places, rows)
+    for module, pairs in parts.items():
+        np.concatenate([p.a for p in pairs], out=stack.a[module], casting="unsafe")
+        np.concatenate([p.b for p in pairs], out=stack.b[module], casting="unsafe")
+    return stack
+
+
+def _views(
+    numbers: Array,
+    places: Mapping[str, tuple[int, tuple[int, ...]]],
+    rows: dict[str, dict[str, Rows]],
+) -> AdapterStack:
+    """A stack over numbers; `places` has the first one and the shape of each tensor."""
+    tensors = {
+        name: numbers[start : start + math.prod(shape)].reshape(shape)
+        for name, (start, shape) in places.items()
+    }
     return AdapterStack(
-        a={m: np.concatenate([p.a for p in pairs]).astype(dtype) for m, pairs in parts.items()},
-        b={m: np.concatenate([p.b for p in pairs]).astype(dtype) for m, pairs in parts.items()},
-        rows=rows,
+        numbers,
+        {name: start for name, (start, _) in places.items()},
+        {name[:-2]: tensor for name, tensor in tensors.items() if name.endswith(".A")},
+        {name[:-2]: tensor for name, tensor in tensors.items() if name.endswith(".B")},
+        rows,
     )
 
 
@@ -117,26 +147,23 @@ def from_bytes(data: bytes) -> AdapterStack:
     """
     try:
         header = check_bytes(data)
-        tensors = load(data)
+        kinds = {info.dtype for info in header.tensors.values()}
+        if len(kinds) > 1:
+            raise ValueError("its tensors are of several types")
+        dtype = np.dtype(_TYPES[kinds.pop()] if kinds else np.float32)
+        content = max((info.stop for info in header.tensors.values()), default=0)
+        numbers = np.frombuffer(data, dtype, content // dtype.itemsize, len(data) - content)
         layout = parse(header.metadata["layout"].encode())
         rows = {
             name: {module: _parse_rows(*row) for module, row in modules.items()}
             for name, modules in layout.items()
         }
-    except (
-        SafetensorError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        OverflowError,
-    ) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise BundleError(f"adapters.safetensors cannot be read ({error})", _REEXPORT) from error
-    if not all(key.endswith((".A", ".B")) for key in tensors):
+    if not all(name.endswith((".A", ".B")) for name in header.tensors):
         raise BundleError("adapters.safetensors has a tensor that is no A and no B", _REEXPORT)
-    a = {key[:-2]: tensor for key, tensor in tensors.items() if key.endswith(".A")}
-    b = {key[:-2]: tensor for key, tensor in tensors.items() if key.endswith(".B")}
-    stack = AdapterStack(a, b, rows)
+    places = {n: (i.start // dtype.itemsize, i.shape) for n, i in header.tensors.items()}
+    stack = _views(np.require(numbers, requirements="A"), places, rows)
     _check_rows(stack)
     return stack
 

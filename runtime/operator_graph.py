@@ -2,9 +2,8 @@
 
 - A matrix of 4 or 8 bits is multiplied by `Linear`. The nodes that append block means to its input
   (see `export/quantise.py`) are no longer needed: Linear takes the means itself.
-- A slot's three nodes are one `Slot`. Its inputs are the stacked adapters of its modules, as they
-  lie in the bundle, and a table that all slots share: which rows of them are in force, and with
-  what weights.
+- A slot's three nodes are one `Slot`. All slots share their inputs: the numbers of all adapters, as
+  they lie in the bundle, and a table of which rows of them are in force, and with what weights.
 """
 
 from __future__ import annotations
@@ -13,12 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dlp_edge.manifest import Slot
-from dlp_edge.onnx_graph import ATTRIBUTE, FLOAT, GRAPH, INT32, MODEL, NODE, TENSOR, VALUE
+from dlp_edge.onnx_graph import ATTRIBUTE, FLOAT, GRAPH, INT64, MODEL, NODE, TENSOR, VALUE
 from dlp_edge.onnx_writer import make_node, make_opset, make_value
 from dlp_edge.protobuf import parts, read_message, text, texts, varint, write_message
 from dlp_edge.runtime.operators import DOMAIN
 
-SPANS, WEIGHTS = "fusion.spans", "fusion.weights"
+ADAPTERS, SPANS, WEIGHTS = "fusion.adapters", "fusion.spans", "fusion.weights"
+_SLOT_INPUTS = {ADAPTERS: (FLOAT, 1), SPANS: (INT64, 4), WEIGHTS: (FLOAT, 3)}  # type, rank
 MOST_PARTS = 3  # of a slot: q, k and v
 _BLOCK = 32
 _FAST = 4  # the accuracy level that rounds activations to int8, as Linear does
@@ -38,9 +38,9 @@ def with_operators(model: bytes, slots: Sequence[Slot]) -> tuple[bytes, set[str]
     """An fp32 backbone as a bundle has it -> the same one on our operators, and the names of the
     weights that it still has.
 
-    Instead of `<slot>.A` and `<slot>.B` its inputs are `<module>.A` [R, h] and `<module>.B` [R, d]
-    for each part of a slot, and for all slots together SPANS [G, P, n, 2] (int32: first row and
-    rank) and WEIGHTS [G, P, n], for G sequences, P parts of slots and n adapters.
+    Instead of `<slot>.A` and `<slot>.B` it has three inputs for all slots together: ADAPTERS [T],
+    SPANS [G, P, n, 3] (int64: where A's and B's rows begin in ADAPTERS, and the rank) and WEIGHTS
+    [G, P, n], for G sequences, P parts of slots and n adapters.
 
     Raises:
         ValueError: a slot has other nodes than those that an export writes.
@@ -60,7 +60,7 @@ def with_operators(model: bytes, slots: Sequence[Slot]) -> tuple[bytes, set[str]
         **graph,
         1: [node.data for node in changed],
         5: list(weights.values()),
-        11: [*inputs, *map(_slot_value, sorted(slot_inputs(slots)))],
+        11: [*inputs, *(make_value(n, *_SLOT_INPUTS[n]) for n in _SLOT_INPUTS if slots)],
     }
     domains = [*message[8], make_opset(DOMAIN, 1)]
     found = write_message({**message, 7: [write_message(rewritten)], 8: domains})
@@ -111,23 +111,19 @@ def _with_slots(nodes: Sequence[_Node], slots: Sequence[Slot]) -> list[_Node]:
         add = readers.get(up.outputs[0]) if up else None
         if not down or not up or not add or add.kind != "Add" or up.inputs[0] != down.outputs[0]:
             raise ValueError(f"the slot {slot.name} has other nodes than an export writes")
-        stacks = [f"{part.module}.{side}" for part in slot.parts for side in "AB"]
+        inputs = [add.inputs[0], down.inputs[0], *_SLOT_INPUTS]
         starts = [part.start for part in slot.parts]
-        inputs = [add.inputs[0], down.inputs[0], SPANS, WEIGHTS, *stacks]
-        made[add.outputs[0]] = _write("Slot", inputs, add.outputs, first=first, starts=starts)
+        columns = [part.stop - part.start for part in slot.parts]
+        made[add.outputs[0]] = _write(
+            "Slot", inputs, add.outputs, first=first, starts=starts, columns=columns
+        )
         first += len(slot.parts)
     return [made.get(node.outputs[0], node) for node in nodes]
 
 
 def slot_inputs(slots: Sequence[Slot]) -> set[str]:
     """The inputs that the rewritten graph has for its slots."""
-    stacks = {f"{part.module}.{side}" for slot in slots for part in slot.parts for side in "AB"}
-    return stacks | {SPANS, WEIGHTS} if slots else stacks
-
-
-def _slot_value(name: str) -> bytes:
-    dtype, rank = {SPANS: (INT32, 4), WEIGHTS: (FLOAT, 3)}.get(name, (FLOAT, 2))
-    return make_value(name, dtype, rank)
+    return set(_SLOT_INPUTS) if slots else set()
 
 
 def _needed(nodes: Sequence[_Node], outputs: Sequence[str]) -> list[_Node]:

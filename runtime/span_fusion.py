@@ -1,7 +1,7 @@
 """Fusing without copying: which rows of the stacked adapters are in force, and with what weights.
 
-For our own operators (`runtime/native/operators.c`), which read the rows where they lie. A change of
-fusion writes three numbers for each module and adapter, whatever the size of the adapters.
+For our own operators (`runtime/native/operators.c`), which read the rows where they lie. A change
+of fusion writes four numbers for each module and adapter, whatever the size of the adapters.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from dlp_edge.manifest import Slot
 from dlp_edge.runtime.fusion import Tensors
-from dlp_edge.runtime.operator_graph import SPANS, WEIGHTS
-from dlp_edge.stack import AdapterStack, Array
+from dlp_edge.runtime.operator_graph import ADAPTERS, SPANS, WEIGHTS
+from dlp_edge.stack import AdapterStack
 
 
 class SpanFuser:
@@ -25,25 +25,25 @@ class SpanFuser:
     as the most adapters of any sequence; what is left over has rank 0.
 
     Attributes:
-        adapters: the inputs that are the same for all fusions: `<module>.A` [R, h] and
-            `<module>.B` [R, d].
+        adapters: the input that is the same for all fusions, the numbers of all adapters.
     """
 
     def __init__(self, stack: AdapterStack, slots: Sequence[Slot], sequences: int = 1) -> None:
-        parts = [(slot, part) for slot in slots for part in slot.parts]
-        self.adapters: dict[str, Array] = {}
-        for slot, part in parts:
-            sizes = {"A": slot.input_size, "B": part.stop - part.start}
-            for side, stacked in (("A", stack.a), ("B", stack.b)):
-                rows = stacked.get(part.module, np.zeros((0, sizes[side])))
-                self.adapters[f"{part.module}.{side}"] = np.ascontiguousarray(rows, np.float32)
-        # For each adapter: first row and rank [P, 2], and scaling [P].
-        self._known: dict[str, tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]] = {}
+        parts = [part for slot in slots for part in slot.parts]
+        numbers = np.asarray(stack.numbers, np.float32)
+        self.adapters: Tensors = {ADAPTERS: numbers} if parts else {}
+        # For each adapter: where A and B begin among the numbers and its rank [P, 3], scaling [P].
+        self._known: dict[str, tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]] = {}
         for name, rows in stack.rows.items():
-            found = [rows.get(part.module) for _, part in parts]
-            spans = [(at.offset, at.rank) if at else (0, 0) for at in found]
-            scalings = [at.scaling if at else 0.0 for at in found]
-            self._known[name] = (np.array(spans, np.int32), np.array(scalings, np.float32))
+            spans = np.zeros((len(parts), 3), np.int64)
+            scalings = np.zeros(len(parts), np.float32)
+            for index, part in enumerate(parts):
+                if (at := rows.get(part.module)) is not None:
+                    a, b = (stack.starts[f"{part.module}.{side}"] for side in "AB")
+                    a += at.offset * stack.a[part.module].shape[1]
+                    b += at.offset * stack.b[part.module].shape[1]
+                    spans[index], scalings[index] = (a, b, at.rank), at.scaling
+            self._known[name] = (spans, scalings)
         self._parts = len(parts)
         self._begin(sequences)
 
@@ -55,12 +55,12 @@ class SpanFuser:
 
     def _begin(self, sequences: int) -> None:
         self._chosen: list[Mapping[str, float]] = [{}] * sequences
-        self._spans = np.zeros((sequences, self._parts, 1, 2), np.int32)
+        self._spans = np.zeros((sequences, self._parts, 1, 3), np.int64)
         self._weights = np.zeros((sequences, self._parts, 1), np.float32)
 
     def fuse(self, weights: Mapping[str, float], sequence: int = 0) -> Tensors:
         """Gives one sequence the adapters with these weights (none: the base model); returns the
-        tables of all G sequences, SPANS [G, P, n, 2] and WEIGHTS [G, P, n]."""
+        tables of all G sequences, SPANS [G, P, n, 3] and WEIGHTS [G, P, n]."""
         chosen = {name: weight for name, weight in weights.items() if weight != 0}
         self._chosen[sequence] = chosen
         self._make_room()
@@ -87,7 +87,7 @@ class SpanFuser:
         if width == before or (width < before and len(self._chosen) > 1):
             return
         kept = min(width, before)
-        spans = np.zeros((*self._spans.shape[:2], width, 2), np.int32)
+        spans = np.zeros((*self._spans.shape[:2], width, 3), np.int64)
         weights = np.zeros((*self._weights.shape[:2], width), np.float32)
         spans[:, :, :kept] = self._spans[:, :, :kept]
         weights[:, :, :kept] = self._weights[:, :, :kept]

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dlp_edge.export.levels import Levels
-from dlp_edge.onnx_graph import FLOAT, INT32, UINT8
+from dlp_edge.onnx_graph import FLOAT, INT64, UINT8
 from dlp_edge.onnx_writer import make_model, make_node, make_value
 from dlp_edge.runtime.device import Device, open_session
 from dlp_edge.runtime.operators import DOMAIN, SWITCH, find_operators
@@ -29,14 +26,14 @@ several = settings(max_examples=60, suppress_health_check=[HealthCheck.function_
 
 
 @pytest.fixture(params=["avx2", "best"])
-def vectors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def vectors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv(SWITCH, request.param)
-    yield request.param
+    return str(request.param)
 
 
 def run(kind: str, inputs: dict[str, Array | None], **numbers: int | list[int]) -> Array:
     """An operator alone; an input that is None is left out."""
-    types = {"float32": FLOAT, "int32": INT32, "uint8": UINT8}
+    types = {"float32": FLOAT, "int64": INT64, "uint8": UINT8}
     given = {name: array for name, array in inputs.items() if array is not None}
     values = [make_value(name, types[a.dtype.name], a.ndim) for name, a in given.items()]
     names = [name if name in given else "" for name in inputs]
@@ -143,24 +140,24 @@ def test_a_matrix_that_does_not_fit_is_refused() -> None:
 def slot_inputs(
     rng: np.random.Generator, shape: tuple[int, int], k: int, columns: list[int], adapters: int
 ) -> dict[str, Array]:
+    """Adapters of rank 0 to 9 whose rows lie anywhere among 5,000 numbers; two more parts than
+    the slot has."""
     sequences, tokens = shape
-    parts = len(columns)
-    ranks = rng.integers(0, 10, (sequences, parts + 1, adapters))
-    offsets = rng.integers(0, 20 - ranks)
-    inputs: dict[str, Array] = {
+    sizes = (sequences, len(columns) + 2, adapters)
+    starts = rng.integers(0, 5000 - 9 * max(k, *columns), (*sizes, 2))
+    ranks = rng.integers(0, 10, (*sizes, 1))
+    return {
         "y": rng.standard_normal((sequences, tokens, 3 + sum(columns))).astype(np.float32),
         "x": rng.standard_normal((sequences, tokens, k)).astype(np.float32),
-        "spans": np.stack([offsets, ranks], -1).astype(np.int32),
-        "weights": rng.standard_normal((sequences, parts + 1, adapters)).astype(np.float32),
+        "adapters": rng.standard_normal(5000).astype(np.float32),
+        "spans": np.concatenate([starts, ranks], -1).astype(np.int64),
+        "weights": rng.standard_normal(sizes).astype(np.float32),
     }
-    for part, width in enumerate(columns):
-        inputs[f"A{part}"] = rng.standard_normal((20, k)).astype(np.float32)
-        inputs[f"B{part}"] = rng.standard_normal((20, width)).astype(np.float32)
-    return inputs
 
 
-def starts_of(columns: list[int]) -> list[int]:
-    return [sum(columns[:part]) + 2 for part in range(len(columns))]
+def run_slot(inputs: dict[str, Array], columns: list[int], first: int = 1) -> Array:
+    starts = [sum(columns[:part]) + 2 for part in range(len(columns))]
+    return run("Slot", dict(inputs), first=first, starts=starts, columns=columns)
 
 
 @several
@@ -176,51 +173,59 @@ def test_a_slot_adds_each_sequences_adapters(
 ) -> None:
     inputs = slot_inputs(np.random.default_rng(seed), shape, k, columns, adapters)
     expected = inputs["y"].astype(np.float64)
-    for sequence in range(shape[0]):
-        for part, start in enumerate(starts_of(columns)):
+    for sequence, x in enumerate(inputs["x"]):
+        start = 2
+        for part, width in enumerate(columns):
             for adapter in range(adapters):
-                offset, rank = inputs["spans"][sequence, 1 + part, adapter]
-                rows = slice(offset, offset + rank)
-                delta = (
-                    inputs["x"][sequence] @ inputs[f"A{part}"][rows].T @ inputs[f"B{part}"][rows]
+                a, b, rank = inputs["spans"][sequence, 1 + part, adapter]
+                rows_of_a = inputs["adapters"][a : a + rank * k].reshape(rank, k)
+                rows_of_b = inputs["adapters"][b : b + rank * width].reshape(rank, width)
+                weight = inputs["weights"][sequence, 1 + part, adapter]
+                expected[sequence, :, start : start + width] += weight * (
+                    x @ rows_of_a.T @ rows_of_b
                 )
-                to = slice(start, start + columns[part])
-                expected[sequence, :, to] += inputs["weights"][sequence, 1 + part, adapter] * delta
-    found = run("Slot", inputs, first=1, starts=starts_of(columns))
-    np.testing.assert_allclose(found, expected, atol=2e-3)
+            start += width
+    np.testing.assert_allclose(run_slot(inputs, columns), expected, atol=2e-3)
 
 
 def test_a_slots_token_is_the_same_alone(vectors: str) -> None:
     inputs = slot_inputs(np.random.default_rng(3), (1, 41), 70, [90, 40], 2)
-    together = run("Slot", inputs, first=0, starts=starts_of([90, 40]))
+    together = run_slot(inputs, [90, 40])
     for token in range(41):
         one = {name: inputs[name][:, token : token + 1] for name in ("y", "x")}
-        alone = run("Slot", {**inputs, **one}, first=0, starts=starts_of([90, 40]))
+        alone = run_slot({**inputs, **one}, [90, 40])
         np.testing.assert_array_equal(alone[:, 0], together[:, token])
 
 
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("spans", lambda spans: spans + [0, 20], "no such rows"),
-        ("spans", lambda spans: spans - [30, 0], "no such rows"),
-        ("spans", lambda spans: spans * 0 + [2**31 - 1, 2], "no such rows"),
+        ("spans", lambda spans: spans + np.array([5000, 0, 1]), "no such rows"),
+        ("spans", lambda spans: spans - np.array([0, 5000, 0]), "no such rows"),
+        ("spans", lambda spans: spans + np.array([0, 0, 2**62]), "no such rows"),
+        ("spans", lambda spans: spans - np.array([0, 0, 20]), "no such rows"),
         ("spans", lambda spans: spans[:, :1], "these sequences"),
         ("weights", lambda weights: weights[..., :1], "these sequences"),
-        ("x", lambda x: x[..., :-1], "do not fit"),
+        ("adapters", lambda numbers: numbers[:100], "no such rows"),
         ("x", lambda x: x[:, :-1], "same tokens"),
-        ("A0", lambda a: a[:-1], "do not fit"),
-        ("B1", lambda b: np.pad(b, ((0, 0), (0, 9))), "do not fit"),
+        ("y", lambda y: y[..., :30], "not within y"),
     ],
 )
 def test_a_slot_refuses_what_does_not_fit(name: str, change: Any, message: str) -> None:
     inputs = slot_inputs(np.random.default_rng(0), (1, 3), 20, [30, 10], 2)
-    inputs[name] = np.ascontiguousarray(change(inputs[name])).astype(inputs[name].dtype)
+    inputs[name] = np.ascontiguousarray(change(inputs[name]))
     with pytest.raises(Exception, match=message):
-        run("Slot", inputs, first=1, starts=starts_of([30, 10]))
+        run_slot(inputs, [30, 10])
 
 
-def test_they_can_be_switched_off(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_slots_attributes_must_fit() -> None:
+    inputs = slot_inputs(np.random.default_rng(0), (1, 3), 20, [30, 10], 2)
+    for wrong in ({"starts": [0, 1]}, {"starts": [0] * 4}, {"columns": []}):
+        attributes = {"first": 1, "starts": [2], "columns": [30], **wrong}
+        with pytest.raises(Exception, match=r"fit each other|not large enough"):
+            run("Slot", dict(inputs), **attributes)
+
+
+def test_they_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(SWITCH, "0")
     assert find_operators() is None
-    assert ort.get_available_providers()

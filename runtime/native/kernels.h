@@ -29,13 +29,10 @@ typedef struct {
   size_t count, pairs, padded;
 } Tokens;
 
-/* A low-rank term: rows [offset, offset + rank) of A [.., inputs] and B [.., columns]. */
+/* One adapter's rows for one part of a slot: A [rank, inputs] and B [rank, columns] begin at these
+ * places among the adapters' numbers. */
 typedef struct {
-  const float *a, *b;
-  size_t inputs, columns;
-} Stack;
-typedef struct {
-  int32_t offset, rank;
+  int64_t a, b, rank;
 } Span;
 
 typedef struct {
@@ -47,8 +44,9 @@ typedef struct {
                size_t inputs, float weight, float *hidden, size_t stride);
   /* y [count, ..] += hidden B for the columns [from, to) of B; y begins at the first of them. An
    * adapter's part of hidden begins at a multiple of `most`. */
-  void (*up)(const Stack *, const Span *spans, size_t adapters, size_t most, size_t from, size_t to,
-             const float *hidden, size_t stride, size_t count, float *y, size_t y_stride);
+  void (*up)(const float *adapters, const Span *spans, size_t n, size_t most, size_t columns,
+             size_t from, size_t to, const float *hidden, size_t stride, size_t count, float *y,
+             size_t y_stride);
 } Kernels;
 
 #define INLINE __attribute__((always_inline)) static inline

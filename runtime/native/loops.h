@@ -101,19 +101,22 @@ TARGET static void NAME(down)(const float *x, size_t x_stride, size_t count, con
   }
 }
 
-/* `vectors` vectors of columns for `tokens` tokens; b is the first of these columns. */
-TARGET INLINE void NAME(strip)(const int vectors, const int tokens, const float *b, size_t columns,
-                               const Span *spans, size_t adapters, size_t most,
-                               const float *hidden, size_t stride, float *y, size_t y_stride) {
+/* `vectors` vectors of columns for `tokens` tokens. */
+TARGET INLINE void NAME(strip)(const int vectors, const int tokens, const float *adapters,
+                               const Span *spans, size_t n, size_t most, size_t columns,
+                               size_t column, const float *hidden, size_t stride, float *y,
+                               size_t y_stride) {
   VECTOR total[4][4];
   for (int t = 0; t < tokens; t++)
     for (int v = 0; v < vectors; v++) total[t][v] = SET(0);
-  for (size_t i = 0; i < adapters; i++)
-    for (size_t r = 0; r < (size_t)spans[i].rank; r++) {
-      const float *row = b + (spans[i].offset + r) * columns;
-      for (int t = 0; t < tokens; t++)
+  for (size_t i = 0; i < n; i++)
+    for (int64_t r = 0; r < spans[i].rank; r++) {
+      const float *row = adapters + spans[i].b + r * columns + column;
+      for (int t = 0; t < tokens; t++) {
+        VECTOR factor = SET(hidden[t * stride + i * most + r]);
         for (int v = 0; v < vectors; v++)
-          total[t][v] = FMA(LOAD(row + v * WIDTH), SET(hidden[t * stride + i * most + r]), total[t][v]);
+          total[t][v] = FMA(LOAD(row + v * WIDTH), factor, total[t][v]);
+      }
     }
   for (int t = 0; t < tokens; t++)
     for (int v = 0; v < vectors; v++) {
@@ -122,17 +125,17 @@ TARGET INLINE void NAME(strip)(const int vectors, const int tokens, const float 
     }
 }
 
-TARGET static void NAME(up)(const Stack *stack, const Span *spans, size_t adapters, size_t most,
-                            size_t from, size_t to, const float *hidden, size_t stride,
-                            size_t count, float *y, size_t y_stride) {
+TARGET static void NAME(up)(const float *adapters, const Span *spans, size_t n, size_t most,
+                            size_t columns, size_t from, size_t to, const float *hidden,
+                            size_t stride, size_t count, float *y, size_t y_stride) {
   for (size_t t = 0, tokens; t < count; t += tokens) {
     tokens = count - t < 4 ? 1 : 4;
     const float *own = hidden + t * stride;
     size_t c = from;
-#define STRIP(vectors, tokens)                                                             \
-  for (; c + vectors * WIDTH <= to; c += vectors * WIDTH)                                  \
-    NAME(strip)(vectors, tokens, stack->b + c, stack->columns, spans, adapters, most, own, \
-                stride, y + t * y_stride + c - from, y_stride);
+#define STRIP(vectors, tokens)                                                              \
+  for (; c + vectors * WIDTH <= to; c += vectors * WIDTH)                                   \
+    NAME(strip)(vectors, tokens, adapters, spans, n, most, columns, c, own, stride,         \
+                y + t * y_stride + c - from, y_stride);
     if (tokens == 4) {
       STRIP(4, 4) STRIP(1, 4)
     } else {
@@ -140,13 +143,12 @@ TARGET static void NAME(up)(const Stack *stack, const Span *spans, size_t adapte
     }
 #undef STRIP
     for (; c < to; c++)
-      for (size_t n = 0; n < tokens; n++) {
+      for (size_t token = 0; token < tokens; token++) {
         float sum = 0;
-        for (size_t i = 0; i < adapters; i++)
-          for (size_t r = 0; r < (size_t)spans[i].rank; r++)
-            sum += stack->b[(spans[i].offset + r) * stack->columns + c] *
-                   own[n * stride + i * most + r];
-        y[(t + n) * y_stride + c - from] += sum;
+        for (size_t i = 0; i < n; i++)
+          for (int64_t r = 0; r < spans[i].rank; r++)
+            sum += adapters[spans[i].b + r * columns + c] * own[token * stride + i * most + r];
+        y[(t + token) * y_stride + c - from] += sum;
       }
   }
 }

@@ -7,8 +7,8 @@
 #include <stdint.h>
 
 enum { INTERFACE_VERSION = 18 };
-enum { FLOAT = 1, UINT8 = 2, INT32 = 6 }; /* ONNX's numbers of types */
-enum { INVALID_ARGUMENT = 2, NO_MEMORY = 1 }; /* error codes; 1 is the general one */
+enum { FLOAT = 1, UINT8 = 2, INT64 = 7 }; /* ONNX's numbers of types */
+enum { FAIL = 1, INVALID_ARGUMENT = 2 }; /* error codes */
 
 typedef struct Status Status; /* NULL where all went well */
 typedef struct Value Value;

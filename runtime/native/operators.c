@@ -5,7 +5,7 @@
  *   nothing is packed, so nothing is there twice. `means` says that the matrix has columns for
  *   the means of x's blocks behind those for x.
  * Slot: y [B, S, N] + (x A^T) B for each sequence's adapters. The rows of A and B are read where
- *   all adapters lie stacked, so that another fusion is another few numbers.
+ *   they lie among those of all adapters, so that another fusion is another few numbers.
  */
 #include <immintrin.h>
 #include <stdlib.h>
@@ -59,7 +59,7 @@ static Status *output(Context *context, const int64_t *size, float **data) {
 }
 
 static Status *refuse(const char *why) { return create_status(INVALID_ARGUMENT, why); }
-static Status *no_memory(void) { return create_status(NO_MEMORY, "Failed to allocate memory"); }
+static Status *no_memory(void) { return create_status(FAIL, "Failed to allocate memory"); }
 
 #define TRY(expression)                 \
   do {                                  \
@@ -200,97 +200,89 @@ static Status *linear_create(const Operator *op, Interface api, const KernelInfo
 typedef struct {
   int64_t first;          /* the slot's first part among all parts of all slots */
   int64_t starts[PARTS];  /* the column of y where each part begins */
+  int64_t columns[PARTS]; /* and how many columns it has */
   size_t parts;
 } Slot;
 
 typedef struct {
   const Slot *own;
-  const float *x, *weights;
-  const Span *spans; /* [G, all, adapters] */
-  float *y, *hidden; /* [B, S, N], [B, S, parts, adapters, most] */
-  Stack stacks[PARTS];
-  size_t all, adapters, most, pieces; /* pieces: of HIDDEN rows, in `most` */
-  size_t tokens, blocks;              /* S, and how often TOKENS fit into it */
-  size_t x_stride, y_stride, stride;
+  const float *x, *adapters, *weights;
+  const Span *spans; /* [B, all, n] */
+  float *y, *hidden; /* [B, S, N], [B, S, parts, n, most] */
+  size_t all, n, most, pieces; /* pieces: of HIDDEN rows, in `most` */
+  size_t tokens, blocks;       /* S, and how often TOKENS fit into it */
+  size_t inputs, y_stride, stride;
 } SlotWork;
 
+/* Tokens [first, first + count) of all, and the adapters that one part has for them. */
 typedef struct {
-  size_t sequence, part, first, count; /* tokens [first, first + count) of all */
+  size_t part, first, count;
   const Span *spans;
   const float *weights;
 } Place;
 
-/* The tokens and the part that a task is about. */
-static Place place_of(const SlotWork *w, size_t sequence, size_t part, size_t block) {
-  size_t from = block * TOKENS, left = w->tokens - from;
-  size_t fusion = (sequence * w->all + w->own->first + part) * w->adapters;
-  return (Place){sequence, part, sequence * w->tokens + from, left < TOKENS ? left : TOKENS,
+static Place place_of(const SlotWork *w, size_t group) {
+  size_t part = group % w->own->parts, block = group / w->own->parts % w->blocks;
+  size_t sequence = group / w->own->parts / w->blocks, from = block * TOKENS;
+  size_t left = w->tokens - from, fusion = (sequence * w->all + w->own->first + part) * w->n;
+  return (Place){part, sequence * w->tokens + from, left < TOKENS ? left : TOKENS,
                  w->spans + fusion, w->weights + fusion};
 }
 
 static void slot_down(void *work, size_t task) {
   const SlotWork *w = work;
-  size_t piece = task % w->pieces, adapter = task / w->pieces % w->adapters;
-  task /= w->pieces * w->adapters;
-  size_t part = task % w->own->parts, block = task / w->own->parts % w->blocks;
-  Place at = place_of(w, task / w->own->parts / w->blocks, part, block);
+  size_t from = task % w->pieces * HIDDEN, adapter = task / w->pieces % w->n;
+  Place at = place_of(w, task / w->pieces / w->n);
   Span span = at.spans[adapter];
-  size_t from = piece * HIDDEN, rows = span.rank - from;
   if (from >= (size_t)span.rank) return;
-  size_t column = (part * w->adapters + adapter) * w->most + from;
-  kernels->down(w->x + at.first * w->x_stride, w->x_stride, at.count,
-                w->stacks[part].a + (span.offset + from) * w->stacks[part].inputs,
-                rows < HIDDEN ? rows : HIDDEN, w->stacks[part].inputs, at.weights[adapter],
-                w->hidden + at.first * w->stride + column, w->stride);
+  size_t left = span.rank - from, column = (at.part * w->n + adapter) * w->most + from;
+  kernels->down(w->x + at.first * w->inputs, w->inputs, at.count,
+                w->adapters + span.a + from * w->inputs, left < HIDDEN ? left : HIDDEN, w->inputs,
+                at.weights[adapter], w->hidden + at.first * w->stride + column, w->stride);
 }
 
 static void slot_up(void *work, size_t task) {
   const SlotWork *w = work;
   size_t chunks = (w->y_stride + COLUMNS - 1) / COLUMNS, from = task % chunks * COLUMNS;
-  task /= chunks;
-  size_t part = task % w->own->parts, block = task / w->own->parts % w->blocks;
-  const Stack *stack = &w->stacks[part];
-  if (from >= stack->columns) return;
-  size_t to = stack->columns - from < COLUMNS ? stack->columns : from + COLUMNS;
-  Place at = place_of(w, task / w->own->parts / w->blocks, part, block);
-  kernels->up(stack, at.spans, w->adapters, w->most, from, to,
-              w->hidden + at.first * w->stride + part * w->adapters * w->most, w->stride, at.count,
-              w->y + at.first * w->y_stride + w->own->starts[part] + from, w->y_stride);
+  Place at = place_of(w, task / chunks);
+  size_t columns = w->own->columns[at.part], to = from + COLUMNS;
+  if (from >= columns) return;
+  kernels->up(w->adapters, at.spans, w->n, w->most, columns, from, to < columns ? to : columns,
+              w->hidden + at.first * w->stride + at.part * w->n * w->most, w->stride, at.count,
+              w->y + at.first * w->y_stride + w->own->starts[at.part] + from, w->y_stride);
 }
 
-/* Inputs of Slot: y, x, spans [G, all, adapters, 2], weights [G, all, adapters], and A [R, K] and
- * B [R, d] of each part. */
+/* Inputs of Slot: y, x, adapters [T], spans [B, all, n, 3], weights [B, all, n]. */
 static Status *read_slot(const Slot *own, Context *context, SlotWork *w, Tensor *y) {
-  Tensor x, spans, weights;
+  Tensor x, adapters, spans, weights;
   TRY(input(context, 0, y));
   TRY(input(context, 1, &x));
-  TRY(input(context, 2, &spans));
-  TRY(input(context, 3, &weights));
+  TRY(input(context, 2, &adapters));
+  TRY(input(context, 3, &spans));
+  TRY(input(context, 4, &weights));
   if (y->rank != 3 || x.rank != 3 || x.size[0] != y->size[0] || x.size[1] != y->size[1])
     return refuse("Slot: x and y are not of the same tokens");
-  if (spans.rank != 4 || spans.size[3] != 2 || weights.rank != 3 || spans.size[0] != y->size[0] ||
-      memcmp(spans.size, weights.size, 3 * sizeof *spans.size) ||
+  if (adapters.rank != 1 || spans.rank != 4 || spans.size[3] != 3 || weights.rank != 3 ||
+      spans.size[0] != y->size[0] || memcmp(spans.size, weights.size, 3 * sizeof *spans.size) ||
       spans.size[1] < own->first + (int64_t)own->parts)
     return refuse("Slot: the fusions are not of these sequences and slots");
-  *w = (SlotWork){.own = own, .x = x.data, .spans = spans.data, .weights = weights.data};
-  w->all = spans.size[1], w->adapters = spans.size[2];
-  w->tokens = y->size[1], w->blocks = (w->tokens + TOKENS - 1) / TOKENS;
-  w->x_stride = x.size[2], w->y_stride = y->size[2];
-  for (size_t part = 0; part < own->parts; part++) {
-    Tensor a, b;
-    TRY(input(context, 4 + 2 * part, &a));
-    TRY(input(context, 5 + 2 * part, &b));
-    if (a.rank != 2 || b.rank != 2 || a.size[0] != b.size[0] || a.size[1] != x.size[2] ||
-        own->starts[part] < 0 || own->starts[part] + b.size[1] > y->size[2])
-      return refuse("Slot: adapters do not fit their matrix");
-    w->stacks[part] = (Stack){a.data, b.data, a.size[1], b.size[1]};
-    for (int64_t sequence = 0; sequence < y->size[0]; sequence++)
-      for (size_t adapter = 0; adapter < w->adapters; adapter++) {
-        Span span = place_of(w, sequence, part, 0).spans[adapter];
-        if (span.offset < 0 || span.rank < 0 || span.offset > a.size[0] - span.rank)
-          return refuse("Slot: there are no such rows");
-        if ((size_t)span.rank > w->most) w->most = span.rank;
-      }
+  *w = (SlotWork){.own = own, .x = x.data, .adapters = adapters.data, .spans = spans.data,
+                  .weights = weights.data, .all = spans.size[1], .n = spans.size[2],
+                  .tokens = y->size[1], .inputs = x.size[2], .y_stride = y->size[2]};
+  w->blocks = (w->tokens + TOKENS - 1) / TOKENS;
+  size_t groups = y->size[0] * w->blocks * own->parts;
+  for (size_t group = 0; group < groups; group++) {
+    Place at = place_of(w, group);
+    int64_t columns = own->columns[at.part];
+    if (own->starts[at.part] > y->size[2] - columns) return refuse("Slot: a part is not within y");
+    for (size_t i = 0; i < w->n; i++) {
+      Span span = at.spans[i];
+      if (span.rank < 0 || span.a < 0 || span.b < 0 || span.rank > adapters.size[0] ||
+          span.a > adapters.size[0] - span.rank * x.size[2] ||
+          span.b > adapters.size[0] - span.rank * columns)
+        return refuse("Slot: there are no such rows");
+      if ((size_t)span.rank > w->most) w->most = span.rank;
+    }
   }
   return NULL;
 }
@@ -305,14 +297,14 @@ static Status *slot_compute(void *kernel, Context *context) {
   if (w.y != y.data) memcpy(w.y, y.data, count * w.y_stride * sizeof *w.y);
   if (!w.most || !count) return NULL;
   w.pieces = (w.most + HIDDEN - 1) / HIDDEN;
-  w.stride = own->parts * w.adapters * w.most;
+  w.stride = own->parts * w.n * w.most;
   w.hidden = malloc(count * w.stride * sizeof *w.hidden);
   if (!w.hidden) return no_memory();
   size_t groups = sequences * w.blocks * own->parts;
-  size_t downs = groups * w.adapters * w.pieces;
+  size_t downs = groups * w.n * w.pieces;
   size_t ups = groups * ((w.y_stride + COLUMNS - 1) / COLUMNS);
   Status *status = NULL;
-  if (count * w.adapters * w.most * (w.x_stride + w.y_stride) < ALONE) {
+  if (count * w.n * w.most * (w.inputs + w.y_stride) < ALONE) {
     for (size_t task = 0; task < downs; task++) slot_down(&w, task);
     for (size_t task = 0; task < ups; task++) slot_up(&w, task);
   } else {
@@ -327,13 +319,17 @@ static Status *slot_create(const Operator *op, Interface api, const KernelInfo *
   (void)op, (void)api;
   Slot *own = calloc(1, sizeof *own);
   if (!own) return no_memory();
-  own->parts = PARTS;
+  size_t count = own->parts = PARTS;
   attribute(info, "first", &own->first);
   Status *status = attribute_ints(info, "starts", own->starts, &own->parts);
-  *kernel = own;
-  if (!status && own->first >= 0) return NULL;
-  free(own);
-  return status ? status : refuse("Slot: `first` is below 0");
+  if (!status) status = attribute_ints(info, "columns", own->columns, &count);
+  int fits = own->first >= 0 && count == own->parts;
+  for (size_t part = 0; part < PARTS; part++)
+    fits = fits && own->starts[part] >= 0 && own->columns[part] >= 0;
+  if (!status && !fits) status = refuse("Slot: its attributes do not fit each other");
+  if (status) free(own);
+  *kernel = status ? NULL : own;
+  return status;
 }
 
 /* ---- What onnxruntime asks about them ---- */
@@ -342,13 +338,12 @@ static const char *linear_name(const Operator *op) { return (void)op, "Linear"; 
 static const char *slot_name(const Operator *op) { return (void)op, "Slot"; }
 static const char *provider(const Operator *op) { return (void)op, "CPUExecutionProvider"; }
 static size_t linear_inputs(const Operator *op) { return (void)op, 4; }
-static size_t slot_inputs(const Operator *op) { return (void)op, 4 + 2 * PARTS; }
+static size_t slot_inputs(const Operator *op) { return (void)op, 5; }
 static size_t outputs(const Operator *op) { return (void)op, 1; }
 static int linear_type(const Operator *op, size_t i) { return (void)op, i % 2 ? UINT8 : FLOAT; }
-static int slot_type(const Operator *op, size_t i) { return (void)op, i == 2 ? INT32 : FLOAT; }
+static int slot_type(const Operator *op, size_t i) { return (void)op, i == 3 ? INT64 : FLOAT; }
 static int output_type(const Operator *op, size_t i) { return (void)op, (void)i, FLOAT; }
 static int linear_optional(const Operator *op, size_t i) { return (void)op, i > 2; }
-static int slot_optional(const Operator *op, size_t i) { return (void)op, i > 5; }
 static int never(const Operator *op, size_t i) { return (void)op, (void)i, 0; }
 static int none(const Operator *op) { return (void)op, 0; }
 static int first_version(const Operator *op) { return (void)op, 1; }
@@ -363,6 +358,7 @@ static size_t over_first(int **inputs, int **outputs) {
 }
 static void release(int *inputs, int *outputs) { free(inputs), free(outputs); }
 
+#define slot_optional never
 #define OPERATOR(kind, place)                                                                    \
   {                                                                                              \
     .version = INTERFACE_VERSION, .name = kind##_name, .provider = provider,                     \
