@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from dlp_edge.errors import ResourceError
 
 
@@ -22,6 +20,8 @@ def locked(target: Path) -> Iterator[None]:
     Raises:
         ResourceError: another process, or another call of this one, is writing to the target.
     """
+    from filelock import FileLock, Timeout  # who only loads a bundle does without
+
     name = hashlib.sha256(str(target.resolve()).encode()).hexdigest()[:16]
     path = Path(tempfile.gettempdir()) / f"dlp-edge-{name}.lock"
     lock = FileLock(path)

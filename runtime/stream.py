@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import inspect
 import threading
@@ -95,6 +94,8 @@ class AsyncStream:
     async def __anext__(self) -> Chunk:
         if self._ended:
             raise StopAsyncIteration
+        import asyncio  # who awaits this has it loaded; loading a bundle does without
+
         loop = asyncio.get_running_loop()
         try:
             chunk = await loop.run_in_executor(self._thread, next, self._stream, None)
@@ -114,6 +115,8 @@ class AsyncStream:
 
     async def aclose(self) -> None:
         """Ends the answer, and returns when other requests can go on."""
+        import asyncio
+
         closing = self._stop()
         if closing is not None:
             await asyncio.wrap_future(closing)
