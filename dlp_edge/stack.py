@@ -78,7 +78,7 @@ class AdapterStack:
 
 def pack(adapters: Mapping[str, Mapping[str, LoraPair]], dtype: str) -> AdapterStack:
     """Stacks adapters (name -> module -> pair) in the given order, as `dtype`."""
-    parts: dict[str, list[LoraPair]] = {}
+    sizes: dict[str, tuple[int, int]] = {}
     height: dict[str, int] = {}
     rows: dict[str, dict[str, Rows]] = {}
     for name, pairs in adapters.items():
@@ -87,17 +87,18 @@ def pack(adapters: Mapping[str, Mapping[str, LoraPair]], dtype: str) -> AdapterS
             offset, rank = height.get(module, 0), pair.a.shape[0]
             rows[name][module] = Rows(offset, rank, pair.scaling)
             height[module] = offset + rank
-            parts.setdefault(module, []).append(pair)
+            sizes[module] = (pair.a.shape[1], pair.b.shape[1])
     places: dict[str, tuple[int, tuple[int, ...]]] = {}
     end = 0
-    for module, pairs in parts.items():
-        for side, columns in (("A", pairs[0].a.shape[1]), ("B", pairs[0].b.shape[1])):
-            places[f"{module}.{side}"] = (end, (height[module], columns))
-            end += height[module] * columns
+    for module, widths in sizes.items():
+        for side, width in zip("AB", widths, strict=True):
+            places[f"{module}.{side}"] = (end, (height[module], width))
+            end += height[module] * width
     stack = _views(np.empty(end, dtype), places, rows)
-    for module, pairs in parts.items():
-        np.concatenate([p.a for p in pairs], out=stack.a[module], casting="unsafe")
-        np.concatenate([p.b for p in pairs], out=stack.b[module], casting="unsafe")
+    for name, pairs in adapters.items():
+        for module, pair in pairs.items():
+            at = rows[name][module].slice
+            stack.a[module][at], stack.b[module][at] = pair.a, pair.b
     return stack
 
 

@@ -11,6 +11,7 @@ import onnxruntime as ort
 
 from dlp_edge.errors import BundleError
 from dlp_edge.manifest import BackboneEntry, Slot
+from dlp_edge.runtime.captures import Captures, is_capturing
 from dlp_edge.runtime.device import Device, open_session
 from dlp_edge.runtime.operator_graph import slot_inputs, with_operators
 from dlp_edge.runtime.rowwise import rowwise
@@ -25,6 +26,7 @@ class Backbone:
 
     Attributes:
         own_operators: whether it runs on our own operators (`operator_graph.py`).
+        captures: the CUDA graphs of its steps; None where it captures none.
         weights: what the session reads where it is, and would not keep.
         rowwise: the same graph for ROWS tokens at once (`rowwise.py`); the first call loads it.
     """
@@ -33,6 +35,7 @@ class Backbone:
     entry: BackboneEntry
     device: Device
     own_operators: bool
+    captures: Captures | None
     weights: Weights
     rowwise: Callable[[], ort.InferenceSession]
 
@@ -64,7 +67,7 @@ def open_backbone(
     # Linear reads weights where they are; onnxruntime's own operators make them anew.
     in_place = own and entry.quantisation in ("int4", "int8")
     folder = path.parent if in_place or weights is None else None
-    session = open_session(graph, device, weights, folder)
+    session = open_session(graph, device, weights, folder, device.captures)
     _check_inputs(session, entry, own)
     kept = weights if in_place and weights else {}
     read_by_onnxruntime = weights is None
@@ -74,7 +77,8 @@ def open_backbone(
         again = None if read_by_onnxruntime else kept or reread()
         return open_session(rowwise(graph, ROWS), device, again, folder)
 
-    return Backbone(session, entry, device, own, kept, by_rows)
+    captures = Captures() if is_capturing(session) else None
+    return Backbone(session, entry, device, own, captures, kept, by_rows)
 
 
 def _rewrite(

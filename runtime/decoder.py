@@ -15,6 +15,7 @@ import onnxruntime as ort
 
 from dlp_edge.errors import ResourceError, UsageError
 from dlp_edge.runtime.backbone import ROWS, Backbone
+from dlp_edge.runtime.captures import NEVER
 from dlp_edge.runtime.faults import engine_errors
 from dlp_edge.runtime.interrupt import Interrupt, run_bound
 from dlp_edge.runtime.rows import DeviceRows, Rows
@@ -48,6 +49,7 @@ class Decoder:
         self._kind = backbone.device.kind
         self._binding = backbone.session.io_binding()
         self._bound: tuple[int, int] | None = None  # first and number of the sequences bound
+        self._places: Hashable = None  # of all that is bound; None: not known yet
         self._cache = self._make_cache(entry.num_layers, entry.num_kv_heads, entry.head_size)
         self._adapters: dict[str, Rows] = {}
         self._slots: dict[str, Rows | DeviceRows] = {}
@@ -55,7 +57,7 @@ class Decoder:
         self._written: list[list[tuple[int, Hashable]]] = [[] for _ in range(sequences)]
         self._tokens = Rows(np.zeros((sequences, 1), np.int64), self._kind)
         self._seqlens = Rows(np.zeros(sequences, np.int32), self._kind)
-        self._logits = Rows(np.zeros((sequences, 1, self._vocab_size), self._dtype), "cpu")
+        self._logits = Rows(np.zeros((sequences, 1, self._vocab_size), self._dtype), self._kind)
         self._position = Rows(np.zeros(1, np.int64), self._kind)
         self._total = np.zeros((), np.int32)  # attention wants it in the host's memory
         self._total_value = ort.OrtValue.ortvalue_from_numpy(self._total)
@@ -86,6 +88,7 @@ class Decoder:
         if known is not None and known.is_of(tensor):
             known.upload()  # where it lies is bound already
             return
+        self._places = None
         self._slots[name] = tensor if isinstance(tensor, DeviceRows) else Rows(tensor, self._kind)
         if self._bound is not None:
             self._slots[name].bind_input(self._binding, name, *self._bound)
@@ -161,7 +164,7 @@ class Decoder:
         """Appends tokens to the first sequence; returns the logits [S, V] after each of them
         (for measuring)."""
         chunk = np.asarray(ids, np.int64)[None]
-        logits = Rows(np.zeros((1, chunk.shape[1], self._vocab_size), self._dtype), "cpu")
+        logits = Rows(np.zeros((1, chunk.shape[1], self._vocab_size), self._dtype), self._kind)
         positions = Rows(np.arange(chunk.shape[1], dtype=np.int64), self._kind)
         self._bind(0, 1)
         positions.bind_input(self._binding, "logit_positions", 0, chunk.shape[1])
@@ -172,6 +175,7 @@ class Decoder:
         finally:
             self._bound = None
             self._position.bind_input(self._binding, "logit_positions", 0, 1)
+        logits.download()
         found: Logits = logits.host[0]
         return found
 
@@ -218,18 +222,37 @@ class Decoder:
             self._bind(first, count)
             self._seqlens.host[first : first + count] = totals - 1  # the last valid index
             self._seqlens.upload()
-            self._total[()] = longest
+            capture = self._capture(first, count, chunk is not None)
+            # A captured step is launched with the total that it was captured with.
+            self._total[()] = self.max_context if capture not in (None, NEVER) else longest
             self._position.host[0] = added - 1
             self._position.upload()
             if chunk is not None:
                 prompt = Rows(chunk, self._kind)  # a name, because a binding holds no reference
                 prompt.bind_input(self._binding, "input_ids", 0, 1)
             try:
-                run_bound(self._session, self._binding, interrupt)
+                run_bound(self._session, self._binding, interrupt, capture)
+                self._logits.download()
             finally:
                 if chunk is not None:
                     self._tokens.bind_input(self._binding, "input_ids", first, count)
         self.lengths[first : first + count] = totals
+
+    def _capture(self, first: int, count: int, is_prompt: bool) -> int | None:
+        """The number of the pass's CUDA graph; None where the session captures none."""
+        captures = self._backbone.captures
+        if captures is None:
+            return None
+        if is_prompt:
+            return NEVER
+        if self._places is None:
+            changing = [*self._cache.values(), *self._slots.values()]
+            fixed = [self._tokens, self._seqlens, self._logits]
+            self._places = (
+                self._position.place(0, 1),
+                *(rows.place(first, count) for rows in (*fixed, *changing)),
+            )
+        return captures.number(self._places)
 
     def _check_room(self, tokens: int) -> None:
         if tokens > self.max_context:
@@ -242,7 +265,9 @@ class Decoder:
         """Binds all that belongs to these sequences, unless it is bound already."""
         if self._bound == (first, count):
             return
-        self._bound = None  # until all of it is: a failure in between is not to be built upon
+        self._bound = self._places = (
+            None  # until all of it is: a failure in between is not to be built upon
+        )
         self._tokens.bind_input(self._binding, "input_ids", first, count)
         self._seqlens.bind_input(self._binding, "seqlens_k", first, count)
         self._logits.bind_output(self._binding, "logits", first, count)

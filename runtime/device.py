@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from dlp_edge.runtime.faults import first_line, ran_out
 from dlp_edge.runtime.operators import find_operators
 from dlp_edge.weights import Weights
 
+CAPTURE = "DLP_EDGE_CUDA_GRAPHS"  # 1 asks for them; off as long as no GPU has run them
 _FOLDER = "session.model_external_initializers_file_folder_path"
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -24,11 +26,13 @@ class Device:
     Attributes:
         kind: "cpu" or "cuda".
         operators: the library with our own operators, where they can be used.
+        captures: whether steps are captured as CUDA graphs.
     """
 
     kind: str
     threads: int
     operators: Path | None = None
+    captures: bool = False
 
     def __str__(self) -> str:
         return f"cpu ({self.threads} threads)" if self.kind == "cpu" else self.kind
@@ -58,11 +62,16 @@ def choose_device(asked: str, target: str, threads: int | None) -> Device:
             "Install dlp-edge[cuda] instead of dlp-edge[cpu]",
         )
     operators = find_operators() if kind == "cpu" else None
-    return Device(kind, threads or _default_threads(), operators)
+    captures = kind == "cuda" and os.environ.get(CAPTURE) == "1"
+    return Device(kind, threads or _default_threads(), operators, captures)
 
 
 def open_session(
-    model: bytes, device: Device, weights: Weights | None = None, folder: Path | None = None
+    model: bytes,
+    device: Device,
+    weights: Weights | None = None,
+    folder: Path | None = None,
+    capture: bool = False,
 ) -> ort.InferenceSession:
     """An inference session of a graph on the device.
 
@@ -70,6 +79,7 @@ def open_session(
         weights: the tensors that lie outside the graph, by name; onnxruntime then opens no file.
         folder: where the files are that the graph names. With weights, too, these are used where
             they are, not copied; they must outlive the session.
+        capture: whether passes shall be captured as CUDA graphs, if the provider takes all nodes.
 
     Raises:
         BundleError: onnxruntime cannot read the graph.
@@ -95,7 +105,7 @@ def open_session(
         else:
             for name, value in values.items():
                 options.add_initializer(name, value)
-        session = ort.InferenceSession(model, options, providers=[provider])
+        session = _open(model, options, provider, capture)
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
         if ran_out(error):
             raise MemoryError(first_line(error)) from error
@@ -108,6 +118,16 @@ def open_session(
             "Check the GPU's driver and the CUDA libraries that onnxruntime-gpu needs",
         )
     return session
+
+
+def _open(
+    model: bytes, options: ort.SessionOptions, provider: str, capture: bool
+) -> ort.InferenceSession:
+    if capture:
+        capturing = (provider, {"enable_cuda_graph": "1"})
+        with contextlib.suppress(Exception):  # a node that the provider leaves to the CPU
+            return ort.InferenceSession(model, options, providers=[capturing])
+    return ort.InferenceSession(model, options, providers=[provider])
 
 
 def _default_threads() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -77,6 +78,14 @@ class DeviceFuser:
         }
 
 
+@dataclass(frozen=True)
+class _Room:
+    """Where fusions of one rank are written: A and B of all layers, and the slots' shares."""
+
+    fused: list[ort.OrtValue]
+    tensors: dict[str, DeviceRows]
+
+
 class _Layers:
     """The slots of one kind."""
 
@@ -114,12 +123,11 @@ class _Layers:
                         b[layer, rows, part.start : part.stop] = scaled
         self._stacks = [ort.OrtValue.ortvalue_from_numpy(side, kind, 0) for side in (a, b)]
         self._sizes = (a.shape[2], b.shape[2])
-        self._fused: list[ort.OrtValue] = []
-        self._tensors: dict[str, DeviceRows] = {}
+        self._rooms: dict[int, _Room] = {}
 
     def sibling(self) -> _Layers:
         other = copy.copy(self)
-        other._fused, other._tensors = [], {}
+        other._rooms = {}
         return other
 
     def gather(self, chosen: Sequence[Mapping[str, float]]) -> dict[str, DeviceRows]:
@@ -128,39 +136,48 @@ class _Layers:
             [(row, weights[name]) for part in self._rows for name in weights for row in part[name]]
             for weights in chosen
         ]
-        rho = max(1, *map(len, found))  # a device has no pointer to nothing
+        rho = _rounded(max(map(len, found)))
         rows = np.full((len(chosen), rho), self._zero, np.int64)
         scale = np.zeros((len(chosen), rho, 1), self._dtype)
         for sequence, pairs in enumerate(found):
             for at, (row, weight) in enumerate(pairs):
                 rows[sequence, at], scale[sequence, at] = row, weight
         with engine_errors(self._kind):
-            self._make_room(len(chosen), rho)
-            self._run(rows, scale)
-        return self._tensors
+            if rho not in self._rooms:
+                self._rooms[rho] = self._make_room(len(chosen), rho)
+            room = self._rooms[rho]
+            self._run(rows, scale, room)
+        return room.tensors
 
-    def _run(self, rows: npt.NDArray[np.int64], weights: npt.NDArray[np.floating]) -> None:
+    def _run(
+        self, rows: npt.NDArray[np.int64], weights: npt.NDArray[np.floating], room: _Room
+    ) -> None:
         binding = self._session.io_binding()
         for name, stacked in zip(("A", "B"), self._stacks, strict=True):
             binding.bind_ortvalue_input(name, stacked)
         for name, numbers in (("rows", rows), ("weights", weights)):
             binding.bind_cpu_input(name, numbers)
-        for name, fused in zip(("fused_A", "fused_B"), self._fused, strict=True):
+        for name, fused in zip(("fused_A", "fused_B"), room.fused, strict=True):
             binding.bind_ortvalue_output(name, fused)
         self._session.run_with_iobinding(binding)
         binding.synchronize_outputs()
 
-    def _make_room(self, sequences: int, rho: int) -> None:
-        """Buffers for fusions of rank rho: new ones only where the rank is another."""
-        shape = (len(self._names), sequences, rho)
-        if self._fused and tuple(self._fused[0].shape()[:3]) == shape:
-            return
-        self._fused = [
-            ort.OrtValue.ortvalue_from_shape_and_type((*shape, size), self._dtype, self._kind, 0)
+    def _make_room(self, sequences: int, rho: int) -> _Room:
+        fused = [
+            ort.OrtValue.ortvalue_from_shape_and_type(
+                (len(self._names), sequences, rho, size), self._dtype, self._kind, 0
+            )
             for size in self._sizes
         ]
-        self._tensors = {
-            f"{name}.{side}": DeviceRows(fused, layer, self._dtype, self._kind)
-            for side, fused in zip("AB", self._fused, strict=True)
+        tensors = {
+            f"{name}.{side}": DeviceRows(value, layer, self._dtype, self._kind)
+            for side, value in zip("AB", fused, strict=True)
             for layer, name in enumerate(self._names)
         }
+        return _Room(fused, tensors)
+
+
+def _rounded(rank: int) -> int:
+    """8, 16, 32, ...: few ranks are few captured graphs, and none is nothing, to which a device has
+    no pointer."""
+    return max(8, 1 << (rank - 1).bit_length()) if rank else 8

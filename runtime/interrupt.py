@@ -6,6 +6,8 @@ import threading
 
 import onnxruntime as ort
 
+from dlp_edge.runtime.captures import tell_number
+
 
 class Cancelled(Exception):  # noqa: N818 - a signal, not an error
     """A pass through the backbone, or the wait for one, was stopped because it was asked to."""
@@ -36,11 +38,22 @@ class Interrupt:
 
 
 def run_bound(
-    session: ort.InferenceSession, binding: ort.IOBinding, interrupt: Interrupt | None
+    session: ort.InferenceSession,
+    binding: ort.IOBinding,
+    interrupt: Interrupt | None,
+    capture: int | None = None,
 ) -> None:
-    """One pass over what is bound. Raises Cancelled where the interrupt ended it."""
+    """One pass over what is bound. Raises Cancelled where the interrupt ended it.
+
+    Args:
+        capture: the number of the pass's CUDA graph, in a session that captures them.
+    """
+    options = interrupt.options if interrupt is not None else None
+    if capture is not None:
+        options = options or ort.RunOptions()
+        tell_number(options, capture)
     try:
-        session.run_with_iobinding(binding, interrupt.options if interrupt is not None else None)
+        session.run_with_iobinding(binding, options)
     except Exception as error:
         if interrupt is not None and interrupt.is_set():
             raise Cancelled from error

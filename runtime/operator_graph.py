@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from dlp_edge.manifest import Slot
 from dlp_edge.onnx_graph import ATTRIBUTE, FLOAT, GRAPH, INT64, MODEL, NODE, TENSOR, VALUE
-from dlp_edge.onnx_writer import make_node, make_opset, make_value
+from dlp_edge.onnx_writer import Fields, make_node, make_opset, make_value
 from dlp_edge.protobuf import parts, read_message, text, texts, varint, write_message
 from dlp_edge.runtime.operators import DOMAIN
 
@@ -56,7 +56,7 @@ def with_operators(model: bytes, slots: Sequence[Slot]) -> tuple[bytes, set[str]
     weights = {name: part for part in parts(graph, 5) if (name := _tensor_name(part)) in read}
     gone = {f"{slot.name}.{side}" for slot in slots for side in "AB"}
     inputs = [value for value in parts(graph, 11) if _name(value) not in gone]
-    rewritten = {
+    rewritten: Fields = {
         **graph,
         1: [node.data for node in changed],
         5: list(weights.values()),

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 Shape = tuple[int, ...]
+Place = tuple[int, Shape]
 
 
 class Rows:
@@ -33,6 +34,16 @@ class Rows:
     def upload(self) -> None:
         if self._kind != "cpu":
             self._value.update_inplace(self.host)
+
+    def download(self) -> None:
+        """Brings the host's array up to date with what a pass wrote."""
+        if self._kind != "cpu":
+            self.host[...] = self._value.numpy()
+
+    def place(self, first: int, count: int) -> Place:
+        """What decides where a range of rows is bound: their address and shape."""
+        _, _, _, shape, address = self._place(first, count)
+        return address, shape
 
     def copy_tokens(self, other: Rows, source: int, target: int, length: int) -> None:
         """Copies the first `length` tokens of a sequence of a cache [G, heads, tokens, size]."""
@@ -74,8 +85,12 @@ class DeviceRows:
         copied: npt.NDArray[np.floating] = self._value.numpy()[self._layer]
         return copied
 
-    def bind_input(self, binding: ort.IOBinding, name: str, first: int, count: int) -> None:
+    def place(self, first: int, count: int) -> Place:
+        """What decides where a range of rows is bound: their address and shape."""
         row = int(np.prod(self.shape[1:])) * self._dtype.itemsize
         address = self._value.data_ptr() + (self._layer * self.shape[0] + first) * row
-        shape = (count, *self.shape[1:])
+        return address, (count, *self.shape[1:])
+
+    def bind_input(self, binding: ort.IOBinding, name: str, first: int, count: int) -> None:
+        address, shape = self.place(first, count)
         binding.bind_input(name, self._kind, 0, self._dtype.type, shape, address)

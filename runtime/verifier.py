@@ -32,7 +32,7 @@ class Verifier:
         self._total = np.zeros((), np.int32)
         self._total_value = ort.OrtValue.ortvalue_from_numpy(self._total)
         self._positions = Rows(np.arange(ROWS, dtype=np.int64), kind)
-        self._logits = Rows(np.zeros((1, ROWS, entry.vocab_size), entry.dtype), "cpu")
+        self._logits = Rows(np.zeros((1, ROWS, entry.vocab_size), entry.dtype), kind)
         self._tokens.bind_input(self._binding, "input_ids", 0, 1)
         self._before.bind_input(self._binding, "seqlens_k", 0, 1)
         self._binding.bind_ortvalue_input("total_sequence_length", self._total_value)
@@ -67,5 +67,6 @@ class Verifier:
         self._before.upload()
         self._total[()] = before + 1
         run_bound(self._session, self._binding, interrupt)
+        self._logits.download()
         logits: Logits = self._logits.host[0, : len(tokens)]
         return logits

@@ -13,6 +13,7 @@ from dlp_edge import Runtime
 from dlp_edge.bundle import open_bundle
 from dlp_edge.export.pipeline import export_bundle
 from dlp_edge.runtime.backbone import open_backbone
+from dlp_edge.runtime.captures import NEVER, Captures
 from dlp_edge.runtime.device import Device
 from dlp_edge.runtime.device_fusion import DeviceFuser
 from dlp_edge.runtime.generation import Engine, make_engine
@@ -73,6 +74,40 @@ def test_logits_are_those_of_a_host_that_fuses(
     found = logits_of(make(cuda_bundle, kind, gathered=True), fusion)
     assert np.abs(found - expected).max() < 0.1  # what half precision is worth here
     assert np.abs(expected).max() > 1
+
+
+def test_captured_steps_are_told_apart_by_where_their_tensors_lie(cuda_bundle: Path) -> None:
+    """Only a GPU captures; which graph a step would be, and its arithmetic, are the same here."""
+    plain, engine = (make(cuda_bundle, "cpu", gathered=True) for _ in range(2))
+    decoder = engine.decoder
+    decoder._backbone = replace(decoder._backbone, captures=Captures())
+    numbers, found, expected = [], [], []
+    for fusion in ({"sums": 1.0}, {"sql": 1.0}, {"sums": 0.5}, {"sums": 0.3, "sql": 0.7}, {}):
+        for one, logits in ((engine, found), (plain, expected)):
+            one.decoder.set_fusion(one.fuser.fuse(fusion))
+            one.decoder.truncate(0)
+            logits.append(one.decoder.prefill(PROMPT).copy())
+            logits += [one.decoder.step([token])[0].copy() for token in (60, 61, 62)]
+        numbers.append(decoder._capture(0, 1, is_prompt=False))
+    np.testing.assert_array_equal(found, expected)
+    sums, sql, again, both, base = numbers
+    assert sums == again == base  # 8 rows in every slot at most
+    assert sql == both != sums  # more than 16 in the slots of q, k and v
+    assert decoder._capture(0, 1, is_prompt=True) == NEVER
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(PROVIDER not in ort.get_available_providers(), reason=f"no {PROVIDER}")
+def test_captured_steps_answer_as_others_do(cuda_bundle: Path) -> None:
+    opened = open_bundle(cuda_bundle)
+    found = []
+    for captures in (False, True):
+        device = Device("cuda", 1, captures=captures)
+        backbone = open_backbone(cuda_bundle / "backbone.onnx", opened.manifest.backbone, device)
+        assert (backbone.captures is not None) == captures
+        engine = make_engine(backbone, opened.adapters(), 128)
+        found.append([logits_of(engine, fusion) for fusion in (*FUSIONS, *FUSIONS)])
+    assert np.abs(np.array(found[0]) - np.array(found[1])).max() < 0.05
 
 
 @devices
