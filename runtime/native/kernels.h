@@ -36,12 +36,12 @@ typedef struct {
 } Span;
 
 typedef struct {
-  /* y [count, ..]: columns [from, to) = the rows [from, to) of a matrix times tokens */
-  void (*multiply)(const Matrix *, int bits, size_t from, size_t to, const Tokens *, size_t first,
-                   size_t count, float *y, size_t stride);
+  /* y [count, ..]: columns [from, to) = the rows [from, to) of a matrix times all tokens */
+  void (*multiply)(const Matrix *, int bits, size_t from, size_t to, const Tokens *, float *y,
+                   size_t stride);
   /* hidden [count, ..] = weight * x [count, inputs] A^T for `rows` rows of A */
-  void (*down)(const float *x, size_t x_stride, size_t count, const float *a, size_t rows,
-               size_t inputs, float weight, float *hidden, size_t stride);
+  void (*down)(const float *x, size_t count, const float *a, size_t rows, size_t inputs,
+               float weight, float *hidden, size_t stride);
   /* y [count, ..] += hidden B for the columns [from, to) of B; y begins at the first of them. An
    * adapter's part of hidden begins at a multiple of `most`. */
   void (*up)(const float *adapters, const Span *spans, size_t n, size_t most, size_t columns,
@@ -50,4 +50,3 @@ typedef struct {
 } Kernels;
 
 #define INLINE __attribute__((always_inline)) static inline
-typedef double unaligned_double __attribute__((aligned(4), may_alias));

@@ -1,102 +1,156 @@
-/* The loops, in terms of one processor's vectors; included once for each. What is computed for a
- * token is the same bit for bit whatever tokens are computed beside it: each sum has its own
- * vector, filled and added up in the same order in every tile. */
+/* The inner loops, on vectors of 8 floats; included once for each KIND of processor: `avx2`, and
+ * `vnni` with one instruction for the products of bytes. What is computed for a token is the same
+ * bit for bit whatever tokens are computed beside it: each sum has its own vector, filled and
+ * added up in the same order in every tile. */
 #define JOIN2(name, kind) name##_##kind
 #define JOIN(name, kind) JOIN2(name, kind)
 #define NAME(name) JOIN(name, KIND)
 
+TARGET INLINE float NAME(sum)(__m256 v) {
+  __m128 half = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+  return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+}
+
+/* ---- A pair of blocks of levels times one of a token; lanes 0 to 3 belong to the first block. */
+
+#ifdef VNNI
+enum { NAME(ZERO8) = 128 };
+
+TARGET INLINE __m256i NAME(block8)(__m256i levels, __m256i x) {
+  return _mm256_dpbusd_epi32(_mm256_setzero_si256(), levels, x);
+}
+TARGET INLINE __m256i NAME(pair4)(__m256i even, __m256i odd, __m256i x, __m256i y) {
+  return _mm256_dpbusd_epi32(_mm256_dpbusd_epi32(_mm256_setzero_si256(), even, x), odd, y);
+}
+#else
+enum { NAME(ZERO8) = 0 };
+
+/* 128 is taken off the levels, so that the sums of two products fit 16 bits. */
+TARGET INLINE __m256i NAME(block8)(__m256i levels, __m256i x) {
+  __m256i number = _mm256_xor_si256(levels, _mm256_set1_epi8((char)128));
+  __m256i two = _mm256_maddubs_epi16(_mm256_abs_epi8(number), _mm256_sign_epi8(x, number));
+  return _mm256_madd_epi16(two, _mm256_set1_epi16(1));
+}
+TARGET INLINE __m256i NAME(pair4)(__m256i even, __m256i odd, __m256i x, __m256i y) {
+  __m256i two = _mm256_add_epi16(_mm256_maddubs_epi16(even, x), _mm256_maddubs_epi16(odd, y));
+  return _mm256_madd_epi16(two, _mm256_set1_epi16(1));
+}
+#endif
+
+TARGET INLINE __m256 NAME(pair)(const int bits, const uint8_t *levels, const int8_t *x) {
+  const __m256i *from = (const __m256i *)levels, *with = (const __m256i *)x;
+  __m256i first = _mm256_loadu_si256(from);
+  __m256i x0 = _mm256_loadu_si256(with), x1 = _mm256_loadu_si256(with + 1);
+  if (bits == 4) {
+    const __m256i low = _mm256_set1_epi8(15);
+    __m256i odd = _mm256_and_si256(_mm256_srli_epi16(first, 4), low);
+    return _mm256_cvtepi32_ps(NAME(pair4)(_mm256_and_si256(first, low), odd, x0, x1));
+  }
+  __m256i a = NAME(block8)(first, x0), b = NAME(block8)(_mm256_loadu_si256(from + 1), x1);
+  return _mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_permute2x128_si256(a, b, 0x20),
+                                             _mm256_permute2x128_si256(a, b, 0x31)));
+}
+
+/* The zero points of 8 blocks, from 4 bytes. */
+TARGET INLINE __m256 NAME(zeros)(const uint8_t *zeros) {
+  __m128i bytes = _mm_loadu_si32(zeros), low = _mm_set1_epi8(15);
+  __m128i even = _mm_and_si128(bytes, low);
+  __m128i odd = _mm_and_si128(_mm_srli_epi16(bytes, 4), low);
+  return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_unpacklo_epi8(even, odd)));
+}
+
+/* ---- Linear */
+
 enum { NAME(TILE) = 8 }; /* tokens that are multiplied at once */
 
-/* Rows of `bits` bits times `tokens` tokens, both known to the compiler. */
-TARGET INLINE void NAME(tile)(const Matrix *m, const int bits, size_t row, const Tokens *x,
-                              size_t first, const int tokens, float *y, size_t stride) {
+/* One row times `tokens` tokens; that and `bits` are known to the compiler. */
+TARGET INLINE void NAME(row)(const Matrix *m, const int bits, size_t row, const Tokens *x,
+                             size_t first, const int tokens, float *y, size_t stride) {
   const uint8_t *levels = m->levels + row * m->blocks * (BLOCK * bits / 8);
   const float *scales = m->scales + row * m->blocks;
   const uint8_t *zeros = m->zeros ? m->zeros + row * ((m->blocks + 1) / 2) : NULL;
   const int8_t *numbers = x->numbers + first * x->pairs * PAIR;
   const float *token_scales = x->scales + first * x->pairs * SPREAD;
   const float *sums = x->sums + first * x->padded;
-  VECTOR total[NAME(TILE)];
-  for (int t = 0; t < tokens; t++) total[t] = SET(0);
-  for (size_t pair = 0; pair < x->pairs; pair++, levels += PAIR * bits / 8) {
-    const float *two = scales + 2 * pair;
-    VECTOR scale = bits == 4 ? NAME(spread4)(two) : NAME(spread8)(two);
+  __m256 total[NAME(TILE)];
+  for (int t = 0; t < tokens; t++) total[t] = _mm256_setzero_ps();
+  for (size_t pair = 0; pair < x->pairs; pair++, levels += PAIR * bits / 8, scales += 2) {
+    __m256 scale = _mm256_set_m128(_mm_set1_ps(scales[1]), _mm_set1_ps(scales[0]));
     for (int t = 0; t < tokens; t++) {
       size_t place = t * x->pairs + pair;
-      const float *own = token_scales + place * SPREAD;
-      VECTOR dot = bits == 4 ? NAME(dot4)(levels, numbers + place * PAIR)
-                             : NAME(dot8)(levels, numbers + place * PAIR);
-      VECTOR both = MULTIPLY(scale, bits == 4 ? NAME(scales4)(own) : NAME(scales8)(own));
-      total[t] = FMA(dot, both, total[t]);
+      __m256 both = _mm256_mul_ps(scale, _mm256_loadu_ps(token_scales + place * SPREAD));
+      total[t] = _mm256_fmadd_ps(NAME(pair)(bits, levels, numbers + place * PAIR), both, total[t]);
     }
   }
-  const float constant = bits == 4 ? 8 : NAME(ZERO8);
-  for (size_t block = 0; block < m->blocks; block += WIDTH) {
-    VECTOR zero = zeros ? NAME(zeros)(zeros + block / 2) : SET(constant);
-    VECTOR offset = MULTIPLY(LOAD(scales + block), zero);
+  scales = m->scales + row * m->blocks;
+  for (size_t block = 0; block < m->blocks; block += 8) {
+    __m256 zero = zeros ? NAME(zeros)(zeros + block / 2)
+                        : _mm256_set1_ps(bits == 4 ? 8 : NAME(ZERO8));
+    __m256 offset = _mm256_mul_ps(_mm256_loadu_ps(scales + block), zero);
     for (int t = 0; t < tokens; t++)
-      total[t] = FNMA(offset, LOAD(sums + t * x->padded + block), total[t]);
+      total[t] = _mm256_fnmadd_ps(offset, _mm256_loadu_ps(sums + t * x->padded + block), total[t]);
   }
   for (int t = 0; t < tokens; t++) y[t * stride] = NAME(sum)(total[t]);
 }
 
 TARGET INLINE void NAME(rows)(const Matrix *m, const int bits, size_t from, size_t to,
-                              const Tokens *x, size_t first, size_t count, float *y,
-                              size_t stride) {
+                              const Tokens *x, float *y, size_t stride) {
   size_t t = 0;
-  for (; t + NAME(TILE) <= count; t += NAME(TILE))
+  for (; t + NAME(TILE) <= x->count; t += NAME(TILE))
     for (size_t row = from; row < to; row++)
-      NAME(tile)(m, bits, row, x, first + t, NAME(TILE), y + t * stride + row, stride);
-  for (; t < count; t++)
+      NAME(row)(m, bits, row, x, t, NAME(TILE), y + t * stride + row, stride);
+  for (; t < x->count; t++)
     for (size_t row = from; row < to; row++)
-      NAME(tile)(m, bits, row, x, first + t, 1, y + t * stride + row, stride);
+      NAME(row)(m, bits, row, x, t, 1, y + t * stride + row, stride);
 }
 
 TARGET static void NAME(multiply)(const Matrix *m, int bits, size_t from, size_t to,
-                                  const Tokens *x, size_t first, size_t count, float *y,
-                                  size_t stride) {
+                                  const Tokens *x, float *y, size_t stride) {
   if (bits == 4)
-    NAME(rows)(m, 4, from, to, x, first, count, y, stride);
+    NAME(rows)(m, 4, from, to, x, y, stride);
   else
-    NAME(rows)(m, 8, from, to, x, first, count, y, stride);
+    NAME(rows)(m, 8, from, to, x, y, stride);
 }
 
+/* ---- Slot */
+
 /* `rows` rows of A times `tokens` tokens. */
-TARGET INLINE void NAME(square)(const int rows, const int tokens, const float *x, size_t x_stride,
-                                const float *a, size_t inputs, float weight, float *hidden,
-                                size_t stride) {
-  VECTOR total[4][4];
+TARGET INLINE void NAME(square)(const int rows, const int tokens, const float *x, const float *a,
+                                size_t inputs, float weight, float *hidden, size_t stride) {
+  __m256 total[4][4];
   for (int r = 0; r < rows; r++)
-    for (int t = 0; t < tokens; t++) total[r][t] = SET(0);
+    for (int t = 0; t < tokens; t++) total[r][t] = _mm256_setzero_ps();
   size_t i = 0;
-  for (; i + WIDTH <= inputs; i += WIDTH)
+  for (; i + 8 <= inputs; i += 8)
     for (int r = 0; r < rows; r++)
       for (int t = 0; t < tokens; t++)
-        total[r][t] = FMA(LOAD(a + r * inputs + i), LOAD(x + t * x_stride + i), total[r][t]);
+        total[r][t] = _mm256_fmadd_ps(_mm256_loadu_ps(a + r * inputs + i),
+                                      _mm256_loadu_ps(x + t * inputs + i), total[r][t]);
   for (int r = 0; r < rows; r++)
     for (int t = 0; t < tokens; t++) {
       float sum = NAME(sum)(total[r][t]);
-      for (size_t j = i; j < inputs; j++) sum += a[r * inputs + j] * x[t * x_stride + j];
+      for (size_t j = i; j < inputs; j++) sum += a[r * inputs + j] * x[t * inputs + j];
       hidden[t * stride + r] = weight * sum;
     }
 }
 
-TARGET static void NAME(down)(const float *x, size_t x_stride, size_t count, const float *a,
-                              size_t rows, size_t inputs, float weight, float *hidden,
-                              size_t stride) {
-  for (size_t t = 0, tokens; t < count; t += tokens, x += tokens * x_stride) {
+TARGET static void NAME(down)(const float *x, size_t count, const float *a, size_t rows,
+                              size_t inputs, float weight, float *hidden, size_t stride) {
+  for (size_t t = 0, tokens; t < count; t += tokens) {
     tokens = count - t < 4 ? 1 : 4;
     for (size_t r = 0, some; r < rows; r += some) {
       some = rows - r < 4 ? 1 : 4;
+      const float *from = x + t * inputs, *row = a + r * inputs;
       float *to = hidden + t * stride + r;
       if (some == 4 && tokens == 4)
-        NAME(square)(4, 4, x, x_stride, a + r * inputs, inputs, weight, to, stride);
+        NAME(square)(4, 4, from, row, inputs, weight, to, stride);
       else if (some == 4)
-        NAME(square)(4, 1, x, x_stride, a + r * inputs, inputs, weight, to, stride);
+        NAME(square)(4, 1, from, row, inputs, weight, to, stride);
       else if (tokens == 4)
-        NAME(square)(1, 4, x, x_stride, a + r * inputs, inputs, weight, to, stride);
+        NAME(square)(1, 4, from, row, inputs, weight, to, stride);
       else
-        NAME(square)(1, 1, x, x_stride, a + r * inputs, inputs, weight, to, stride);
+        NAME(square)(1, 1, from, row, inputs, weight, to, stride);
     }
   }
 }
@@ -106,22 +160,22 @@ TARGET INLINE void NAME(strip)(const int vectors, const int tokens, const float 
                                const Span *spans, size_t n, size_t most, size_t columns,
                                size_t column, const float *hidden, size_t stride, float *y,
                                size_t y_stride) {
-  VECTOR total[4][4];
+  __m256 total[4][4];
   for (int t = 0; t < tokens; t++)
-    for (int v = 0; v < vectors; v++) total[t][v] = SET(0);
+    for (int v = 0; v < vectors; v++) total[t][v] = _mm256_setzero_ps();
   for (size_t i = 0; i < n; i++)
     for (int64_t r = 0; r < spans[i].rank; r++) {
       const float *row = adapters + spans[i].b + r * columns + column;
       for (int t = 0; t < tokens; t++) {
-        VECTOR factor = SET(hidden[t * stride + i * most + r]);
+        __m256 factor = _mm256_set1_ps(hidden[t * stride + i * most + r]);
         for (int v = 0; v < vectors; v++)
-          total[t][v] = FMA(LOAD(row + v * WIDTH), factor, total[t][v]);
+          total[t][v] = _mm256_fmadd_ps(_mm256_loadu_ps(row + v * 8), factor, total[t][v]);
       }
     }
   for (int t = 0; t < tokens; t++)
     for (int v = 0; v < vectors; v++) {
-      float *to = y + t * y_stride + v * WIDTH;
-      STORE(to, ADD(LOAD(to), total[t][v]));
+      float *to = y + t * y_stride + v * 8;
+      _mm256_storeu_ps(to, _mm256_add_ps(_mm256_loadu_ps(to), total[t][v]));
     }
 }
 
@@ -133,11 +187,11 @@ TARGET static void NAME(up)(const float *adapters, const Span *spans, size_t n, 
     const float *own = hidden + t * stride;
     size_t c = from;
 #define STRIP(vectors, tokens)                                                              \
-  for (; c + vectors * WIDTH <= to; c += vectors * WIDTH)                                   \
+  for (; c + vectors * 8 <= to; c += vectors * 8)                                           \
     NAME(strip)(vectors, tokens, adapters, spans, n, most, columns, c, own, stride,         \
                 y + t * y_stride + c - from, y_stride);
     if (tokens == 4) {
-      STRIP(4, 4) STRIP(1, 4)
+      STRIP(2, 4) STRIP(1, 4)
     } else {
       STRIP(4, 1) STRIP(1, 1)
     }
@@ -160,12 +214,3 @@ static const Kernels NAME(kernels) = {NAME(multiply), NAME(down), NAME(up)};
 #undef NAME
 #undef KIND
 #undef TARGET
-#undef WIDTH
-#undef VECTOR
-#undef LOAD
-#undef STORE
-#undef SET
-#undef ADD
-#undef MULTIPLY
-#undef FMA
-#undef FNMA

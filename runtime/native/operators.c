@@ -17,10 +17,16 @@
 
 #include "quantise.h"
 
-#include "avx2.h"
+#define KIND avx2
+#define TARGET __attribute__((target("avx2,fma")))
+#include "loops.h"
 
-#include "avx512.h"
+#define VNNI
+#define KIND vnni
+#define TARGET __attribute__((target("avx2,fma,avx512vl,avx512vnni")))
+#include "loops.h"
 
+enum { LINE = 64 /* bytes of the processor's caches */ };
 enum { SHARES = 16, TOKENS = 32, COLUMNS = 256, HIDDEN = 4, PARTS = 3, AXES = 4 };
 enum { ALONE = 16384 }; /* multiplications of a slot that two threads would not do faster */
 
@@ -104,10 +110,9 @@ static void multiply_rows(void *work, size_t task) {
   size_t from = task * w->share, to = from + w->share, rows = w->matrix.rows;
   if (to > w->safe) to = w->safe;
   if (from < to)
-    kernels->multiply(&w->matrix, w->bits, from, to, &w->tokens, 0, w->tokens.count, w->y, rows);
+    kernels->multiply(&w->matrix, w->bits, from, to, &w->tokens, w->y, rows);
   else
-    kernels->multiply(&w->last, w->bits, 0, w->last.rows, &w->tokens, 0, w->tokens.count,
-                      w->y + w->safe, rows);
+    kernels->multiply(&w->last, w->bits, 0, w->last.rows, &w->tokens, w->y + w->safe, rows);
 }
 
 /* Inputs of Linear: x, levels, scales, zeros. */
@@ -165,8 +170,9 @@ static Status *linear_compute(void *kernel, Context *context) {
   size_t scales = w.tokens.count * w.tokens.pairs * SPREAD * sizeof(float);
   size_t sums = w.tokens.count * w.tokens.padded * sizeof(float);
   size_t spare = (last * w.matrix.blocks + OVERREAD) * (BLOCK + 2 * sizeof(float)) + 2 * PAIR;
-  uint8_t *room = malloc(numbers + scales + sums + spare);
-  if (!room) return no_memory();
+  uint8_t *block = malloc(LINE + numbers + scales + sums + spare);
+  if (!block) return no_memory();
+  uint8_t *room = block + LINE - (uintptr_t)block % LINE;
   w.tokens.numbers = (int8_t *)room;
   w.tokens.scales = (float *)(room + numbers);
   w.tokens.sums = (float *)(room + numbers + scales);
@@ -179,7 +185,7 @@ static Status *linear_compute(void *kernel, Context *context) {
   w.share = w.safe / SHARES + 1;
   size_t tasks = (w.safe + w.share - 1) / w.share + 1;
   if (!status) status = parallel_for(context, multiply_rows, tasks, 0, &w);
-  free(room);
+  free(block);
   return status;
 }
 
@@ -236,7 +242,7 @@ static void slot_down(void *work, size_t task) {
   Span span = at.spans[adapter];
   if (from >= (size_t)span.rank) return;
   size_t left = span.rank - from, column = (at.part * w->n + adapter) * w->most + from;
-  kernels->down(w->x + at.first * w->inputs, w->inputs, at.count,
+  kernels->down(w->x + at.first * w->inputs, at.count,
                 w->adapters + span.a + from * w->inputs, left < HIDDEN ? left : HIDDEN, w->inputs,
                 at.weights[adapter], w->hidden + at.first * w->stride + column, w->stride);
 }
@@ -371,15 +377,14 @@ static void release(int *inputs, int *outputs) { free(inputs), free(outputs); }
   }
 static const Operator operators[] = {OPERATOR(linear, nowhere), OPERATOR(slot, over_first)};
 
-/* The widest vectors that the processor has, or what the environment asks for (see tests). */
+/* The best that the processor has, or what the environment asks for (see the tests). */
 static Status *choose_kernels(void) {
   const char *asked = getenv("DLP_EDGE_OPERATORS");
   __builtin_cpu_init();
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma"))
     return refuse("dlp_edge's operators need a processor with AVX2");
-  int wide = __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vl") &&
-             __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
-  kernels = wide && (!asked || strcmp(asked, "avx2")) ? &kernels_avx512 : &kernels_avx2;
+  int vnni = __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vl");
+  kernels = vnni && !(asked && !strcmp(asked, "avx2")) ? &kernels_vnni : &kernels_avx2;
   return NULL;
 }
 
