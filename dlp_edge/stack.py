@@ -223,5 +223,6 @@ def check(stack: AdapterStack, manifest: Manifest) -> None:
     for module, a in stack.a.items():
         if (a.shape[1], stack.b[module].shape[1]) != widths.get(module):
             raise ValueError(f"does not fit the backbone at {module[:200]}")
-        if a.dtype != manifest.backbone.dtype:
-            raise ValueError(f"is of type {a.dtype}, not {manifest.backbone.dtype}")
+        # Bundles of before stored all adapters in the backbone's type.
+        if a.dtype not in (manifest.backbone.adapter_dtype, manifest.backbone.dtype):
+            raise ValueError(f"is of type {a.dtype}, not {manifest.backbone.adapter_dtype}")

@@ -61,15 +61,14 @@ def open_backbone(
         MemoryError: there is no room for it.
     """
     graph = path.read_bytes() if model is None else model
-    own = device.operators is not None and entry.dtype == "float32"
+    # Linear reads weights where they are; onnxruntime's own operators make them anew.
+    own = device.operators is not None and entry.quantisation in ("int4", "int8")
     if own:
         graph, weights = _rewrite(graph, entry, weights)
-    # Linear reads weights where they are; onnxruntime's own operators make them anew.
-    in_place = own and entry.quantisation in ("int4", "int8")
-    folder = path.parent if in_place or weights is None else None
+    folder = path.parent if own or weights is None else None
     session = open_session(graph, device, weights, folder, device.captures)
     _check_inputs(session, entry, own)
-    kept = weights if in_place and weights else {}
+    kept = weights if own and weights else {}
     read_by_onnxruntime = weights is None
 
     @cache

@@ -1,24 +1,24 @@
-"""A backbone's graph, rewritten for our own operators (`runtime/native/operators.c`).
+"""A backbone's graph, rewritten for our own operator (`runtime/native/operators.c`).
 
-- A matrix of 4 or 8 bits is multiplied by `Linear`. The nodes that append block means to its input
-  (see `export/quantise.py`) are no longer needed: Linear takes the means itself.
-- A slot's three nodes are one `Slot`. All slots share their inputs: the numbers of all adapters, as
-  they lie in the bundle, and a table of which rows of them are in force, and with what weights.
+`Linear` multiplies by a matrix of 4 or 8 bits. The nodes that append block means to its input (see
+`export/quantise.py`) are no longer needed, since it takes the means itself, nor are the three nodes
+of a slot. All slots share their inputs: the numbers of all adapters, as they lie in the bundle, and
+a table of which rows of them are in force, and with what weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dlp_edge.manifest import Slot
-from dlp_edge.onnx_graph import ATTRIBUTE, FLOAT, GRAPH, INT64, MODEL, NODE, TENSOR, VALUE
+from dlp_edge.onnx_graph import ATTRIBUTE, FLOAT, FLOAT16, GRAPH, INT64, MODEL, NODE, TENSOR, VALUE
 from dlp_edge.onnx_writer import Fields, make_node, make_opset, make_value
 from dlp_edge.protobuf import parts, read_message, text, texts, varint, write_message
 from dlp_edge.runtime.operators import DOMAIN
 
 ADAPTERS, SPANS, WEIGHTS = "fusion.adapters", "fusion.spans", "fusion.weights"
-_SLOT_INPUTS = {ADAPTERS: (FLOAT, 1), SPANS: (INT64, 4), WEIGHTS: (FLOAT, 3)}  # type, rank
+_SLOT_INPUTS = {ADAPTERS: (FLOAT16, 1), SPANS: (INT64, 4), WEIGHTS: (FLOAT, 3)}  # type, rank
 MOST_PARTS = 3  # of a slot: q, k and v
 _BLOCK = 32
 _FAST = 4  # the accuracy level that rounds activations to int8, as Linear does
@@ -26,21 +26,26 @@ _FAST = 4  # the accuracy level that rounds activations to int8, as Linear does
 
 @dataclass(frozen=True)
 class _Node:
-    """A node of the graph, and its bytes."""
+    """A node of the graph, and its bytes.
+
+    Attributes:
+        numbers: its attributes, of a node that was written here.
+    """
 
     kind: str
     inputs: list[str]
     outputs: list[str]
     data: bytes
+    numbers: dict[str, int | Sequence[int]] = field(default_factory=dict)
 
 
 def with_operators(model: bytes, slots: Sequence[Slot]) -> tuple[bytes, set[str]]:
-    """An fp32 backbone as a bundle has it -> the same one on our operators, and the names of the
-    weights that it still has.
+    """A backbone in int4 or int8 as a bundle has it -> the same one on our operator, and the names
+    of the weights that it still has.
 
-    Instead of `<slot>.A` and `<slot>.B` it has three inputs for all slots together: ADAPTERS [T],
-    SPANS [G, P, n, 3] (int64: where A's and B's rows begin in ADAPTERS, and the rank) and WEIGHTS
-    [G, P, n], for G sequences, P parts of slots and n adapters.
+    Instead of `<slot>.A` and `<slot>.B` it has three inputs for all slots together: ADAPTERS [T]
+    (fp16), SPANS [G, P, n, 3] (int64: where A's and B's rows begin in ADAPTERS, and the rank) and
+    WEIGHTS [G, P, n], for G sequences, P parts of slots and n adapters.
 
     Raises:
         ValueError: a slot has other nodes than those that an export writes.
@@ -48,10 +53,10 @@ def with_operators(model: bytes, slots: Sequence[Slot]) -> tuple[bytes, set[str]
     message = read_message(memoryview(model), MODEL)
     graph = read_message(parts(message, 7)[0], GRAPH)
     nodes = [_read(part) for part in parts(graph, 1)]
-    made_by = {name: node for node in nodes for name in node.outputs}
-    with_slots = _with_slots(nodes, slots)
+    made_by = _makers(nodes)
+    nodes = [_linear(node, made_by) or node for node in nodes]
     outputs = [_name(value) for value in parts(graph, 12)]
-    changed = _needed([_linear(node, made_by) or node for node in with_slots], outputs)
+    changed = _needed(_with_slots(nodes, slots), outputs)
     read = {name for node in changed for name in node.inputs}
     weights = {name: part for part in parts(graph, 5) if (name := _tensor_name(part)) in read}
     gone = {f"{slot.name}.{side}" for slot in slots for side in "AB"}
@@ -78,13 +83,8 @@ def _linear(node: _Node, made_by: Mapping[str, _Node]) -> _Node | None:
         return None
     x, *weights = node.inputs
     extended = _input_of_means(made_by.get(x), made_by)
-    return _write(
-        "Linear",
-        [extended or x, *weights],
-        node.outputs,
-        bits=bits,
-        means=int(extended is not None),
-    )
+    inputs = [extended or x, *weights]
+    return _linear_node(inputs, node.outputs, bits=bits, means=int(extended is not None))
 
 
 def _input_of_means(node: _Node | None, made_by: Mapping[str, _Node]) -> str | None:
@@ -99,8 +99,9 @@ def _input_of_means(node: _Node | None, made_by: Mapping[str, _Node]) -> str | N
 
 
 def _with_slots(nodes: Sequence[_Node], slots: Sequence[Slot]) -> list[_Node]:
-    """The nodes, with Slot instead of the addition that ends a slot."""
+    """The nodes, with one node instead of the addition that ends a slot."""
     readers = {name: node for node in nodes for name in node.inputs}
+    made_by = _makers(nodes)
     made: dict[str, _Node] = {}  # by the output that they make
     first = 0
     for slot in slots:
@@ -111,12 +112,17 @@ def _with_slots(nodes: Sequence[_Node], slots: Sequence[Slot]) -> list[_Node]:
         add = readers.get(up.outputs[0]) if up else None
         if not down or not up or not add or add.kind != "Add" or up.inputs[0] != down.outputs[0]:
             raise ValueError(f"the slot {slot.name} has other nodes than an export writes")
-        inputs = [add.inputs[0], down.inputs[0], *_SLOT_INPUTS]
-        starts = [part.start for part in slot.parts]
-        columns = [part.stop - part.start for part in slot.parts]
-        made[add.outputs[0]] = _write(
-            "Slot", inputs, add.outputs, first=first, starts=starts, columns=columns
-        )
+        places: dict[str, int | Sequence[int]] = {
+            "slot": 1,
+            "first": first,
+            "starts": [part.start for part in slot.parts],
+            "columns": [part.stop - part.start for part in slot.parts],
+        }
+        base = made_by[add.inputs[0]]
+        if base.kind != "Linear" or base.inputs[0] != down.inputs[0]:
+            raise ValueError(f"the slot {slot.name} is not that of a quantised matrix")
+        inputs = [*base.inputs, *[""] * (4 - len(base.inputs)), *_SLOT_INPUTS]
+        made[add.outputs[0]] = _linear_node(inputs, add.outputs, **base.numbers, **places)
         first += len(slot.parts)
     return [made.get(node.outputs[0], node) for node in nodes]
 
@@ -141,10 +147,14 @@ def _read(data: memoryview) -> _Node:
     return _Node(text(message, 4), texts(message, 1), texts(message, 2), bytes(data))
 
 
-def _write(
-    kind: str, inputs: list[str], outputs: list[str], **numbers: int | Sequence[int]
-) -> _Node:
-    return _Node(kind, inputs, outputs, make_node(kind, inputs, outputs, DOMAIN, **numbers))
+def _linear_node(inputs: list[str], outputs: list[str], **numbers: int | Sequence[int]) -> _Node:
+    data = make_node("Linear", inputs, outputs, DOMAIN, **numbers)
+    return _Node("Linear", inputs, outputs, data, numbers)
+
+
+def _makers(nodes: Sequence[_Node]) -> dict[str, _Node]:
+    """For each output the node that makes it."""
+    return {name: node for node in nodes for name in node.outputs}
 
 
 def _numbers(node: _Node) -> dict[str, int]:

@@ -1,7 +1,7 @@
-"""Our own operators for onnxruntime, where they could be built: the library, and whether it runs.
+"""Our own operator for onnxruntime, where it could be built: the library, and whether it runs.
 
-They are C (`runtime/native`), compiled when the package is installed, for x86-64 with AVX2. Without
-them everything works on onnxruntime's operators; a token takes longer, and a backbone more memory.
+It is C (`runtime/native`), compiled when the package is installed, for x86-64 with AVX2. Without it
+everything works on onnxruntime's operators; a token takes longer, and a backbone more memory.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Fusing without copying: which rows of the stacked adapters are in force, and with what weights.
 
-For our own operators (`runtime/native/operators.c`), which read the rows where they lie. A change
+For our own operator (`runtime/native/operators.c`), which reads the rows where they lie. A change
 of fusion writes four numbers for each module and adapter, whatever the size of the adapters.
 """
 
@@ -25,12 +25,13 @@ class SpanFuser:
     as the most adapters of any sequence; what is left over has rank 0.
 
     Attributes:
-        adapters: the input that is the same for all fusions, the numbers of all adapters.
+        adapters: the input that is the same for all fusions, the numbers of all adapters (fp16).
     """
 
     def __init__(self, stack: AdapterStack, slots: Sequence[Slot], sequences: int = 1) -> None:
         parts = [part for slot in slots for part in slot.parts]
-        numbers = np.asarray(stack.numbers, np.float32)
+        with np.errstate(over="ignore"):  # bundles of before have fp32; see `fuse`
+            numbers = np.asarray(stack.numbers, np.float16)
         self.adapters: Tensors = {ADAPTERS: numbers} if parts else {}
         # For each adapter: where A and B begin among the numbers and its rank [P, 3], scaling [P].
         self._known: dict[str, tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]] = {}

@@ -48,12 +48,12 @@ def light_heap() -> Iterator[None]:
     gc.unfreeze()
 
 
-@pytest.fixture(scope="module", params=["own operators", "onnxruntime's"])
+@pytest.fixture(scope="module", params=["own operator", "onnxruntime's"])
 def operators(request: pytest.FixtureRequest) -> Iterator[bool]:
     """What a module's runtimes run on, one after the other."""
-    own = request.param == "own operators"
+    own = request.param == "own operator"
     if own and find_operators() is None:
-        pytest.skip("our own operators could not be built, or not for this processor")
+        pytest.skip("our own operator could not be built, or not for this processor")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(SWITCH, "1" if own else "0")
         yield own
@@ -141,6 +141,27 @@ def tiny_router(tiny_tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     out = tmp_path_factory.mktemp("router") / "router"
     train_router(tiny_tasks, out)
     return out
+
+
+@pytest.fixture(scope="session")
+def tiny_int8_bundle(
+    tiny_backbone: Path,
+    tiny_adapters: dict[str, Path],
+    tiny_router: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """As `tiny_bundle`, in int8: what our own operator is for."""
+    from dlp_edge.export.pipeline import export_bundle
+
+    out = tmp_path_factory.mktemp("bundle") / "tiny"
+    export_bundle(str(tiny_backbone), tiny_adapters, tiny_router, out, quantisation="int8")
+    return out
+
+
+@pytest.fixture(scope="module")
+def either_bundle(operators: bool, tiny_bundle: Path, tiny_int8_bundle: Path) -> Path:
+    """A bundle for what a module's runtimes run on."""
+    return tiny_int8_bundle if operators else tiny_bundle
 
 
 @pytest.fixture(scope="session")

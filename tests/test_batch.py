@@ -36,16 +36,16 @@ PROMPTS = [
 
 
 @pytest.fixture(scope="module")
-def runtime(tiny_bundle: Path, operators: bool) -> Iterator[Runtime]:
-    with Runtime(tiny_bundle) as runtime:
+def runtime(either_bundle: Path) -> Iterator[Runtime]:
+    with Runtime(either_bundle) as runtime:
         yield runtime
 
 
 @pytest.fixture(scope="module")
-def engine(tiny_bundle: Path, operators: bool) -> Engine:
-    bundle = open_bundle(tiny_bundle)
+def engine(either_bundle: Path) -> Engine:
+    bundle = open_bundle(either_bundle)
     device = choose_device("cpu", "cpu", 1)
-    graph = open_backbone(tiny_bundle / BACKBONE, bundle.manifest.backbone, device)
+    graph = open_backbone(either_bundle / BACKBONE, bundle.manifest.backbone, device)
     return make_engine(graph, bundle.adapters(), 256, sequences=4)
 
 

@@ -1,7 +1,8 @@
-"""Our own operators against numpy, with the vectors of each kind of processor."""
+"""Our own operator against numpy, with the instructions of each kind of processor."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dlp_edge.export.levels import Levels
-from dlp_edge.onnx_graph import FLOAT, INT64, UINT8
+from dlp_edge.onnx_graph import FLOAT, FLOAT16, INT64, UINT8
 from dlp_edge.onnx_writer import make_model, make_node, make_value
 from dlp_edge.runtime.device import Device, open_session
 from dlp_edge.runtime.operators import DOMAIN, SWITCH, find_operators
@@ -20,7 +21,7 @@ Array = npt.NDArray[Any]
 BLOCK = 32
 LIBRARY = find_operators()
 pytestmark = pytest.mark.skipif(
-    LIBRARY is None, reason="our own operators could not be built, or not for this processor"
+    LIBRARY is None, reason="our own operator could not be built, or not for this processor"
 )
 several = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -31,9 +32,9 @@ def vectors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return str(request.param)
 
 
-def run(kind: str, inputs: dict[str, Array | None], **numbers: int | list[int]) -> Array:
+def run(kind: str, inputs: Mapping[str, Array | None], **numbers: int | list[int]) -> Array:
     """An operator alone; an input that is None is left out."""
-    types = {"float32": FLOAT, "int64": INT64, "uint8": UINT8}
+    types = {"float32": FLOAT, "float16": FLOAT16, "int64": INT64, "uint8": UINT8}
     given = {name: array for name, array in inputs.items() if array is not None}
     values = [make_value(name, types[a.dtype.name], a.ndim) for name, a in given.items()]
     names = [name if name in given else "" for name in inputs]
@@ -47,9 +48,9 @@ def rounded(x: Array) -> Array:
     """x [.., K] as Linear rounds it: to int8, with a scale for each block of 32."""
     blocks = np.pad(x, (*[(0, 0)] * (x.ndim - 1), (0, -x.shape[-1] % BLOCK)))
     blocks = blocks.reshape(*x.shape[:-1], -1, BLOCK)
-    scale = np.abs(blocks).max(-1, keepdims=True) / np.float32(127)
-    whole = np.rint(blocks / np.where(scale > 0, scale, 1))
-    result: Array = (whole * scale).reshape(*x.shape[:-1], -1)
+    most = np.abs(blocks).max(-1, keepdims=True)
+    whole = np.rint(blocks * (np.float32(127) / np.where(most > 0, most, 1)))
+    result: Array = (whole * (most / np.float32(127))).reshape(*x.shape[:-1], -1)
     return result
 
 
@@ -139,25 +140,27 @@ def test_a_matrix_that_does_not_fit_is_refused() -> None:
 
 def slot_inputs(
     rng: np.random.Generator, shape: tuple[int, int], k: int, columns: list[int], adapters: int
-) -> dict[str, Array]:
-    """Adapters of rank 0 to 9 whose rows lie anywhere among 5,000 numbers; two more parts than
-    the slot has."""
+) -> dict[str, Array | None]:
+    """Adapters of rank 0 to 9 whose rows lie anywhere among 5,000 numbers, two more parts than the
+    slot has, and a matrix with three columns that belong to no part."""
     sequences, tokens = shape
     sizes = (sequences, len(columns) + 2, adapters)
     starts = rng.integers(0, 5000 - 9 * max(k, *columns), (*sizes, 2))
     ranks = rng.integers(0, 10, (*sizes, 1))
+    tensors = make_levels(rng, 8, 3 + sum(columns), -(-k // BLOCK), False).tensors()
     return {
-        "y": rng.standard_normal((sequences, tokens, 3 + sum(columns))).astype(np.float32),
         "x": rng.standard_normal((sequences, tokens, k)).astype(np.float32),
-        "adapters": rng.standard_normal(5000).astype(np.float32),
+        **tensors,
+        "zeros": None,
+        "adapters": rng.standard_normal(5000).astype(np.float16),
         "spans": np.concatenate([starts, ranks], -1).astype(np.int64),
         "weights": rng.standard_normal(sizes).astype(np.float32),
     }
 
 
-def run_slot(inputs: dict[str, Array], columns: list[int], first: int = 1) -> Array:
+def run_slot(inputs: dict[str, Array | None], columns: list[int]) -> Array:
     starts = [sum(columns[:part]) + 2 for part in range(len(columns))]
-    return run("Slot", dict(inputs), first=first, starts=starts, columns=columns)
+    return run("Linear", inputs, bits=8, slot=1, first=1, starts=starts, columns=columns)
 
 
 @several
@@ -172,14 +175,16 @@ def test_a_slot_adds_each_sequences_adapters(
     vectors: str, shape: tuple[int, int], k: int, columns: list[int], adapters: int, seed: int
 ) -> None:
     inputs = slot_inputs(np.random.default_rng(seed), shape, k, columns, adapters)
-    expected = inputs["y"].astype(np.float64)
+    base = {name: inputs[name] for name in ("x", "levels", "scales")}
+    expected = run("Linear", base, bits=8).astype(np.float64)
+    numbers = inputs["adapters"].astype(np.float64)
     for sequence, x in enumerate(inputs["x"]):
         start = 2
         for part, width in enumerate(columns):
             for adapter in range(adapters):
                 a, b, rank = inputs["spans"][sequence, 1 + part, adapter]
-                rows_of_a = inputs["adapters"][a : a + rank * k].reshape(rank, k)
-                rows_of_b = inputs["adapters"][b : b + rank * width].reshape(rank, width)
+                rows_of_a = numbers[a : a + rank * k].reshape(rank, k)
+                rows_of_b = numbers[b : b + rank * width].reshape(rank, width)
                 weight = inputs["weights"][sequence, 1 + part, adapter]
                 expected[sequence, :, start : start + width] += weight * (
                     x @ rows_of_a.T @ rows_of_b
@@ -192,8 +197,7 @@ def test_a_slots_token_is_the_same_alone(vectors: str) -> None:
     inputs = slot_inputs(np.random.default_rng(3), (1, 41), 70, [90, 40], 2)
     together = run_slot(inputs, [90, 40])
     for token in range(41):
-        one = {name: inputs[name][:, token : token + 1] for name in ("y", "x")}
-        alone = run_slot({**inputs, **one}, [90, 40])
+        alone = run_slot({**inputs, "x": inputs["x"][:, token : token + 1]}, [90, 40])
         np.testing.assert_array_equal(alone[:, 0], together[:, token])
 
 
@@ -207,8 +211,7 @@ def test_a_slots_token_is_the_same_alone(vectors: str) -> None:
         ("spans", lambda spans: spans[:, :1], "these sequences"),
         ("weights", lambda weights: weights[..., :1], "these sequences"),
         ("adapters", lambda numbers: numbers[:100], "no such rows"),
-        ("x", lambda x: x[:, :-1], "same tokens"),
-        ("y", lambda y: y[..., :30], "not within y"),
+        ("x", lambda x: np.concatenate([x, x]), "these sequences"),
     ],
 )
 def test_a_slot_refuses_what_does_not_fit(name: str, change: Any, message: str) -> None:
@@ -220,10 +223,13 @@ def test_a_slot_refuses_what_does_not_fit(name: str, change: Any, message: str) 
 
 def test_a_slots_attributes_must_fit() -> None:
     inputs = slot_inputs(np.random.default_rng(0), (1, 3), 20, [30, 10], 2)
-    for wrong in ({"starts": [0, 1]}, {"starts": [0] * 4}, {"columns": []}):
-        attributes = {"first": 1, "starts": [2], "columns": [30], **wrong}
+    attributes: dict[str, list[int]]
+    for attributes in ({"starts": [0, 1]}, {"starts": [0] * 4}, {"columns": []}):
+        fitting = {"starts": [2], "columns": [30]}
         with pytest.raises(Exception, match=r"fit each other|not large enough"):
-            run("Slot", dict(inputs), **attributes)
+            run("Linear", inputs, bits=8, slot=1, first=1, **{**fitting, **attributes})
+    with pytest.raises(Exception, match="not within y"):
+        run("Linear", inputs, bits=8, slot=1, first=1, starts=[20], columns=[30])
 
 
 def test_they_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:

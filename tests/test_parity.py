@@ -22,7 +22,7 @@ def oracle(tiny_backbone: Path, tiny_adapters: dict[str, Path]) -> Peft:
 
 
 @pytest.fixture(scope="module")
-def engine(tiny_bundle: Path, operators: bool) -> Engine:
+def engine(tiny_bundle: Path) -> Engine:
     bundle = open_bundle(tiny_bundle)
     device = choose_device("cpu", "cpu", 1)
     graph = open_backbone(tiny_bundle / BACKBONE, bundle.manifest.backbone, device)

@@ -50,8 +50,8 @@ Ask = Callable[[], object]  # the same answer every time, unless something is wr
 
 
 @pytest.fixture(scope="module")
-def runtime(tiny_bundle: Path, operators: bool) -> Iterator[Runtime]:
-    with Runtime(tiny_bundle, threads=1) as runtime:
+def runtime(either_bundle: Path) -> Iterator[Runtime]:
+    with Runtime(either_bundle, threads=1) as runtime:
         yield runtime
 
 

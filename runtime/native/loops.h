@@ -113,10 +113,14 @@ TARGET static void NAME(multiply)(const Matrix *m, int bits, size_t from, size_t
     NAME(rows)(m, 8, from, to, x, y, stride);
 }
 
-/* ---- Slot */
+/* ---- A slot's two products */
+
+TARGET INLINE __m256 NAME(widen)(const half *from) {
+  return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)from));
+}
 
 /* `rows` rows of A times `tokens` tokens. */
-TARGET INLINE void NAME(square)(const int rows, const int tokens, const float *x, const float *a,
+TARGET INLINE void NAME(square)(const int rows, const int tokens, const float *x, const half *a,
                                 size_t inputs, float weight, float *hidden, size_t stride) {
   __m256 total[4][4];
   for (int r = 0; r < rows; r++)
@@ -125,23 +129,24 @@ TARGET INLINE void NAME(square)(const int rows, const int tokens, const float *x
   for (; i + 8 <= inputs; i += 8)
     for (int r = 0; r < rows; r++)
       for (int t = 0; t < tokens; t++)
-        total[r][t] = _mm256_fmadd_ps(_mm256_loadu_ps(a + r * inputs + i),
+        total[r][t] = _mm256_fmadd_ps(NAME(widen)(a + r * inputs + i),
                                       _mm256_loadu_ps(x + t * inputs + i), total[r][t]);
   for (int r = 0; r < rows; r++)
     for (int t = 0; t < tokens; t++) {
       float sum = NAME(sum)(total[r][t]);
-      for (size_t j = i; j < inputs; j++) sum += a[r * inputs + j] * x[t * inputs + j];
+      for (size_t j = i; j < inputs; j++) sum += _cvtsh_ss(a[r * inputs + j]) * x[t * inputs + j];
       hidden[t * stride + r] = weight * sum;
     }
 }
 
-TARGET static void NAME(down)(const float *x, size_t count, const float *a, size_t rows,
+TARGET static void NAME(down)(const float *x, size_t count, const half *a, size_t rows,
                               size_t inputs, float weight, float *hidden, size_t stride) {
   for (size_t t = 0, tokens; t < count; t += tokens) {
     tokens = count - t < 4 ? 1 : 4;
     for (size_t r = 0, some; r < rows; r += some) {
       some = rows - r < 4 ? 1 : 4;
-      const float *from = x + t * inputs, *row = a + r * inputs;
+      const float *from = x + t * inputs;
+      const half *row = a + r * inputs;
       float *to = hidden + t * stride + r;
       if (some == 4 && tokens == 4)
         NAME(square)(4, 4, from, row, inputs, weight, to, stride);
@@ -156,7 +161,7 @@ TARGET static void NAME(down)(const float *x, size_t count, const float *a, size
 }
 
 /* `vectors` vectors of columns for `tokens` tokens. */
-TARGET INLINE void NAME(strip)(const int vectors, const int tokens, const float *adapters,
+TARGET INLINE void NAME(strip)(const int vectors, const int tokens, const half *adapters,
                                const Span *spans, size_t n, size_t most, size_t columns,
                                size_t column, const float *hidden, size_t stride, float *y,
                                size_t y_stride) {
@@ -165,11 +170,11 @@ TARGET INLINE void NAME(strip)(const int vectors, const int tokens, const float 
     for (int v = 0; v < vectors; v++) total[t][v] = _mm256_setzero_ps();
   for (size_t i = 0; i < n; i++)
     for (int64_t r = 0; r < spans[i].rank; r++) {
-      const float *row = adapters + spans[i].b + r * columns + column;
+      const half *row = adapters + spans[i].b + r * columns + column;
       for (int t = 0; t < tokens; t++) {
         __m256 factor = _mm256_set1_ps(hidden[t * stride + i * most + r]);
         for (int v = 0; v < vectors; v++)
-          total[t][v] = _mm256_fmadd_ps(_mm256_loadu_ps(row + v * 8), factor, total[t][v]);
+          total[t][v] = _mm256_fmadd_ps(NAME(widen)(row + v * 8), factor, total[t][v]);
       }
     }
   for (int t = 0; t < tokens; t++)
@@ -179,7 +184,7 @@ TARGET INLINE void NAME(strip)(const int vectors, const int tokens, const float 
     }
 }
 
-TARGET static void NAME(up)(const float *adapters, const Span *spans, size_t n, size_t most,
+TARGET static void NAME(up)(const half *adapters, const Span *spans, size_t n, size_t most,
                             size_t columns, size_t from, size_t to, const float *hidden,
                             size_t stride, size_t count, float *y, size_t y_stride) {
   for (size_t t = 0, tokens; t < count; t += tokens) {
@@ -201,7 +206,8 @@ TARGET static void NAME(up)(const float *adapters, const Span *spans, size_t n, 
         float sum = 0;
         for (size_t i = 0; i < n; i++)
           for (int64_t r = 0; r < spans[i].rank; r++)
-            sum += adapters[spans[i].b + r * columns + c] * own[token * stride + i * most + r];
+            sum += _cvtsh_ss(adapters[spans[i].b + r * columns + c]) *
+                   own[token * stride + i * most + r];
         y[(t + token) * y_stride + c - from] += sum;
       }
   }
