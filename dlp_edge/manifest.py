@@ -62,12 +62,6 @@ class BackboneEntry:
     eos_token_ids: tuple[int, ...]
     slots: tuple[Slot, ...]
 
-    @property
-    def adapter_dtype(self) -> Literal["float32", "float16"]:
-        """numpy name of the type that an export stores adapters in: half, but beside a backbone
-        in fp32 that nothing has rounded."""
-        return "float16" if self.quantisation in ("int4", "int8") else self.dtype
-
 
 @dataclass(frozen=True)
 class AdapterEntry:

@@ -121,6 +121,15 @@ def _views(
     )
 
 
+def converted(stack: AdapterStack, dtype: str) -> AdapterStack:
+    """The same adapters in another float type; what is too large for it is infinite."""
+    shapes = {f"{module}.A": a.shape for module, a in stack.a.items()}
+    shapes.update({f"{module}.B": b.shape for module, b in stack.b.items()})
+    places = {name: (start, shapes[name]) for name, start in stack.starts.items()}
+    with np.errstate(over="ignore"):
+        return _views(stack.numbers.astype(dtype, copy=False), places, stack.rows)
+
+
 def unpack(stack: AdapterStack, name: str) -> dict[str, LoraPair]:
     """One adapter of the stack (module -> pair), as views."""
     return {
@@ -223,6 +232,5 @@ def check(stack: AdapterStack, manifest: Manifest) -> None:
     for module, a in stack.a.items():
         if (a.shape[1], stack.b[module].shape[1]) != widths.get(module):
             raise ValueError(f"does not fit the backbone at {module[:200]}")
-        # Bundles of before stored all adapters in the backbone's type.
-        if a.dtype not in (manifest.backbone.adapter_dtype, manifest.backbone.dtype):
-            raise ValueError(f"is of type {a.dtype}, not {manifest.backbone.adapter_dtype}")
+        if a.dtype != manifest.backbone.dtype:
+            raise ValueError(f"is of type {a.dtype}, not {manifest.backbone.dtype}")

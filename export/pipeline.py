@@ -86,7 +86,7 @@ def export_bundle(
         modules = {module for adapter in found for module in adapter.pairs}
         entry = _write_backbone(source, modules, quantisation, target, staging, tell)
         tell("packing the adapters", 0.6)
-        stacked = stack.pack({a.name: a.pairs for a in found}, entry.adapter_dtype)
+        stacked = stack.pack({a.name: a.pairs for a in found}, entry.dtype)
         (staging / files.ADAPTERS).write_bytes(stack.to_bytes(stacked))
         tell("exporting the router", 0.65)
         router_entry = None

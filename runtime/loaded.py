@@ -31,7 +31,7 @@ from dlp_edge.runtime.steering import (
     route_with,
 )
 from dlp_edge.runtime.text import ChatTemplate
-from dlp_edge.stack import AdapterStack
+from dlp_edge.stack import AdapterStack, converted
 from dlp_edge.types import Likelihood, Message
 
 if TYPE_CHECKING:
@@ -197,6 +197,8 @@ def _assemble(
     cache_budget: int | None,
 ) -> Loaded:
     """Engines over the bundle's adapters, beside its other parts."""
+    if backbone.own_operators:
+        stack = converted(stack, "float16")  # as they are read; the rest is given back
     engine = make_engine(backbone, stack, max_context)
     caches = SessionCaches(
         lambda: make_engine(backbone, stack, max_context, reuse=True, beside=engine), cache_budget

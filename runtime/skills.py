@@ -53,10 +53,8 @@ def add_skill(
                 f"adapters {entry.name} and {name} have the same weights", "Leave one of them out"
             )
     entry_after, head = _taught(manifest.router, router, name, examples)
-    before = bundle.adapters()
-    # An edition keeps the type of its file, so that no other adapter changes.
-    dtype = before.numbers.dtype.name if before.rows else manifest.backbone.adapter_dtype
-    packed = stack.pack({**_pairs(before), name: adapter.pairs}, dtype)
+    pairs = _pairs(bundle.adapters())
+    packed = stack.pack({**pairs, name: adapter.pairs}, manifest.backbone.dtype)
     after = replace(manifest, adapters=(*manifest.adapters, adapter.entry), router=entry_after)
     return write_edition(bundle, after, _parts(packed, head))
 
@@ -74,8 +72,7 @@ def remove_skill(bundle: Bundle, router: Router | None, name: str) -> Bundle:
     check_current(bundle)
     manifest = bundle.manifest
     check_names([name], [entry.name for entry in manifest.adapters])
-    before = bundle.adapters()
-    pairs = _pairs(before)
+    pairs = _pairs(bundle.adapters())
     del pairs[name]
     entry, head = manifest.router, router.head if router else None
     if entry is not None and head is not None and name in entry.settings.labels:
@@ -83,7 +80,7 @@ def remove_skill(bundle: Bundle, router: Router | None, name: str) -> Bundle:
         labels = tuple(label for label in entry.settings.labels if label != name)
         entry = replace(entry, settings=replace(entry.settings, labels=labels))
     left = tuple(adapter for adapter in manifest.adapters if adapter.name != name)
-    packed = stack.pack(pairs, before.numbers.dtype.name)
+    packed = stack.pack(pairs, manifest.backbone.dtype)
     return write_edition(
         bundle, replace(manifest, adapters=left, router=entry), _parts(packed, head)
     )

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from dlp_edge.manifest import Slot
 from dlp_edge.runtime.fusion import Tensors
 from dlp_edge.runtime.operator_graph import ADAPTERS, SPANS, WEIGHTS
-from dlp_edge.stack import AdapterStack
+from dlp_edge.stack import AdapterStack, converted
 
 
 class SpanFuser:
@@ -30,8 +30,7 @@ class SpanFuser:
 
     def __init__(self, stack: AdapterStack, slots: Sequence[Slot], sequences: int = 1) -> None:
         parts = [part for slot in slots for part in slot.parts]
-        with np.errstate(over="ignore"):  # bundles of before have fp32; see `fuse`
-            numbers = np.asarray(stack.numbers, np.float16)
+        numbers = converted(stack, "float16").numbers
         self.adapters: Tensors = {ADAPTERS: numbers} if parts else {}
         # For each adapter: where A and B begin among the numbers and its rank [P, 3], scaling [P].
         self._known: dict[str, tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]] = {}
