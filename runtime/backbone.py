@@ -85,11 +85,15 @@ def _rewrite(
 ) -> tuple[bytes, Weights | None]:
     """The graph on our own operators, and the weights that it still has."""
     try:
-        graph, needed = with_operators(graph, entry.slots)
+        graph, found = with_operators(graph, entry.slots)
     except ValueError as error:
         raise BundleError(f"the backbone's graph: {error}", "Export the bundle again") from error
     if weights is not None:
-        weights = {name: weights[name] for name in weights.keys() & needed}
+        weights = {
+            name: weights[weight.source].reshape(weight.shape)
+            for name, weight in found.items()
+            if weight.source in weights
+        }
     return graph, weights
 
 

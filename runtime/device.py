@@ -105,7 +105,8 @@ def open_session(
         else:
             for name, value in values.items():
                 options.add_initializer(name, value)
-        session = _open(model, options, provider, capture)
+        in_place = bool(values) and folder is not None
+        session = _open(model, options, provider, capture, in_place)
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
         if ran_out(error):
             raise MemoryError(first_line(error)) from error
@@ -121,8 +122,11 @@ def open_session(
 
 
 def _open(
-    model: bytes, options: ort.SessionOptions, provider: str, capture: bool
+    model: bytes, options: ort.SessionOptions, provider: str, capture: bool, in_place: bool
 ) -> ort.InferenceSession:
+    if in_place:  # then nothing is computed in advance: that would read the file
+        off = ["ConstantFolding"]
+        return ort.InferenceSession(model, options, providers=[provider], disabled_optimizers=off)
     if capture:
         capturing = (provider, {"enable_cuda_graph": "1"})
         with contextlib.suppress(Exception):  # a node that the provider leaves to the CPU

@@ -8,13 +8,14 @@ a table of which rows of them are in force, and with what weights.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dlp_edge.manifest import Slot
 from dlp_edge.onnx_graph import ATTRIBUTE, FLOAT, FLOAT16, GRAPH, INT64, MODEL, NODE, TENSOR, VALUE
 from dlp_edge.onnx_writer import Fields, make_node, make_opset, make_value
-from dlp_edge.protobuf import parts, read_message, text, texts, varint, write_message
+from dlp_edge.protobuf import parts, read_message, text, texts, varint, varints, write_message
 from dlp_edge.runtime.operators import DOMAIN
 
 ADAPTERS, SPANS, WEIGHTS = "fusion.adapters", "fusion.spans", "fusion.weights"
@@ -22,6 +23,17 @@ _SLOT_INPUTS = {ADAPTERS: (FLOAT16, 1), SPANS: (INT64, 4), WEIGHTS: (FLOAT, 3)} 
 MOST_PARTS = 3  # of a slot: q, k and v
 _BLOCK = 32
 _FAST = 4  # the accuracy level that rounds activations to int8, as Linear does
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A weight of the rewritten graph: the bundle's that it is, in this shape."""
+
+    source: str
+    shape: tuple[int, ...]
+
+
+_Tensor = tuple[str, bytes | memoryview]  # the weight of the bundle that it is, and its bytes
 
 
 @dataclass(frozen=True)
@@ -39,9 +51,9 @@ class _Node:
     numbers: dict[str, int | Sequence[int]] = field(default_factory=dict)
 
 
-def with_operators(model: bytes, slots: Sequence[Slot]) -> tuple[bytes, set[str]]:
-    """A backbone in int4 or int8 as a bundle has it -> the same one on our operator, and the names
-    of the weights that it still has.
+def with_operators(model: bytes, slots: Sequence[Slot]) -> tuple[bytes, dict[str, Weight]]:
+    """A backbone in int4 or int8 as a bundle has it -> the same one on our operator, and by their
+    names the weights that it has.
 
     Instead of `<slot>.A` and `<slot>.B` it has three inputs for all slots together: ADAPTERS [T]
     (fp16), SPANS [G, P, n, 3] (int64: where A's and B's rows begin in ADAPTERS, and the rank) and
@@ -55,21 +67,45 @@ def with_operators(model: bytes, slots: Sequence[Slot]) -> tuple[bytes, set[str]
     nodes = [_read(part) for part in parts(graph, 1)]
     made_by = _makers(nodes)
     nodes = [_linear(node, made_by) or node for node in nodes]
+    tensors = {name: (name, part) for part in parts(graph, 5) if (name := _tensor_name(part))}
+    nodes, views = _without_reshapes(nodes, tensors)
     outputs = [_name(value) for value in parts(graph, 12)]
     changed = _needed(_with_slots(nodes, slots), outputs)
     read = {name for node in changed for name in node.inputs}
-    weights = {name: part for part in parts(graph, 5) if (name := _tensor_name(part)) in read}
+    kept = {name: found for name, found in {**tensors, **views}.items() if name in read}
     gone = {f"{slot.name}.{side}" for slot in slots for side in "AB"}
     inputs = [value for value in parts(graph, 11) if _name(value) not in gone]
     rewritten: Fields = {
         **graph,
         1: [node.data for node in changed],
-        5: list(weights.values()),
+        5: [tensor for _, tensor in kept.values()],
         11: [*inputs, *(make_value(n, *_SLOT_INPUTS[n]) for n in _SLOT_INPUTS if slots)],
     }
     domains = [*message[8], make_opset(DOMAIN, 1)]
     found = write_message({**message, 7: [write_message(rewritten)], 8: domains})
-    return found, set(weights)
+    return found, {
+        name: Weight(source, tuple(_shape(tensor))) for name, (source, tensor) in kept.items()
+    }
+
+
+def _without_reshapes(
+    nodes: Sequence[_Node], tensors: Mapping[str, _Tensor]
+) -> tuple[list[_Node], dict[str, _Tensor]]:
+    """The nodes without those that give the embedding a matrix [N, blocks, BLOCK] of bytes as
+    [N, blocks * BLOCK], and in their place tensors over the same bytes: onnxruntime would compute
+    them in advance, from the file, and keep them."""
+    views: dict[str, _Tensor] = {}
+    kept = []
+    for node in nodes:
+        if node.kind == "Reshape" and node.inputs[0] in tensors:
+            source, (name,) = node.inputs[0], node.outputs
+            message = read_message(memoryview(tensors[source][1]), TENSOR)
+            rows, *sizes = varints(message, 1)
+            view: Fields = {**message, 1: [rows, math.prod(sizes)], 8: [name.encode()]}
+            views[name] = (source, write_message(view))
+        else:
+            kept.append(node)
+    return kept, views
 
 
 def _linear(node: _Node, made_by: Mapping[str, _Node]) -> _Node | None:
@@ -170,3 +206,7 @@ def _name(value: memoryview) -> str:
 
 def _tensor_name(tensor: memoryview) -> str:
     return text(read_message(tensor, TENSOR), 8)
+
+
+def _shape(tensor: memoryview | bytes) -> list[int]:
+    return varints(read_message(memoryview(tensor), TENSOR), 1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,11 +13,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dlp_edge import Runtime
+from dlp_edge.bundle import BACKBONE, BACKBONE_DATA, Bundle, open_bundle
 from dlp_edge.export.levels import Levels
+from dlp_edge.export.pipeline import export_bundle
 from dlp_edge.onnx_graph import FLOAT, FLOAT16, INT64, UINT8
 from dlp_edge.onnx_writer import make_model, make_node, make_value
+from dlp_edge.runtime.backbone import open_backbone
 from dlp_edge.runtime.device import Device, open_session
+from dlp_edge.runtime.generation import make_engine
 from dlp_edge.runtime.operators import DOMAIN, SWITCH, find_operators
+from dlp_edge.runtime.options import GenerateOptions
 
 Array = npt.NDArray[Any]
 BLOCK = 32
@@ -235,3 +243,60 @@ def test_a_slots_attributes_must_fit() -> None:
 def test_they_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(SWITCH, "0")
     assert find_operators() is None
+
+
+@pytest.fixture(scope="module", params=["int8", "int4"])
+def quantised(
+    request: pytest.FixtureRequest,
+    tiny_backbone: Path,
+    tiny_adapters: dict[str, Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    out = tmp_path_factory.mktemp("quantised") / "bundle"
+    export_bundle(str(tiny_backbone), tiny_adapters, None, out, quantisation=request.param)
+    return out
+
+
+FUSIONS = [{}, {"sums": 1.0}, {"sql": 0.6, "email": 0.4}, {"sums": 0.2, "sql": -0.3, "email": 1.4}]
+
+
+@pytest.mark.parametrize("fusion", FUSIONS, ids=str)
+def test_logits_are_those_of_onnxruntimes_operators(
+    quantised: Path, fusion: dict[str, float]
+) -> None:
+    """Up to what rounding activations to int8 is worth."""
+    bundle = open_bundle(quantised)
+    found = []
+    for library in (LIBRARY, None):
+        device = Device("cpu", 2, library)
+        backbone = open_backbone(quantised / BACKBONE, bundle.manifest.backbone, device)
+        assert backbone.own_operators == (library is not None)
+        engine = make_engine(backbone, bundle.adapters(), 256)
+        engine.decoder.set_fusion(engine.fuser.fuse(fusion))
+        found.append(engine.decoder.all_logits(list(range(40, 200))))
+    spread = found[1].std()
+    assert np.abs(found[0] - found[1]).mean() < 0.03 * spread
+    assert spread > 0.1
+
+
+def test_weights_are_used_as_they_were_read(
+    quantised: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are not copied, but onnxruntime opens no file for them either."""
+    copy = Path(shutil.copytree(quantised, tmp_path / "bundle"))
+    read = Bundle.weights
+
+    def spoil(self: Bundle, *arguments: Any) -> Any:
+        found = read(self, *arguments)
+        file = copy / BACKBONE_DATA
+        file.write_bytes(bytes(file.stat().st_size))
+        return found
+
+    def answer() -> str:
+        options = GenerateOptions(adapters="sums", max_new_tokens=40, speculate=True)
+        with Runtime(copy) as runtime:
+            return runtime.generate("ab ab ab ab ab", **options).text
+
+    expected = answer()
+    monkeypatch.setattr(Bundle, "weights", spoil)
+    assert answer() == expected
