@@ -79,13 +79,14 @@ def _estimate(manifest: Manifest, max_context: int) -> Estimate:
         entry = manifest.files.get(file_name(manifest, name))
         return entry.size if entry else 0
 
+    in_place = on_cpu and backbone.quantisation in _in_place()
     factors = {**RESIDENT, **_in_place()} if on_cpu else {}
     factor = factors.get(backbone.quantisation, 1.0)
     router = size(files.ROUTER) + size(files.ROUTER_HEAD)
     texts = TOKENIZER * (size(files.TOKENIZER) + size(files.ROUTER_TOKENIZER))
     return Estimate(
         weights=int(factor * size(files.BACKBONE_DATA)),
-        adapters=size(files.ADAPTERS),
+        adapters=size(files.ADAPTERS) // (2 if in_place else 1),  # halved when they are loaded
         router=int(ROUTER * router),
         tokenizers=int(texts),
         cache=cache_bytes(backbone, min(max_context, backbone.context_length)),
