@@ -62,8 +62,6 @@ TARGET INLINE __m256 NAME(zeros)(const uint8_t *zeros) {
 
 /* ---- Linear */
 
-enum { NAME(TILE) = 8 }; /* tokens that are multiplied at once */
-
 /* One row times `tokens` tokens; that and `bits` are known to the compiler. */
 TARGET INLINE void NAME(row)(const Matrix *m, const int bits, size_t row, const Tokens *x,
                              size_t first, const int tokens, float *y, size_t stride) {
@@ -73,7 +71,7 @@ TARGET INLINE void NAME(row)(const Matrix *m, const int bits, size_t row, const 
   const int8_t *numbers = x->numbers + first * x->pairs * PAIR;
   const float *token_scales = x->scales + first * x->pairs * SPREAD;
   const float *sums = x->sums + first * x->padded;
-  __m256 total[NAME(TILE)];
+  __m256 total[8];
   for (int t = 0; t < tokens; t++) total[t] = _mm256_setzero_ps();
   for (size_t pair = 0; pair < x->pairs; pair++, levels += PAIR * bits / 8, scales += 2) {
     __m256 scale = _mm256_set_m128(_mm_set1_ps(scales[1]), _mm_set1_ps(scales[0]));
@@ -97,12 +95,12 @@ TARGET INLINE void NAME(row)(const Matrix *m, const int bits, size_t row, const 
 TARGET INLINE void NAME(rows)(const Matrix *m, const int bits, size_t from, size_t to,
                               const Tokens *x, float *y, size_t stride) {
   size_t t = 0;
-  for (; t + NAME(TILE) <= x->count; t += NAME(TILE))
-    for (size_t row = from; row < to; row++)
-      NAME(row)(m, bits, row, x, t, NAME(TILE), y + t * stride + row, stride);
-  for (; t < x->count; t++)
-    for (size_t row = from; row < to; row++)
-      NAME(row)(m, bits, row, x, t, 1, y + t * stride + row, stride);
+#define TILE(tokens)                                                              \
+  for (; t + tokens <= x->count; t += tokens)                                     \
+    for (size_t row = from; row < to; row++)                                      \
+      NAME(row)(m, bits, row, x, t, tokens, y + t * stride + row, stride);
+  TILE(8) TILE(4) TILE(2) TILE(1)
+#undef TILE
 }
 
 TARGET static void NAME(multiply)(const Matrix *m, int bits, size_t from, size_t to,
