@@ -265,9 +265,8 @@ class Decoder:
         """Binds all that belongs to these sequences, unless it is bound already."""
         if self._bound == (first, count):
             return
-        self._bound = self._places = (
-            None  # until all of it is: a failure in between is not to be built upon
-        )
+        # Until all of it is: a failure in between is not to be built upon.
+        self._bound = self._places = None
         self._tokens.bind_input(self._binding, "input_ids", first, count)
         self._seqlens.bind_input(self._binding, "seqlens_k", first, count)
         self._logits.bind_output(self._binding, "logits", first, count)
