@@ -144,39 +144,40 @@ def tiny_router(tiny_tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.fixture(scope="session")
-def tiny_int8_bundle(
+def export_tiny(
     tiny_backbone: Path,
     tiny_adapters: dict[str, Path],
     tiny_router: Path,
     tmp_path_factory: pytest.TempPathFactory,
-) -> Path:
-    """As `tiny_bundle`, in int8: what our own operator is for."""
-    from dlp_edge.export.pipeline import export_bundle
+) -> Callable[[str], Path]:
+    """The bundle of all of it in a format."""
 
-    out = tmp_path_factory.mktemp("bundle") / "tiny"
-    export_bundle(str(tiny_backbone), tiny_adapters, tiny_router, out, quantisation="int8")
-    return out
+    def export(quantisation: str) -> Path:
+        from dlp_edge.export.pipeline import export_bundle
+
+        out = tmp_path_factory.mktemp("bundle") / "tiny"
+        export_bundle(str(tiny_backbone), tiny_adapters, tiny_router, out, quantisation)
+        return out
+
+    return export
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(export_tiny: Callable[[str], Path]) -> Path:
+    """The fp32 bundle of all of it. Read-only: tests that change it copy it first."""
+    return export_tiny("fp32")
+
+
+@pytest.fixture(scope="session")
+def tiny_int8_bundle(export_tiny: Callable[[str], Path]) -> Path:
+    """The same in int8: what our own operator is for."""
+    return export_tiny("int8")
 
 
 @pytest.fixture(scope="module")
 def either_bundle(operators: bool, tiny_bundle: Path, tiny_int8_bundle: Path) -> Path:
     """A bundle for what a module's runtimes run on."""
     return tiny_int8_bundle if operators else tiny_bundle
-
-
-@pytest.fixture(scope="session")
-def tiny_bundle(
-    tiny_backbone: Path,
-    tiny_adapters: dict[str, Path],
-    tiny_router: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Path:
-    """The fp32 bundle of all of it. Read-only: tests that change it copy it first."""
-    from dlp_edge.export.pipeline import export_bundle
-
-    out = tmp_path_factory.mktemp("bundle") / "tiny"
-    export_bundle(str(tiny_backbone), tiny_adapters, tiny_router, out, quantisation="fp32")
-    return out
 
 
 @pytest.fixture

@@ -16,11 +16,12 @@ SMALL = ["--prompt-tokens", "20", "--new-tokens", "32", "--rounds", "2"]
 
 
 @pytest.fixture(scope="module")
-def document(tiny_bundle: Path) -> dict[str, Any]:
-    return measure(tiny_bundle, prompt_tokens=20, new_tokens=32, rounds=3)
+def document(either_bundle: Path) -> dict[str, Any]:
+    return measure(either_bundle, prompt_tokens=20, new_tokens=32, rounds=3)
 
 
-def test_each_case_has_its_figures(document: dict[str, Any]) -> None:
+def test_each_case_has_its_figures(document: dict[str, Any], operators: bool) -> None:
+    assert document["device"].endswith("own operator") == operators
     assert list(document["cases"]) == ["base", "one", "two", "dlp"]  # three adapters, no four
     for name, case in document["cases"].items():
         assert len(case["rounds_ms_per_token"]) == 3
