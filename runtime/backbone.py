@@ -61,8 +61,10 @@ def open_backbone(
         MemoryError: there is no room for it.
     """
     graph = path.read_bytes() if model is None else model
-    # Linear reads weights where they are; onnxruntime's own operators make them anew.
-    own = device.operators is not None and entry.quantisation in ("int4", "int8")
+    # Linear reads weights where they are; onnxruntime's own operators make them anew. Bundles for
+    # CUDA, which are fp16, have other nodes.
+    quantised = entry.quantisation in ("int4", "int8") and entry.dtype == "float32"
+    own = device.operators is not None and quantised
     if own:
         graph, weights = _rewrite(graph, entry, weights)
     folder = path.parent if own or weights is None else None
