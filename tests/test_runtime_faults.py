@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -53,6 +54,11 @@ Ask = Callable[[], object]  # the same answer every time, unless something is wr
 def runtime(either_bundle: Path) -> Iterator[Runtime]:
     with Runtime(either_bundle, threads=1) as runtime:
         yield runtime
+
+
+@pytest.fixture
+def bundle_copy(either_bundle: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(either_bundle, tmp_path / "copy"))
 
 
 @pytest.fixture(scope="module")
@@ -351,11 +357,11 @@ def test_memory_that_runs_out_before_the_first_pass(runtime: Runtime) -> None:
 
 
 def test_a_device_that_is_lost_is_said_and_a_new_runtime_answers(
-    tiny_bundle: Path, runtime: Runtime
+    either_bundle: Path, runtime: Runtime
 ) -> None:
     """What onnxruntime says of it is put into a pass; here there is no device to lose."""
     expected = runtime.generate(PROMPT, **SHORT).text
-    with Runtime(tiny_bundle, threads=1) as lost:
+    with Runtime(either_bundle, threads=1) as lost:
         decoder = lost._open().engine.decoder
         for said, error in (
             ("CUDA failure 700: an illegal memory access was encountered", DeviceError),
@@ -371,19 +377,19 @@ def test_a_device_that_is_lost_is_said_and_a_new_runtime_answers(
                 lost.generate(PROMPT, **SHORT)
             decoder._kind = "cpu"
             assert isinstance(caught.value, DeviceError) == (error is DeviceError)
-    with Runtime(tiny_bundle, threads=1) as new:
+    with Runtime(either_bundle, threads=1) as new:
         assert new.generate(PROMPT, **SHORT).text == expected
 
 
 def test_a_provider_that_falls_back_is_a_device_error(
-    tiny_bundle: Path, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+    either_bundle: Path, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = runtime._open().backbone.session
     monkeypatch.setattr(type(session), "get_providers", lambda self: ["OtherExecutionProvider"])
     with pytest.raises(DeviceError, match="OtherExecutionProvider"):
-        Runtime(tiny_bundle)
+        Runtime(either_bundle)
     monkeypatch.undo()
-    with Runtime(tiny_bundle) as new:
+    with Runtime(either_bundle) as new:
         assert new.generate(PROMPT, **SHORT).text == runtime.generate(PROMPT, **SHORT).text
 
 
@@ -533,13 +539,13 @@ def test_cancelled_in_every_pass(
 
 @pytest.mark.parametrize("way", ["generate", "session", "generate_batch"])
 def test_a_runtime_closed_in_every_pass(
-    runtime: Runtime, tiny_bundle: Path, switching: GenerateOptions, way: str
+    runtime: Runtime, either_bundle: Path, switching: GenerateOptions, way: str
 ) -> None:
     """By another thread. The request under way ends, the next is refused, a new one answers."""
     expected = WAYS[way](runtime, switching)()
     passes = passes_of(WAYS[way](runtime, switching))
     for number in range(1, passes + 1, 1 + passes // 12):  # each one costs a load
-        with Runtime(tiny_bundle, threads=1) as closed:
+        with Runtime(either_bundle, threads=1) as closed:
             ask = WAYS[way](closed, switching)
             closer = threading.Thread(target=closed.close)
 
@@ -554,7 +560,7 @@ def test_a_runtime_closed_in_every_pass(
             assert not closer.is_alive()
             with pytest.raises(UsageError, match="closed"):
                 closed.generate(PROMPT)
-    with Runtime(tiny_bundle, threads=1) as new:
+    with Runtime(either_bundle, threads=1) as new:
         assert WAYS[way](new, switching)() == expected
 
 
