@@ -88,8 +88,11 @@ def _rewrite(
     """The graph on our own operators, and the weights that it still has."""
     try:
         graph, found = with_operators(graph, entry.slots)
-    except ValueError as error:
-        raise BundleError(f"the backbone's graph: {error}", "Export the bundle again") from error
+    except (ValueError, LookupError) as error:
+        raise BundleError(
+            f"the backbone's graph is not as an export writes it ({error})",
+            "Export the bundle again",
+        ) from error
     if weights is not None:
         weights = {
             name: weights[weight.source].reshape(weight.shape)

@@ -119,7 +119,7 @@ class Fuser:
             if not before or before[index] is not piece:
                 a[rows] = piece.a
             scale = self._dtype.type(weight * piece.scaling)
-            np.multiply(piece.b, scale, out=b[rows, columns], dtype=self._dtype)
+            np.multiply(piece.b, scale, out=b[rows, columns])
             row += rank
         self._written[slot.name][sequence] = [piece for piece, _ in pieces]
         return pair if self._sequences > 1 else self._top(slot, rho)

@@ -20,7 +20,7 @@ from dlp_edge.runtime.operators import DOMAIN
 
 ADAPTERS, SPANS, WEIGHTS = "fusion.adapters", "fusion.spans", "fusion.weights"
 _SLOT_INPUTS = {ADAPTERS: (FLOAT16, 1), SPANS: (INT64, 4), WEIGHTS: (FLOAT, 3)}  # type, rank
-MOST_PARTS = 3  # of a slot: q, k and v
+_MOST_PARTS = 3  # of a slot: q, k and v
 _BLOCK = 32
 _FAST = 4  # the accuracy level that rounds activations to int8, as Linear does
 
@@ -60,7 +60,7 @@ def with_operators(model: bytes, slots: Sequence[Slot]) -> tuple[bytes, dict[str
     WEIGHTS [G, P, n], for G sequences, P parts of slots and n adapters.
 
     Raises:
-        ValueError: a slot has other nodes than those that an export writes.
+        ValueError, LookupError: it has other nodes than those that an export writes.
     """
     message = read_message(memoryview(model), MODEL)
     graph = read_message(parts(message, 7)[0], GRAPH)
@@ -141,7 +141,7 @@ def _with_slots(nodes: Sequence[_Node], slots: Sequence[Slot]) -> list[_Node]:
     made: dict[str, _Node] = {}  # by the output that they make
     first = 0
     for slot in slots:
-        if len(slot.parts) > MOST_PARTS:
+        if len(slot.parts) > _MOST_PARTS:
             raise ValueError(f"the slot {slot.name} has {len(slot.parts)} parts")
         down = readers.get(f"{slot.name}.A")
         up = readers.get(f"{slot.name}.B")

@@ -42,8 +42,8 @@ class Rows:
 
     def place(self, first: int, count: int) -> Place:
         """What decides where a range of rows is bound: their address and shape."""
-        _, _, _, shape, address = self._place(first, count)
-        return address, shape
+        row = self.host.nbytes // max(1, len(self.host))
+        return self._value.data_ptr() + first * row, (count, *self.host.shape[1:])
 
     def copy_tokens(self, other: Rows, source: int, target: int, length: int) -> None:
         """Copies the first `length` tokens of a sequence of a cache [G, heads, tokens, size]."""
@@ -53,16 +53,15 @@ class Rows:
         self.upload()
 
     def bind_input(self, binding: ort.IOBinding, name: str, first: int, count: int) -> None:
-        binding.bind_input(name, *self._place(first, count))
+        binding.bind_input(name, *self._bound(first, count))
 
     def bind_output(self, binding: ort.IOBinding, name: str, first: int, count: int) -> None:
-        binding.bind_output(name, *self._place(first, count))
+        binding.bind_output(name, *self._bound(first, count))
 
-    def _place(self, first: int, count: int) -> tuple[str, int, object, Shape, int]:
+    def _bound(self, first: int, count: int) -> tuple[str, int, object, Shape, int]:
         """Device, type, shape and address of the rows [first, first + count)."""
-        row = self.host.nbytes // max(1, len(self.host))
-        shape = (count, *self.host.shape[1:])
-        return self._kind, 0, self.host.dtype.type, shape, self._value.data_ptr() + first * row
+        address, shape = self.place(first, count)
+        return self._kind, 0, self.host.dtype.type, shape, address
 
 
 class DeviceRows:

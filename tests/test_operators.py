@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 
 from dlp_edge import Runtime
 from dlp_edge.bundle import BACKBONE, BACKBONE_DATA, Bundle, open_bundle
+from dlp_edge.errors import BundleError
 from dlp_edge.export.levels import Levels
 from dlp_edge.export.pipeline import export_bundle
-from dlp_edge.onnx_graph import FLOAT, FLOAT16, INT64, UINT8
+from dlp_edge.onnx_graph import FLOAT, FLOAT16, GRAPH, INT64, MODEL, NODE, UINT8
 from dlp_edge.onnx_writer import make_model, make_node, make_value
+from dlp_edge.protobuf import parts, read_message, write_message
 from dlp_edge.runtime.backbone import open_backbone
 from dlp_edge.runtime.device import Device, open_session
 from dlp_edge.runtime.generation import make_engine
@@ -138,6 +140,8 @@ def test_a_matrix_that_does_not_fit_is_refused() -> None:
         ("other bits", {"levels": tensors["levels"][..., :15]}),
         ("one scale", {"scales": tensors["scales"][:, :2]}),
         ("one zero", {"zeros": tensors["zeros"][:4]}),
+        ("one zero", {"zeros": np.uint8(8)[...]}),
+        ("another width", {"x": x[..., :0], "levels": tensors["levels"][:, :0]}),
     ]
     for message, change in wrong:
         with pytest.raises(Exception, match=message):
@@ -277,6 +281,23 @@ def test_logits_are_those_of_onnxruntimes_operators(
     spread = found[1].std()
     assert np.abs(found[0] - found[1]).mean() < 0.03 * spread
     assert spread > 0.1
+
+
+@pytest.mark.parametrize("lost", [1, 2], ids=["inputs", "outputs"])
+def test_a_graph_that_lacks_something_is_a_bundle_error(quantised: Path, lost: int) -> None:
+    """Whatever node it is: a bundle may be anybody's."""
+    bundle = open_bundle(quantised)
+    message = read_message(memoryview(bundle.graph()[0]), MODEL)
+    graph = read_message(parts(message, 7)[0], GRAPH)
+    nodes = parts(graph, 1)
+    for index, part in enumerate(nodes):
+        broken = write_message({**read_message(part, NODE), lost: []})
+        changed = {**graph, 1: [*nodes[:index], broken, *nodes[index + 1 :]]}
+        model = write_message({**message, 7: [write_message(changed)]})
+        with pytest.raises(BundleError):
+            open_backbone(
+                quantised / BACKBONE, bundle.manifest.backbone, Device("cpu", 1, LIBRARY), model
+            )
 
 
 def test_weights_are_used_as_they_were_read(

@@ -50,7 +50,7 @@ static Status *describe(const Value *value, Tensor *tensor) {
   return status ? status : tensor_data((Value *)value, &tensor->data);
 }
 
-/* An input; one that is left out has no data and rank 0. */
+/* An input; one that is left out has no data. */
 static Status *input(const Context *context, size_t index, Tensor *tensor) {
   const Value *value = NULL;
   Status *status = context_input(context, index, &value);
@@ -245,12 +245,13 @@ static Status *read_linear(const Linear *own, Context *context, LinearWork *w, i
   int64_t wanted = own->means ? groups + (groups + BLOCK - 1) / BLOCK : groups;
   int64_t halves = rows * ((blocks + 1) / 2);
   if (x.rank != 3 || levels.rank != 3) return refuse("Linear: x or levels has not three axes");
-  if (blocks != wanted || (own->means && inputs % BLOCK))
+  if (!inputs || blocks != wanted || (own->means && inputs % BLOCK))
     return refuse("Linear: the matrix has another width than x");
   if (levels.size[2] != BLOCK * own->bits / 8) return refuse("Linear: the levels have other bits");
-  if (scales.rank > 2 || scales.size[0] * scales.size[1] != rows * blocks)
+  if (scales.rank != 2 || scales.size[0] * scales.size[1] != rows * blocks)
     return refuse("Linear: there is not one scale for each block");
-  if (zeros.rank > 2 || (zeros.rank && (own->bits != 4 || zeros.size[0] * zeros.size[1] != halves)))
+  if (zeros.data &&
+      (own->bits != 4 || zeros.rank != 2 || zeros.size[0] * zeros.size[1] != halves))
     return refuse("Linear: there is not one zero for each block");
   *w = (LinearWork){.x = x.data, .inputs = inputs, .bits = own->bits, .means = own->means};
   w->matrix = (Matrix){levels.data, scales.data, zeros.data, rows, blocks};
