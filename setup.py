@@ -11,7 +11,7 @@ NATIVE = Path("runtime/native")
 setup(
     ext_modules=[
         Extension(
-            "dlp_edge.runtime._operators",
+            "dlp_edge.runtime.engine._operators",
             [str(NATIVE / "operators.c")],
             depends=[str(path) for path in sorted(NATIVE.glob("*.h"))],
             extra_compile_args=["-O3"],

@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM
 
 from dlp_edge.evaluation.metrics import mark
 from dlp_edge.export.source import Source, load_source
-from dlp_edge.samples import Sample, read_samples
+from dlp_edge.tasks.samples import Sample, read_samples
 
 BATCH = 10
 Writer = Any  # a causal model of transformers

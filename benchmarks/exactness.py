@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from dlp_edge.export.backbone import FORMATS
 from dlp_edge.export.pipeline import export_bundle
-from dlp_edge.export.quiet import quiet
+from dlp_edge.export.suppress_output import quiet
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from families import FAMILIES, make_adapter, make_backbone

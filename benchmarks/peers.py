@@ -35,7 +35,7 @@ from benchmarks.engines.match import Match, Texts
 from benchmarks.engines.prepare import CASES, Contestant, Kitchen
 from benchmarks.engines.summary import EXACT, plot, print_tables, summarise
 from dlp_edge.export.report import HELDOUT
-from dlp_edge.runtime.device import choose_device
+from dlp_edge.runtime.engine.device import choose_device
 
 ENGINES = ("dlp", "llama", "genai", "openvino", "torch", "paper")
 SHORT, LONG, NEW, JUDGED = 256, 2000, 128, 512  # tokens

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
-from dlp_edge.bundle import BACKBONE, open_bundle
+from dlp_edge.bundle.bundle import BACKBONE, open_bundle
 from dlp_edge.export.pipeline import export_bundle
 from dlp_edge.export.report import HELDOUT
-from dlp_edge.runtime.backbone import open_backbone
-from dlp_edge.runtime.device import choose_device
-from dlp_edge.runtime.generation import make_engine
-from dlp_edge.runtime.sampling import make_sampler
+from dlp_edge.runtime.decoding.loop import make_engine
+from dlp_edge.runtime.decoding.sampling import make_sampler
+from dlp_edge.runtime.engine.backbone import open_backbone
+from dlp_edge.runtime.engine.device import choose_device
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from oracle import Peft

@@ -28,22 +28,22 @@ import numpy as np
 import onnx
 from tokenizers import Tokenizer
 
-from dlp_edge.bundle import BACKBONE
+from dlp_edge.bundle.adapter_stack import pack
+from dlp_edge.bundle.bundle import BACKBONE
+from dlp_edge.bundle.manifest import BackboneEntry
 from dlp_edge.export.backbone import FORMATS, DenseBackbone, attention_windows, build_graph
 from dlp_edge.export.greedy import NEW_TOKENS, greedy_answers, prompts
-from dlp_edge.export.levels import round_int4, round_int8
 from dlp_edge.export.quantise import HEAD, Chooser, Quantiser
+from dlp_edge.export.quantized_matrix import round_int4, round_int8
 from dlp_edge.export.report import HELDOUT, Logits, perplexity, step_time
 from dlp_edge.export.slots import prepare_graph
 from dlp_edge.export.source import Source, load_source
-from dlp_edge.manifest import BackboneEntry
 from dlp_edge.models.tasks import read_tasks
-from dlp_edge.runtime.backbone import open_backbone
-from dlp_edge.runtime.decoder import Decoder
-from dlp_edge.runtime.device import choose_device
-from dlp_edge.runtime.generation import Engine, make_engine
-from dlp_edge.runtime.text import ChatTemplate
-from dlp_edge.stack import pack
+from dlp_edge.runtime.decoding.loop import Engine, make_engine
+from dlp_edge.runtime.engine.backbone import open_backbone
+from dlp_edge.runtime.engine.decoder import Decoder
+from dlp_edge.runtime.engine.device import choose_device
+from dlp_edge.untrusted.chat_template import ChatTemplate
 
 ROOM = 1024
 TASK_SAMPLES = 1  # of each task

@@ -29,17 +29,17 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from dlp_edge.common_text import CommonText
+from dlp_edge.bundle.router_head import RouterHead, head_from_bytes
 from dlp_edge.export.router import export_router, trace_graph
 from dlp_edge.models.router_albert import RouterAlbert
 from dlp_edge.models.router_folder import read_card, read_router
 from dlp_edge.models.tasks import Task, read_tasks
 from dlp_edge.models.training import train_router
-from dlp_edge.router_head import RouterHead, head_from_bytes
-from dlp_edge.runtime.router import Router
-from dlp_edge.runtime.sentences import SentenceSplitter
-from dlp_edge.runtime.teaching import learn
-from dlp_edge.samples import Sample
+from dlp_edge.runtime.adapters.fit_router_row import learn
+from dlp_edge.runtime.routing.router import Router
+from dlp_edge.runtime.text.sentences import SentenceSplitter
+from dlp_edge.tasks.boilerplate import CommonText
+from dlp_edge.tasks.samples import Sample
 
 OTHERS = Path(__file__).parent / "data" / "out_of_task.txt"
 REWORDED = {

@@ -21,7 +21,7 @@ from typing import Any
 from dlp_edge import Reply, Runtime
 from dlp_edge.export.greedy import prompts
 from dlp_edge.export.report import HELDOUT
-from dlp_edge.runtime import sampling
+from dlp_edge.runtime.decoding import sampling
 
 TABLE = """city, country, inhabitants, founded
 Lisbon, Portugal, 545923, -1200

@@ -25,14 +25,14 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from dlp_edge.bundle import BACKBONE, Bundle, open_bundle
+from dlp_edge.bundle.adapter_stack import AdapterStack
+from dlp_edge.bundle.bundle import BACKBONE, Bundle, open_bundle
+from dlp_edge.bundle.manifest import Slot
 from dlp_edge.export.report import HELDOUT
-from dlp_edge.manifest import Slot
-from dlp_edge.runtime.backbone import open_backbone
-from dlp_edge.runtime.device import choose_device
-from dlp_edge.runtime.fusion import Fuser
-from dlp_edge.runtime.generation import Engine, make_engine
-from dlp_edge.stack import AdapterStack
+from dlp_edge.runtime.decoding.loop import Engine, make_engine
+from dlp_edge.runtime.engine.backbone import open_backbone
+from dlp_edge.runtime.engine.device import choose_device
+from dlp_edge.runtime.fusion.copying import Fuser
 
 Array = npt.NDArray[np.float32]
 TOP = 2

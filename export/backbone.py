@@ -14,18 +14,18 @@ import numpy.typing as npt
 import onnx
 from tokenizers import Tokenizer
 
-from dlp_edge.bundle import BACKBONE, BACKBONE_DATA
+from dlp_edge.bundle.bundle import BACKBONE, BACKBONE_DATA
+from dlp_edge.bundle.manifest import BackboneEntry, Slot
 from dlp_edge.errors import BackboneError, UsageError
 from dlp_edge.export.int4 import Int4, on_grid
-from dlp_edge.export.levels import round_int8
 from dlp_edge.export.nf4 import BLOCK as NF4_BLOCK
 from dlp_edge.export.nf4 import round_nf4
 from dlp_edge.export.quantise import HEAD, Chooser, Quantised, Quantiser, store_half
-from dlp_edge.export.quiet import quiet
+from dlp_edge.export.quantized_matrix import round_int8
 from dlp_edge.export.slots import prepare_graph
 from dlp_edge.export.source import Source
+from dlp_edge.export.suppress_output import quiet
 from dlp_edge.export.weights import WeightFile
-from dlp_edge.manifest import BackboneEntry, Slot
 
 # What weights can become on each target, and what the graph computes in there.
 FORMATS = {

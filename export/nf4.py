@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dlp_edge.export.quiet import quiet
+from dlp_edge.export.suppress_output import quiet
 
 BLOCK = 64  # bitsandbytes' default
 NF4 = 1  # MatMulBnb4's quant_type

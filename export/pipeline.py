@@ -12,23 +12,24 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from dlp_edge import __version__, stack
-from dlp_edge import bundle as files
-from dlp_edge.bundle import dump_manifest
+from dlp_edge import __version__
+from dlp_edge.atomic.staging import check_space, check_target, staged
+from dlp_edge.bundle import adapter_stack
+from dlp_edge.bundle import bundle as files
+from dlp_edge.bundle.bundle import dump_manifest
+from dlp_edge.bundle.manifest import BackboneEntry, FileEntry, Manifest
+from dlp_edge.bundle.peft_reader import PeftAdapter, read_adapters
 from dlp_edge.errors import BackboneError, DlpEdgeError, RouterError
 from dlp_edge.export import greedy, report
 from dlp_edge.export.backbone import DenseBackbone, check_format
 from dlp_edge.export.router import export_router, router_labels
 from dlp_edge.export.source import Source, dequantised_bytes, load_source
-from dlp_edge.manifest import BackboneEntry, FileEntry, Manifest
-from dlp_edge.peft_adapter import PeftAdapter, read_adapters
-from dlp_edge.regular_file import sha256_of
-from dlp_edge.runtime.backbone import open_backbone
-from dlp_edge.runtime.device import choose_device
-from dlp_edge.runtime.faults import LOADING, memory_for
-from dlp_edge.runtime.generation import make_engine
-from dlp_edge.runtime.text import ChatTemplate
-from dlp_edge.writer import check_space, check_target, staged
+from dlp_edge.runtime.decoding.loop import make_engine
+from dlp_edge.runtime.engine.backbone import open_backbone
+from dlp_edge.runtime.engine.device import choose_device
+from dlp_edge.runtime.engine.ort_errors import LOADING, memory_for
+from dlp_edge.untrusted.chat_template import ChatTemplate
+from dlp_edge.untrusted.regular_file import sha256_of
 
 LARGEST_LOSS = 1.02  # of perplexity, by a format that nobody asked for
 
@@ -86,8 +87,8 @@ def export_bundle(
         modules = {module for adapter in found for module in adapter.pairs}
         entry = _write_backbone(source, modules, quantisation, target, staging, tell)
         tell("packing the adapters", 0.6)
-        stacked = stack.pack({a.name: a.pairs for a in found}, entry.dtype)
-        (staging / files.ADAPTERS).write_bytes(stack.to_bytes(stacked))
+        stacked = adapter_stack.pack({a.name: a.pairs for a in found}, entry.dtype)
+        (staging / files.ADAPTERS).write_bytes(adapter_stack.to_bytes(stacked))
         tell("exporting the router", 0.65)
         router_entry = None
         if router is not None:
@@ -182,7 +183,7 @@ def _report(
     adapters: list[PeftAdapter],
     entry: BackboneEntry,
     target: str,
-    stacked: stack.AdapterStack,
+    stacked: adapter_stack.AdapterStack,
     staging: Path,
     asked: list[list[int]],
 ) -> dict[str, Any]:

@@ -13,12 +13,12 @@ import numpy.typing as npt
 import torch
 from tokenizers import Tokenizer
 
+from dlp_edge.bundle.peft_reader import PeftAdapter
 from dlp_edge.errors import AdapterError, BackboneError
-from dlp_edge.export.quiet import quiet
 from dlp_edge.export.source import Source
-from dlp_edge.peft_adapter import PeftAdapter
-from dlp_edge.runtime.decoder import Decoder
-from dlp_edge.runtime.generation import Engine
+from dlp_edge.export.suppress_output import quiet
+from dlp_edge.runtime.decoding.loop import Engine
+from dlp_edge.runtime.engine.decoder import Decoder
 
 HELDOUT = Path(__file__).with_name("heldout.txt")
 PARITY_TOKENS = 200

@@ -22,15 +22,14 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
-from dlp_edge.bundle import ROUTER, ROUTER_HEAD, ROUTER_TOKENIZER
+from dlp_edge.bundle.bundle import ROUTER, ROUTER_HEAD, ROUTER_TOKENIZER
+from dlp_edge.bundle.manifest import RouterEntry, SelectionRule
+from dlp_edge.bundle.router_head import head_to_bytes
 from dlp_edge.errors import RouterError
-from dlp_edge.manifest import RouterEntry
 from dlp_edge.models.network import RouterNetwork
 from dlp_edge.models.router_folder import RouterFolder, read_card, read_router
 from dlp_edge.models.router_mlp import RouterMLP
-from dlp_edge.router_head import head_to_bytes
-from dlp_edge.runtime.selection import SelectionRule
-from dlp_edge.runtime.window import PROMPT_SEGMENTS, SEGMENTS, WindowReader
+from dlp_edge.runtime.routing.router_input import PROMPT_SEGMENTS, SEGMENTS, WindowReader
 
 OPSET = 17
 TOLERANCE = 1e-4

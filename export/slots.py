@@ -16,8 +16,8 @@ from collections.abc import Iterable, Sequence
 import onnx
 from onnx import TensorProto, helper
 
+from dlp_edge.bundle.manifest import Slot, SlotPart
 from dlp_edge.errors import BackboneError
-from dlp_edge.manifest import Slot, SlotPart
 from dlp_edge.models.architectures import PROJECTION_OF, Projection, module_name
 
 _WINDOW_ATTRIBUTES = ("local_window_size", "sliding_window_cache")

@@ -16,14 +16,14 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from dlp_edge.errors import BackboneError, ResourceError
-from dlp_edge.export.quiet import quiet
+from dlp_edge.export.suppress_output import quiet
 from dlp_edge.models.architectures import (
     PROJECTIONS,
     check_supported,
     check_supported_gguf,
     module_name,
 )
-from dlp_edge.regular_file import sha256_of
+from dlp_edge.untrusted.regular_file import sha256_of
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _FILES = (".gguf", ".bin", ".safetensors", ".onnx")

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 
 class RouterNetwork(nn.Module, ABC):
-    """Scores R rows for windows of token ids (`dlp_edge.runtime.router.WindowReader`).
+    """Scores R rows for windows of token ids (`dlp_edge.runtime.routing.router.WindowReader`).
 
     Attributes:
         separator: the id between a window's segments.
-        head: the last layer; it is exported as data (`dlp_edge.router_head`). Where it reads fewer
-            features than there are, these are the first ones.
+        head: the last layer, exported as data (`dlp_edge.bundle.router_head`). If it reads fewer
+            than F features, it reads the first ones.
         width: F, the number of features.
         settings: of the architecture, where it has any.
     """

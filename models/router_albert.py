@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from dlp_edge.errors import RouterError
 from dlp_edge.models.network import RouterNetwork
-from dlp_edge.runtime.window import PROMPT_SEGMENTS
+from dlp_edge.runtime.routing.router_input import PROMPT_SEGMENTS
 
 # albert-base-v2: twelve passes through one layer.
 BASE = {
@@ -29,7 +29,7 @@ LONGEST = 512  # positions that ALBERT knows
 
 
 class RouterAlbert(RouterNetwork):
-    """Features of windows of token ids (`dlp_edge.runtime.window.WindowReader`).
+    """Features of windows of token ids (`dlp_edge.runtime.routing.router_input.WindowReader`).
 
     Args:
         vocab_size: the tokenizer's ids and, last, the separator between segments.

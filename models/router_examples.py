@@ -18,12 +18,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from dlp_edge.common_text import CommonText
-from dlp_edge.models.disturbances import cut, with_gaps, with_typos
-from dlp_edge.models.other_texts import OtherTexts
+from dlp_edge.models.augmentation import cut, with_gaps, with_typos
+from dlp_edge.models.out_of_scope import OtherTexts
 from dlp_edge.models.tasks import Task
-from dlp_edge.runtime.sentences import SentenceSplitter
-from dlp_edge.samples import Sample
+from dlp_edge.runtime.text.sentences import SentenceSplitter
+from dlp_edge.tasks.boilerplate import CommonText
+from dlp_edge.tasks.samples import Sample
 
 # Of the samples, in an epoch's examples; what is left out once is not left out of composites.
 WHOLE_SHARE, BARE_SHARE, DISTURBED_SHARE = 0.5, 0.8, 0.8

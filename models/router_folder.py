@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from dlp_edge.bundle.manifest import RouterSettings
+from dlp_edge.bundle.router_head import RouterHead, head_from_bytes, head_to_bytes
 from dlp_edge.errors import RouterError
-from dlp_edge.manifest import RouterSettings
 from dlp_edge.models.evaluation import Measured
-from dlp_edge.router_head import RouterHead, head_from_bytes, head_to_bytes
-from dlp_edge.runtime.window import check_settings
+from dlp_edge.runtime.routing.router_input import check_settings
 
 FORMAT = "dlp-edge-router"
 VERSION = 2

@@ -2,7 +2,7 @@
 
 The paper pools the whole context as one bag of tokens, its mean and its maximum. At a sentence
 start that cannot tell what has been asked from what is being written, so here the window comes in
-segments (`dlp_edge.runtime.window`), and the pooling knows them:
+segments (`dlp_edge.runtime.routing.router_input`), and the pooling knows them:
 
 - six means over the whole window, each with its own scale for every segment and dimension;
 - one maximum over all tokens, scaled and shifted by segment, each with a part of the token before
@@ -10,10 +10,10 @@ segments (`dlp_edge.runtime.window`), and the pooling knows them:
 - the mean of the prompt's parts that the answer is about: a part weighs by the tokens, rare ones
   above all, that it shares with the answer.
 
-The last layer is kept apart (`features` and `head`): see `dlp_edge.router_head`. What was pooled is
-given with the features: the last layer does not read it, but a skill that is added later does
-(`dlp_edge.runtime.teaching`), since the layers before the last one keep little of what the skills
-of the training do not need.
+The last layer is separate (`features` and `head`): see `dlp_edge.bundle.router_head`. The pooled
+embeddings are appended to the features. The last layer does not read them, but the row of a skill
+that is added later does (`dlp_edge.runtime.adapters.fit_router_row`), since the hidden layers keep
+little that the skills of the training do not need.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dlp_edge.models.network import RouterNetwork
-from dlp_edge.runtime.window import ANSWER_SEGMENTS, PROMPT_SEGMENTS, SEGMENTS
+from dlp_edge.runtime.routing.router_input import ANSWER_SEGMENTS, PROMPT_SEGMENTS, SEGMENTS
 
 EMBEDDING = 128
 # The number of means, the widths of the layers before the last, and whether what was pooled is
@@ -44,7 +44,8 @@ _MATCHING = (0.0, 0.1, 0.3, 0.6, 1.0)
 
 
 class RouterMLP(RouterNetwork):
-    """Scores R rows for windows of token ids (`dlp_edge.runtime.window.WindowReader`).
+    """Scores R rows for windows of token ids
+    (`dlp_edge.runtime.routing.router_input.WindowReader`).
 
     Args:
         vocab_size: the tokenizer's ids and, last, the separator between segments.

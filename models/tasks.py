@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from dlp_edge.common_text import CommonText
+from dlp_edge.bundle.manifest import ADAPTER_NAME, NAME_RULE
 from dlp_edge.errors import RouterError
-from dlp_edge.manifest import ADAPTER_NAME, NAME_RULE
-from dlp_edge.samples import Sample, read_samples
+from dlp_edge.tasks.boilerplate import CommonText
+from dlp_edge.tasks.samples import Sample, read_samples
 
 SPLITS = ("train", "dev")
 LEAST_SAMPLES = 2  # of a split; what samples have in common cannot be told from one

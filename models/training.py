@@ -18,8 +18,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dlp_edge.manifest import RouterSettings
-from dlp_edge.models.calibration import (
+from dlp_edge.atomic.staging import check_target, staged
+from dlp_edge.bundle.manifest import RouterSettings
+from dlp_edge.bundle.router_head import RouterHead
+from dlp_edge.models.batches import Windows
+from dlp_edge.models.confidence_calibration import (
     MIN_CONFIDENCE,
     best_temperature,
     doubt_bias,
@@ -28,18 +31,15 @@ from dlp_edge.models.calibration import (
 )
 from dlp_edge.models.evaluation import measure
 from dlp_edge.models.network import RouterNetwork
-from dlp_edge.models.other_texts import random_pieces
+from dlp_edge.models.out_of_scope import random_pieces
 from dlp_edge.models.router_examples import HELD_OUT_COMPOSITES, Example, ExampleMaker
 from dlp_edge.models.router_folder import RouterReport, is_router_folder, write_router
 from dlp_edge.models.router_mlp import RouterMLP
 from dlp_edge.models.router_report import write_report
 from dlp_edge.models.router_tokenizer import open_tokenizer, train_tokenizer
 from dlp_edge.models.tasks import read_tasks
-from dlp_edge.models.windows import Windows
-from dlp_edge.router_head import RouterHead
-from dlp_edge.runtime.teaching import KEPT_FEATURES
-from dlp_edge.runtime.window import WindowReader
-from dlp_edge.writer import check_target, staged
+from dlp_edge.runtime.adapters.fit_router_row import KEPT_FEATURES
+from dlp_edge.runtime.routing.router_input import WindowReader
 
 Progress = Callable[[str, float], None]
 Architecture = Literal["mlp", "albert"]

@@ -34,7 +34,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
 from dlp_edge.export.source import load_source
-from dlp_edge.samples import Sample, read_samples
+from dlp_edge.tasks.samples import Sample, read_samples
 
 OPENING_TOKENS = 3
 JOINS = (" ", "\n", "\nThen: ", " And then: ", " Also, ", "\n\n")

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from dlp_edge import bundle as files
-from dlp_edge.bundle import Bundle, file_name, open_bundle
+from dlp_edge.bundle import bundle as files
+from dlp_edge.bundle.bundle import Bundle, file_name, open_bundle
+from dlp_edge.bundle.manifest import BackboneEntry, Manifest
 from dlp_edge.errors import ResourceError, UsageError
-from dlp_edge.manifest import BackboneEntry, Manifest
-from dlp_edge.runtime.operators import find_operators
+from dlp_edge.runtime.engine.operators import find_operators
 from dlp_edge.types import Estimate
 
 # What onnxruntime holds of a backbone on a CPU, over the size of its file: it packs weights anew,

@@ -7,8 +7,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypedDict, get_args
 
+from dlp_edge.bundle.manifest import SelectionRule
+from dlp_edge.checks import check_number
 from dlp_edge.errors import UsageError
-from dlp_edge.runtime.selection import SelectionRule, check_number
 from dlp_edge.types import KvPolicy, RouteDecision, RouteEvery, SelectRule, WeighRule
 
 if TYPE_CHECKING:

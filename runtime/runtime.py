@@ -11,15 +11,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn
 
-from dlp_edge.bundle import Bundle, open_bundle
+from dlp_edge.bundle.bundle import Bundle, open_bundle
+from dlp_edge.bundle.manifest import Manifest
+from dlp_edge.bundle.signing import TrustedKey
+from dlp_edge.checks import check_number
 from dlp_edge.errors import UsageError
-from dlp_edge.manifest import Manifest
-from dlp_edge.runtime.answer import Answer
-from dlp_edge.runtime.device import choose_device
-from dlp_edge.runtime.faults import ANSWERING, CHANGING, LOADING, let_go, memory_for
-from dlp_edge.runtime.generation import make_engine, run_batch
-from dlp_edge.runtime.interrupt import Interrupt
-from dlp_edge.runtime.loaded import Loaded, Progress, read
+from dlp_edge.runtime.adapters.edit import Examples, add_skill, remove_skill
+from dlp_edge.runtime.decoding.answer import Answer
+from dlp_edge.runtime.decoding.loop import make_engine, run_batch
+from dlp_edge.runtime.engine.device import choose_device
+from dlp_edge.runtime.engine.interrupt import Interrupt
+from dlp_edge.runtime.engine.ort_errors import ANSWERING, CHANGING, LOADING, let_go, memory_for
+from dlp_edge.runtime.loaded_bundle import Loaded, Progress, read
 from dlp_edge.runtime.memory import estimate, give_back, trim
 from dlp_edge.runtime.options import (
     GenerateOptions,
@@ -28,17 +31,11 @@ from dlp_edge.runtime.options import (
     check_each,
     check_option_names,
 )
-from dlp_edge.runtime.prompt import check_messages
-from dlp_edge.runtime.router import Router
-from dlp_edge.runtime.selection import check_number
+from dlp_edge.runtime.routing.policy import route_with
+from dlp_edge.runtime.routing.router import Router
 from dlp_edge.runtime.session import Host, Session, Start, load_session
-from dlp_edge.runtime.skills import Examples, add_skill, remove_skill
-from dlp_edge.runtime.steering import (
-    check_prompt,
-    route_with,
-)
 from dlp_edge.runtime.stream import AsyncStream, Stream, Turn
-from dlp_edge.signing import TrustedKey
+from dlp_edge.runtime.text.prompt import check_messages, check_prompt
 from dlp_edge.types import (
     AdapterInfo,
     Estimate,

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from dlp_edge.atomic.staging import sync_folder, write_file
+from dlp_edge.checks import check_number
 from dlp_edge.errors import BusyError, ContextLengthError, ResourceError, UsageError
-from dlp_edge.runtime.answer import Answer
+from dlp_edge.runtime.decoding.answer import Answer
 from dlp_edge.runtime.options import Decoding, GenerateOptions
-from dlp_edge.runtime.prompt import check_messages
-from dlp_edge.runtime.selection import check_number
 from dlp_edge.runtime.stream import AsyncStream, Stream
+from dlp_edge.runtime.text.prompt import check_messages
 from dlp_edge.types import Message, Overflow, Reply
-from dlp_edge.writer import sync_folder, write_file
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

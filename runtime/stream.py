@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from dlp_edge.errors import BusyError
-from dlp_edge.runtime.answer import Answer
-from dlp_edge.runtime.faults import ANSWERING, memory_for
-from dlp_edge.runtime.generation import Engine, stream_answer
-from dlp_edge.runtime.interrupt import Interrupt
+from dlp_edge.runtime.decoding.answer import Answer
+from dlp_edge.runtime.decoding.loop import Engine, stream_answer
+from dlp_edge.runtime.engine.interrupt import Interrupt
+from dlp_edge.runtime.engine.ort_errors import ANSWERING, memory_for
 from dlp_edge.types import Chunk, Reply
 
 

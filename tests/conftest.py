@@ -14,7 +14,7 @@ import pytest
 from families import make_adapter
 from hypothesis import settings
 
-from dlp_edge.runtime.operators import SWITCH, find_operators
+from dlp_edge.runtime.engine.operators import SWITCH, find_operators
 
 # A busy machine is not a failure.
 settings.register_profile("patient", deadline=None)

@@ -18,8 +18,7 @@ from typing import Any
 
 import pytest
 
-from dlp_edge import exchange as exchanging
-from dlp_edge import writer
+from dlp_edge.atomic import staging
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _PATHS = {"os.rename": 2, "os.remove": 1, "os.mkdir": 1, "os.rmdir": 1}  # event -> path arguments
@@ -72,12 +71,12 @@ def watched(folder: Path, at_point: Callable[[str], None]) -> Iterator[None]:
 
     def exchange(first: Path, second: Path) -> bool:
         _tell(f"exchange {second}")
-        return exchanging.exchange(first, second)
+        return real_exchange(first, second)
 
-    real_fsync = os.fsync
+    real_fsync, real_exchange = os.fsync, staging.exchange
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", fsync)
-        patch.setattr(writer, "exchange", exchange)
+        patch.setattr(staging, "exchange", exchange)
         _watch = (folder.resolve(), at_point)
         try:
             yield

@@ -13,9 +13,9 @@ from faults import killed
 
 import dlp_edge.export.pipeline as pipeline
 import dlp_edge.models.router_mlp
-import dlp_edge.runtime.router  # noqa: F401
+import dlp_edge.runtime.routing.router  # noqa: F401
+from dlp_edge.bundle.verify import verify_bundle
 from dlp_edge.errors import DlpEdgeError
-from dlp_edge.verify import verify_bundle
 
 
 def main() -> None:

@@ -14,8 +14,8 @@ from pathlib import Path
 from families import make_adapter, make_backbone
 
 from dlp_edge import Runtime
+from dlp_edge.bundle.manifest import VERSION
 from dlp_edge.export.pipeline import export_bundle
-from dlp_edge.manifest import VERSION
 from dlp_edge.models import router_mlp, training
 
 DATA = Path(__file__).parent / "data"

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 from oracle import Peft
 
-from dlp_edge.runtime.generation import Engine, stream_answer
-from dlp_edge.runtime.interrupt import Interrupt
-from dlp_edge.runtime.sampling import Sampler
+from dlp_edge.runtime.decoding.loop import Engine, stream_answer
+from dlp_edge.runtime.decoding.sampling import Sampler
+from dlp_edge.runtime.engine.interrupt import Interrupt
 from dlp_edge.types import Chunk, KvPolicy
 
 Fusion = dict[str, float]

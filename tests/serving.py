@@ -12,9 +12,9 @@ from typing import Any
 from openai import OpenAI
 
 from dlp_edge import BusyError, Runtime
+from dlp_edge.server.access_middleware import Access
 from dlp_edge.server.answering import Answering, Limits
 from dlp_edge.server.app import build_app, models_of
-from dlp_edge.server.guard import Access
 from dlp_edge.server.listening import Server, listen, url_of
 
 HELLO: Any = [{"role": "user", "content": "Tom has 3 apples."}]

@@ -13,12 +13,12 @@ from families import CONTEXT, make_adapter, make_backbone
 from oracle import Peft
 from transformers import AutoModelForCausalLM
 
-from dlp_edge.bundle import BACKBONE, open_bundle
+from dlp_edge.bundle.bundle import BACKBONE, open_bundle
 from dlp_edge.errors import AdapterError
 from dlp_edge.export.pipeline import export_bundle
-from dlp_edge.runtime.backbone import open_backbone
-from dlp_edge.runtime.device import choose_device
-from dlp_edge.runtime.generation import Engine, make_engine
+from dlp_edge.runtime.decoding.loop import Engine, make_engine
+from dlp_edge.runtime.engine.backbone import open_backbone
+from dlp_edge.runtime.engine.device import choose_device
 
 IDS = np.random.default_rng(0).integers(0, 256, 100).tolist()
 

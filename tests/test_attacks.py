@@ -13,10 +13,10 @@ import pytest
 from attacks import ADAPTER_ATTACKS, ATTACKS, Attack
 
 from dlp_edge import Runtime
-from dlp_edge.bundle import open_bundle
-from dlp_edge.peft_adapter import read_adapter
+from dlp_edge.bundle.bundle import open_bundle
+from dlp_edge.bundle.peft_reader import read_adapter
+from dlp_edge.runtime.adapters.edit import _slot_sizes
 from dlp_edge.runtime.memory import give_back
-from dlp_edge.runtime.skills import _slot_sizes
 
 MAX_SECONDS = 5.0
 MAX_BYTES = 200 << 20

@@ -11,13 +11,13 @@ import pytest
 from families import CONTEXT, EOS, FAMILIES, WINDOW, make_adapter, make_backbone
 from oracle import Peft
 
-from dlp_edge.bundle import BACKBONE, open_bundle
+from dlp_edge.bundle.bundle import BACKBONE, open_bundle
 from dlp_edge.errors import BackboneError
 from dlp_edge.export.pipeline import export_bundle
 from dlp_edge.models.architectures import SUPPORTED
-from dlp_edge.runtime.backbone import ROWS, open_backbone
-from dlp_edge.runtime.device import choose_device
-from dlp_edge.runtime.generation import Engine, make_engine
+from dlp_edge.runtime.decoding.loop import Engine, make_engine
+from dlp_edge.runtime.engine.backbone import ROWS, open_backbone
+from dlp_edge.runtime.engine.device import choose_device
 
 FUSIONS: list[dict[str, float]] = [{}, {"all": 1.0}, {"attention": 1.0}, {"all": 0.6, "some": 0.4}]
 ADAPTERS: dict[str, dict[str, Any]] = {

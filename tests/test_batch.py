@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from dlp_edge import ContextLengthError, Runtime, UsageError
-from dlp_edge.bundle import BACKBONE, open_bundle
-from dlp_edge.runtime.backbone import open_backbone
-from dlp_edge.runtime.device import choose_device
-from dlp_edge.runtime.generation import Engine, make_engine
+from dlp_edge.bundle.bundle import BACKBONE, open_bundle
+from dlp_edge.runtime.decoding.loop import Engine, make_engine
+from dlp_edge.runtime.engine.backbone import open_backbone
+from dlp_edge.runtime.engine.device import choose_device
 from dlp_edge.runtime.options import GenerateOptions
 
 FUSIONS: list[dict[str, float]] = [

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dlp_edge.bundle import open_bundle
+from dlp_edge.bundle.bundle import open_bundle
+from dlp_edge.bundle.peft_reader import read_adapter
 from dlp_edge.export.source import load_source
-from dlp_edge.peft_adapter import read_adapter
 
 ROOT = Path(__file__).parent.parent
 IDS = list(range(20, 60))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from dlp_edge import Runtime
-from dlp_edge.bundle import _checksum, dump_manifest, open_bundle, parse_manifest
+from dlp_edge.bundle.bundle import _checksum, dump_manifest, open_bundle, parse_manifest
 from dlp_edge.errors import BundleError
 
 

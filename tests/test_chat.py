@@ -145,7 +145,7 @@ class Terminal:
         code = (
             "import sys, time\n"
             "from dlp_edge.cli.main import main\n"
-            "from dlp_edge.runtime.decoder import Decoder\n"
+            "from dlp_edge.runtime.engine.decoder import Decoder\n"
             "step = Decoder.step\n"
             "Decoder.step = lambda *a, **k: (time.sleep(0.05), step(*a, **k))[1]\n"
             "sys.exit(main(sys.argv[1:]))\n"

@@ -15,7 +15,7 @@ from hypothesis.extra.numpy import arrays
 from scipy.special import log_softmax
 
 from dlp_edge import Runtime, UsageError
-from dlp_edge.runtime.sampling import distribution, log_probabilities, penalise
+from dlp_edge.runtime.decoding.sampling import distribution, log_probabilities, penalise
 from dlp_edge.types import RouteDecision
 
 

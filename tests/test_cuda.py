@@ -10,13 +10,13 @@ import onnxruntime as ort
 import pytest
 
 from dlp_edge import Runtime
-from dlp_edge.bundle import open_bundle
+from dlp_edge.bundle.bundle import open_bundle
 from dlp_edge.export.pipeline import export_bundle
-from dlp_edge.runtime.backbone import open_backbone
-from dlp_edge.runtime.captures import NEVER, Captures
-from dlp_edge.runtime.device import Device
-from dlp_edge.runtime.device_fusion import DeviceFuser
-from dlp_edge.runtime.generation import Engine, make_engine
+from dlp_edge.runtime.decoding.loop import Engine, make_engine
+from dlp_edge.runtime.engine.backbone import open_backbone
+from dlp_edge.runtime.engine.cuda_graphs import NEVER, Captures
+from dlp_edge.runtime.engine.device import Device
+from dlp_edge.runtime.fusion.on_device import DeviceFuser
 
 FUSIONS = [{}, {"sums": 1.0}, {"sql": 0.6, "sums": 0.4}, {"email": 0.5, "sql": 0.5}]
 PROMPT = list(range(40, 90))

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlp_edge import Reply, Runtime
-from dlp_edge.runtime.decoder import Decoder
+from dlp_edge.runtime.engine.decoder import Decoder
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "desktop"
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")

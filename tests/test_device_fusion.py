@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlp_edge.manifest import Slot, SlotPart
-from dlp_edge.runtime.device import Device
-from dlp_edge.runtime.device_fusion import DeviceFuser
-from dlp_edge.runtime.fusion import Fuser
-from dlp_edge.stack import AdapterStack, LoraPair, pack
+from dlp_edge.bundle.adapter_stack import AdapterStack, LoraPair, pack
+from dlp_edge.bundle.manifest import Slot, SlotPart
+from dlp_edge.runtime.engine.device import Device
+from dlp_edge.runtime.fusion.copying import Fuser
+from dlp_edge.runtime.fusion.on_device import DeviceFuser
 
 CPU = Device("cpu", 1)
 # Two layers with q and v packed, in one of them an adapter changes less; and a single matrix.

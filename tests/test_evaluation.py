@@ -34,7 +34,7 @@ from dlp_edge.evaluation.metrics import (
 )
 from dlp_edge.evaluation.questions import joined_questions, task_groups
 from dlp_edge.evaluation.store import Store
-from dlp_edge.samples import Sample
+from dlp_edge.tasks.samples import Sample
 
 COLOURS = ("red", "orange", "light red", "no", "none")
 VALID = Sample("Is it?", "Valid", ("Valid", "Invalid"))

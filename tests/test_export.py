@@ -18,7 +18,9 @@ import pytest
 from families import make_adapter
 from safetensors.numpy import load_file, save_file
 
-from dlp_edge.bundle import open_bundle
+from dlp_edge.atomic.staging import check_space, staged
+from dlp_edge.bundle.bundle import open_bundle
+from dlp_edge.bundle.peft_reader import read_adapter, read_adapters
 from dlp_edge.errors import (
     AdapterError,
     BackboneError,
@@ -29,8 +31,6 @@ from dlp_edge.errors import (
 )
 from dlp_edge.export.pipeline import export_bundle
 from dlp_edge.export.source import load_source
-from dlp_edge.peft_adapter import read_adapter, read_adapters
-from dlp_edge.writer import check_space, staged
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +226,8 @@ def test_a_router_for_other_adapters(
 
 
 @pytest.mark.parametrize(
-    "step", ["onnxruntime_genai.models.builder.create_model", "dlp_edge.stack.to_bytes"]
+    "step",
+    ["onnxruntime_genai.models.builder.create_model", "dlp_edge.bundle.adapter_stack.to_bytes"],
 )
 def test_a_failing_export_leaves_the_old_bundle_and_nothing_else(
     tiny_backbone: Path, bundle_copy: Path, monkeypatch: pytest.MonkeyPatch, step: str

@@ -17,13 +17,13 @@ from faults import cut_writes, failing, killed, points_of, watched
 from test_skills import PARROT, parrot  # noqa: F401
 
 from dlp_edge import Runtime
-from dlp_edge import exchange as exchanging
-from dlp_edge.bundle import MANIFEST, open_bundle
+from dlp_edge.atomic import staging
+from dlp_edge.atomic.staging import staged
+from dlp_edge.bundle.bundle import MANIFEST, open_bundle
+from dlp_edge.bundle.verify import verify_bundle
 from dlp_edge.errors import DlpEdgeError, ResourceError
-from dlp_edge.runtime.skills import add_skill, remove_skill
-from dlp_edge.runtime.steering import load_router
-from dlp_edge.verify import verify_bundle
-from dlp_edge.writer import staged
+from dlp_edge.runtime.adapters.edit import add_skill, remove_skill
+from dlp_edge.runtime.routing.policy import load_router
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
 Content = dict[str, str]
@@ -61,13 +61,13 @@ def test_replacing_a_folder(
     """Also where two folders cannot be exchanged in one step: there the old one is put back by
     the next call."""
     if not exchanges:
-        monkeypatch.setattr(exchanging, "exchange", lambda first, second: False)
+        monkeypatch.setattr(staging, "exchange", lambda first, second: False)
     target = tmp_path / "here" / "out"
     states = []
 
     def work() -> None:
-        with staged(target, lambda folder: True) as staging:
-            (staging / "a").write_text("new")
+        with staged(target, lambda folder: True) as made:
+            (made / "a").write_text("new")
 
     while not states or states[-1] is not None:
         shutil.rmtree(target.parent, ignore_errors=True)
@@ -368,8 +368,8 @@ class TestRouterFolder:
         shutil.copytree(tiny_router, out)
 
         def work() -> None:
-            with staged(out, is_router_folder) as staging:
-                write_router(staging, report, halves, head, pieces)
+            with staged(out, is_router_folder) as folder:
+                write_router(folder, report, halves, head, pieces)
 
         old = content(out)
         count = len(points_of(out.parent, work))

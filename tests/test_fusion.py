@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dlp_edge.bundle.adapter_stack import LoraPair, pack, unpack
+from dlp_edge.bundle.manifest import Slot, SlotPart
 from dlp_edge.errors import UsageError
-from dlp_edge.manifest import Slot, SlotPart
-from dlp_edge.runtime.fusion import Fuser, parse_weights
-from dlp_edge.stack import LoraPair, pack, unpack
+from dlp_edge.runtime.fusion.copying import Fuser, parse_weights
 
 PACKED = Slot("qkv", 6, 11, (SlotPart("q", 0, 5), SlotPart("v", 8, 11)))
 SINGLE = Slot("down", 4, 6, (SlotPart("down", 0, 6),))

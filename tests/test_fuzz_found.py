@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).with_name("fuzz")))
 from targets import KEPT, PARTS, TARGETS
 
 from dlp_edge import BundleError, Runtime
-from dlp_edge.runtime.faults import first_line
+from dlp_edge.runtime.engine.ort_errors import first_line
 
 
 def test_a_dimension_whose_name_is_no_text() -> None:

@@ -14,13 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from dlp_edge.runtime.answer import Answer, Vocabulary
-from dlp_edge.runtime.generation import Engine, stream_answer
-from dlp_edge.runtime.interrupt import Interrupt
+from dlp_edge.bundle.manifest import SelectionRule
+from dlp_edge.runtime.decoding.answer import Answer, Vocabulary
+from dlp_edge.runtime.decoding.loop import Engine, stream_answer
+from dlp_edge.runtime.engine.interrupt import Interrupt
 from dlp_edge.runtime.options import Decoding
-from dlp_edge.runtime.router import Judgement
-from dlp_edge.runtime.selection import SelectionRule
-from dlp_edge.runtime.steering import Pinned, Routed, Steering
+from dlp_edge.runtime.routing.policy import Pinned, Routed, Steering
+from dlp_edge.runtime.routing.router import Judgement
 from dlp_edge.types import Chunk, Reply
 
 EOS = 256

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from make_kept_bundle import DATA, answers
 
-from dlp_edge.bundle import MANIFEST, open_bundle
+from dlp_edge.bundle.bundle import MANIFEST, open_bundle
+from dlp_edge.bundle.manifest import VERSION
+from dlp_edge.bundle.verify import verify_bundle
 from dlp_edge.errors import BundleError
-from dlp_edge.manifest import VERSION
-from dlp_edge.verify import verify_bundle
 
 KEPT = sorted(DATA.glob("bundle-v*/"))
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from dlp_edge import BundleError, Runtime, UsageError
-from dlp_edge.runtime.loaded import Loaded
+from dlp_edge.runtime.loaded_bundle import Loaded
 
 
 def test_progress_never_goes_back_and_names_its_stages(tiny_bundle: Path) -> None:

@@ -14,17 +14,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dlp_edge import Runtime
-from dlp_edge.bundle import BACKBONE, BACKBONE_DATA, Bundle, open_bundle
+from dlp_edge.bundle.bundle import BACKBONE, BACKBONE_DATA, Bundle, open_bundle
 from dlp_edge.errors import BundleError
-from dlp_edge.export.levels import Levels
 from dlp_edge.export.pipeline import export_bundle
-from dlp_edge.onnx_graph import FLOAT, FLOAT16, GRAPH, INT64, MODEL, NODE, UINT8
-from dlp_edge.onnx_writer import make_model, make_node, make_value
-from dlp_edge.protobuf import parts, read_message, write_message
-from dlp_edge.runtime.backbone import open_backbone
-from dlp_edge.runtime.device import Device, open_session
-from dlp_edge.runtime.generation import make_engine
-from dlp_edge.runtime.operators import DOMAIN, SWITCH, find_operators
+from dlp_edge.export.quantized_matrix import Levels
+from dlp_edge.onnx_bytes.protobuf import parts, read_message, write_message
+from dlp_edge.onnx_bytes.reader import FLOAT, FLOAT16, GRAPH, INT64, MODEL, NODE, UINT8
+from dlp_edge.onnx_bytes.writer import make_model, make_node, make_value
+from dlp_edge.runtime.decoding.loop import make_engine
+from dlp_edge.runtime.engine.backbone import open_backbone
+from dlp_edge.runtime.engine.device import Device, open_session
+from dlp_edge.runtime.engine.operators import DOMAIN, SWITCH, find_operators
 from dlp_edge.runtime.options import GenerateOptions
 
 Array = npt.NDArray[Any]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dlp_edge.runtime.operators import library_file
+from dlp_edge.runtime.engine.operators import library_file
 
 pytestmark = pytest.mark.slow
 
@@ -174,7 +174,7 @@ def test_a_frozen_program_answers_elsewhere(installed: Path, script: Path, tmp_p
         [elsewhere / program], cwd=elsewhere, env=keep, capture_output=True, text=True, timeout=60
     )
     assert done.stdout == expected, done.stderr
-    built = list(elsewhere.rglob("dlp_edge/runtime/_operators.*"))
+    built = list(elsewhere.rglob("dlp_edge/runtime/engine/_operators.*"))
     assert len(built) == (LIBRARY is not None)
     size = sum(path.stat().st_size for path in elsewhere.rglob("*") if not path.is_symlink())
     assert size < 250 << 20  # 134 MB; with torch, which the hook keeps out, 1.5 GB

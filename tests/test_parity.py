@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from oracle import Peft
 
-from dlp_edge.bundle import BACKBONE, open_bundle
-from dlp_edge.runtime.backbone import open_backbone
-from dlp_edge.runtime.device import choose_device
-from dlp_edge.runtime.generation import Engine, make_engine
+from dlp_edge.bundle.bundle import BACKBONE, open_bundle
+from dlp_edge.runtime.decoding.loop import Engine, make_engine
+from dlp_edge.runtime.engine.backbone import open_backbone
+from dlp_edge.runtime.engine.device import choose_device
 
 IDS = np.random.default_rng(0).integers(0, 256, 200).tolist()
 

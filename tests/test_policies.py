@@ -10,12 +10,12 @@ from families import EOS, make_adapter, make_backbone
 from oracle import Peft
 from policies import ScriptedAnswer, by_peft, by_the_loop, script_of
 
-from dlp_edge.bundle import BACKBONE, open_bundle
+from dlp_edge.bundle.bundle import BACKBONE, open_bundle
 from dlp_edge.export.pipeline import export_bundle
-from dlp_edge.runtime.backbone import open_backbone
-from dlp_edge.runtime.device import choose_device
-from dlp_edge.runtime.generation import Engine, make_engine
-from dlp_edge.runtime.sampling import Sampler, make_sampler
+from dlp_edge.runtime.decoding.loop import Engine, make_engine
+from dlp_edge.runtime.decoding.sampling import Sampler, make_sampler
+from dlp_edge.runtime.engine.backbone import open_backbone
+from dlp_edge.runtime.engine.device import choose_device
 
 COUNT = 1000
 CONTEXT = 1100

@@ -21,20 +21,20 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from safetensors.numpy import load_file, save_file
 
-from dlp_edge.bundle import BACKBONE, open_bundle
+from dlp_edge.bundle.bundle import BACKBONE, open_bundle
 from dlp_edge.errors import UsageError
 from dlp_edge.export.backbone import FORMATS, check_format
 from dlp_edge.export.gptq import round_gptq
 from dlp_edge.export.greedy import greedy_answers
-from dlp_edge.export.grid import find_grid
+from dlp_edge.export.grid_detection import find_grid
 from dlp_edge.export.int4 import divergence
-from dlp_edge.export.levels import BLOCK, Levels, round_int4, round_int8
 from dlp_edge.export.nf4 import BLOCK as NF4_BLOCK
 from dlp_edge.export.nf4 import NF4, round_nf4
 from dlp_edge.export.pipeline import export_bundle
-from dlp_edge.runtime.backbone import open_backbone
-from dlp_edge.runtime.device import choose_device
-from dlp_edge.runtime.generation import make_engine
+from dlp_edge.export.quantized_matrix import BLOCK, Levels, round_int4, round_int8
+from dlp_edge.runtime.decoding.loop import make_engine
+from dlp_edge.runtime.engine.backbone import open_backbone
+from dlp_edge.runtime.engine.device import choose_device
 
 Array = npt.NDArray[np.float32]
 shapes = st.tuples(st.integers(1, 40), st.integers(1, 200))

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlp_edge.samples import Sample
+from dlp_edge.tasks.samples import Sample
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 

@@ -22,13 +22,13 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
+from dlp_edge.bundle.manifest import RouterSettings
+from dlp_edge.bundle.router_head import RouterHead, head_from_bytes
 from dlp_edge.errors import RouterError
 from dlp_edge.export.router import build_graph, export_router
-from dlp_edge.manifest import RouterSettings
 from dlp_edge.models.router_mlp import BASE, EARLIER, RouterMLP
-from dlp_edge.router_head import RouterHead, head_from_bytes
-from dlp_edge.runtime.router import BEGINNINGS, Router
-from dlp_edge.runtime.window import (
+from dlp_edge.runtime.routing.router import BEGINNINGS, Router
+from dlp_edge.runtime.routing.router_input import (
     ANSWER_SEGMENTS,
     MAX_WINDOW,
     PROMPT_SEGMENTS,

@@ -11,14 +11,14 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AlbertConfig, AlbertModel
 
+from dlp_edge.bundle.router_head import head_from_bytes
 from dlp_edge.errors import RouterError, UsageError
 from dlp_edge.export.router import export_router
 from dlp_edge.models import router_albert
 from dlp_edge.models.router_albert import RouterAlbert
 from dlp_edge.models.training import Recipe, train_router
-from dlp_edge.router_head import head_from_bytes
-from dlp_edge.runtime.router import Router
-from dlp_edge.runtime.window import WindowReader
+from dlp_edge.runtime.routing.router import Router
+from dlp_edge.runtime.routing.router_input import WindowReader
 
 SMALL = {
     "embedding_size": 16,

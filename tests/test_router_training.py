@@ -21,18 +21,18 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from dlp_edge.cli import main
-from dlp_edge.common_text import CommonText
 from dlp_edge.errors import RouterError, UsageError
 from dlp_edge.export.router import router_labels
-from dlp_edge.models.disturbances import cut, with_gaps, with_typos
+from dlp_edge.models.augmentation import cut, with_gaps, with_typos
 from dlp_edge.models.evaluation import Judged, calibration_error, confusions, judged
-from dlp_edge.models.made_up_texts import WHOLE, grammar, made_up
-from dlp_edge.models.other_texts import OtherTexts
+from dlp_edge.models.grammar_texts import WHOLE, grammar, made_up
+from dlp_edge.models.out_of_scope import OtherTexts
 from dlp_edge.models.router_examples import ExampleMaker
 from dlp_edge.models.router_tokenizer import open_tokenizer, train_tokenizer
 from dlp_edge.models.tasks import Task, read_tasks
 from dlp_edge.models.training import train_router
-from dlp_edge.samples import Sample
+from dlp_edge.tasks.boilerplate import CommonText
+from dlp_edge.tasks.samples import Sample
 
 SAMPLES = {
     "shout": lambda i: (f"Please shout this loudly: bird {i} sings", f"BIRD {i} SINGS!"),

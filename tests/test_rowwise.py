@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from dlp_edge import Runtime
 from dlp_edge.errors import ResourceError
 from dlp_edge.export.pipeline import export_bundle
-from dlp_edge.protobuf import BYTES, VARINT, Field, read_message, write_message
-from dlp_edge.runtime.backbone import ROWS
-from dlp_edge.runtime.decoder import Decoder
-from dlp_edge.runtime.interrupt import Cancelled, Interrupt
+from dlp_edge.onnx_bytes.protobuf import BYTES, VARINT, Field, read_message, write_message
+from dlp_edge.runtime.engine.backbone import ROWS
+from dlp_edge.runtime.engine.decoder import Decoder
+from dlp_edge.runtime.engine.interrupt import Cancelled, Interrupt
 
 FUSIONS: list[dict[str, float]] = [
     {},

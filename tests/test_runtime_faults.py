@@ -33,13 +33,13 @@ from dlp_edge import (
     Runtime,
     UsageError,
 )
-from dlp_edge.bundle import BACKBONE_DATA
+from dlp_edge.bundle.bundle import BACKBONE_DATA
 from dlp_edge.errors import NonFiniteError, RouterError
-from dlp_edge.runtime.decoder import Decoder
-from dlp_edge.runtime.fusion import Fuser
+from dlp_edge.runtime.engine.bound_tensor import Rows
+from dlp_edge.runtime.engine.decoder import Decoder
+from dlp_edge.runtime.fusion.copying import Fuser
+from dlp_edge.runtime.fusion.in_place import SpanFuser
 from dlp_edge.runtime.options import GenerateOptions
-from dlp_edge.runtime.rows import Rows
-from dlp_edge.runtime.span_fusion import SpanFuser
 from dlp_edge.runtime.stream import Stream
 
 PROMPT = "Tom has 3 apples and buys 4. How many?"

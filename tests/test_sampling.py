@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from scipy.special import softmax
 from scipy.stats import chisquare
 
-from dlp_edge.runtime.sampling import distribution, make_sampler
+from dlp_edge.runtime.decoding.sampling import distribution, make_sampler
 
 Logits = npt.NDArray[np.floating]
 # Any, and few different values, so that there are ties.

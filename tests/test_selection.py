@@ -9,8 +9,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from dlp_edge.bundle.manifest import SelectionRule
 from dlp_edge.errors import UsageError
-from dlp_edge.runtime.selection import SelectionRule, select, weigh
+from dlp_edge.runtime.routing.selection import select, weigh
 from dlp_edge.types import SelectRule
 
 Distribution = dict[str, float]

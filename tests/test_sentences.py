@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dlp_edge.runtime.sentences import CODE_LONGEST, LONG, LONGEST, SentenceSplitter
+from dlp_edge.runtime.text.sentences import CODE_LONGEST, LONG, LONGEST, SentenceSplitter
 
 GOLDEN = json.loads((Path(__file__).parent / "data" / "golden_rules.json").read_text("utf-8"))
 # What one character of lookahead cannot tell: a list in one line without stops ("1. Take 2 eggs"

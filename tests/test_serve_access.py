@@ -17,10 +17,10 @@ import pytest
 from serving import HELLO, Served, is_free, serving, soon
 
 from dlp_edge import Reply, Runtime
-from dlp_edge.runtime.decoder import Decoder
+from dlp_edge.runtime.engine.decoder import Decoder
+from dlp_edge.server.access_middleware import Access
 from dlp_edge.server.answering import Answering, Limits
 from dlp_edge.server.app import build_app, models_of
-from dlp_edge.server.guard import Access
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ from attacks import ATTACKS, Attack
 from test_skills import parrot  # noqa: F401
 
 from dlp_edge import BundleError, Runtime, UsageError
+from dlp_edge.bundle.signing import SIGNATURE, TrustedKey, write_new_key
+from dlp_edge.bundle.verify import sign_bundle, verify_bundle
 from dlp_edge.cli.main import main
-from dlp_edge.signing import SIGNATURE, TrustedKey, write_new_key
-from dlp_edge.verify import sign_bundle, verify_bundle
 
 pytest.importorskip("cryptography")
 
@@ -266,7 +266,7 @@ def test_openssl_makes_keys_and_checks_signatures(bundle_copy: Path, tmp_path: P
 def test_without_the_package_the_extra_is_named(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['cryptography'] = None\n"
-        "from dlp_edge.signing import TrustedKey\n"
+        "from dlp_edge.bundle.signing import TrustedKey\n"
         "try:\n    TrustedKey(bytes(32))\n"
         "except Exception as error:\n    print(type(error).__name__, error)\n"
     )

@@ -17,9 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlp_edge import Runtime
-from dlp_edge.bundle import open_bundle
+from dlp_edge.bundle.bundle import open_bundle
+from dlp_edge.bundle.edition import write_edition
+from dlp_edge.bundle.router_head import RouterHead, head_from_bytes, head_to_bytes
 from dlp_edge.cli.main import main
-from dlp_edge.edition import write_edition
 from dlp_edge.errors import (
     AdapterError,
     BundleError,
@@ -28,9 +29,8 @@ from dlp_edge.errors import (
     RouterError,
     UsageError,
 )
-from dlp_edge.router_head import RouterHead, head_from_bytes, head_to_bytes
-from dlp_edge.runtime import teaching
-from dlp_edge.runtime.teaching import fit_row
+from dlp_edge.runtime.adapters import fit_router_row as teaching
+from dlp_edge.runtime.adapters.fit_router_row import fit_row
 
 PARROT = [f"Repeat after me the word {word}" for word in "sun moon star tree lake hill".split()]
 PARROT += [f"Repeat after me the number {number}" for number in range(14)]
@@ -240,7 +240,7 @@ class TestEdition:
                 raise OSError(28, "No space left on device")
             path.write_bytes(data)
 
-        monkeypatch.setattr("dlp_edge.edition.write_file", write)
+        monkeypatch.setattr("dlp_edge.bundle.edition.write_file", write)
         with Runtime(bundle_copy) as runtime, pytest.raises(ResourceError, match="is full"):
             runtime.add_adapter("parrot", parrot, examples=PARROT)
         assert contents(bundle_copy) == before
@@ -262,7 +262,7 @@ class TestEdition:
             if count > killed_at:
                 raise Killed
 
-        from dlp_edge import edition
+        from dlp_edge.bundle import edition
 
         write, clean = edition.write_file, edition._remove_other_editions
         monkeypatch.setattr(edition, "write_file", lambda *a: (die(), write(*a)))
@@ -287,7 +287,7 @@ class TestEdition:
             assert len(second.adapters) == 3
 
     def test_two_writers_do_not_meet(self, bundle_copy: Path) -> None:
-        from dlp_edge.lock import locked
+        from dlp_edge.atomic.lock import locked
 
         bundle = open_bundle(bundle_copy)
         with locked(bundle_copy), pytest.raises(ResourceError, match="another process"):
@@ -473,8 +473,8 @@ def test_bfloat16_adapters_are_read_without_torch(
     import torch
     from safetensors.torch import load_file, save_file
 
-    from dlp_edge.peft_adapter import read_adapter
-    from dlp_edge.runtime.skills import _slot_sizes
+    from dlp_edge.bundle.peft_reader import read_adapter
+    from dlp_edge.runtime.adapters.edit import _slot_sizes
 
     short = Path(shutil.copytree(parrot, tmp_path / "short"))
     tensors = load_file(parrot / "adapter_model.safetensors")

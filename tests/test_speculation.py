@@ -15,17 +15,17 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from dlp_edge import Runtime
+from dlp_edge.bundle.manifest import SelectionRule
 from dlp_edge.errors import NonFiniteError, UsageError
-from dlp_edge.runtime import drafts
-from dlp_edge.runtime.answer import Answer, Vocabulary
-from dlp_edge.runtime.backbone import ROWS
-from dlp_edge.runtime.drafts import GRAM, Drafts
-from dlp_edge.runtime.generation import Engine, stream_answer
-from dlp_edge.runtime.interrupt import Interrupt
+from dlp_edge.runtime.decoding import prompt_lookup as drafts
+from dlp_edge.runtime.decoding.answer import Answer, Vocabulary
+from dlp_edge.runtime.decoding.loop import Engine, stream_answer
+from dlp_edge.runtime.decoding.prompt_lookup import GRAM, Drafts
+from dlp_edge.runtime.engine.backbone import ROWS
+from dlp_edge.runtime.engine.interrupt import Interrupt
 from dlp_edge.runtime.options import Decoding
-from dlp_edge.runtime.router import Judgement
-from dlp_edge.runtime.selection import SelectionRule
-from dlp_edge.runtime.steering import Routed
+from dlp_edge.runtime.routing.policy import Routed
+from dlp_edge.runtime.routing.router import Judgement
 from dlp_edge.types import Chunk, Reply
 
 EOS = 256

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dlp_edge.bundle.adapter_stack import LoraPair, from_bytes, pack, to_bytes, unpack
 from dlp_edge.errors import BundleError
-from dlp_edge.stack import LoraPair, from_bytes, pack, to_bytes, unpack
 
 Adapters = dict[str, dict[str, LoraPair]]
 

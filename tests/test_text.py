@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers
 
 from dlp_edge.errors import BundleError, UsageError
-from dlp_edge.runtime.text import ChatTemplate, Detokenizer, StopMatcher
-from dlp_edge.tokenizer_file import load_tokenizer
+from dlp_edge.runtime.text.detokenizer import Detokenizer, StopMatcher
+from dlp_edge.untrusted.chat_template import ChatTemplate
+from dlp_edge.untrusted.tokenizer_file import load_tokenizer
 
 
 def test_template_renders_roles() -> None:

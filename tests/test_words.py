@@ -9,7 +9,7 @@ from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
-from dlp_edge.runtime.words import WordEncoder
+from dlp_edge.runtime.routing.word_cache import WordEncoder
 
 TEXTS = ["Name all 12 books, please.", "It's over; isn't it?", "a b c d e f g"]
 

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save_file
 
-from dlp_edge.peft_adapter import CONFIG, WEIGHTS
-from dlp_edge.stack import LoraPair
+from dlp_edge.bundle.adapter_stack import LoraPair
+from dlp_edge.bundle.peft_reader import CONFIG, WEIGHTS
 
 Matrix = npt.NDArray[np.floating]
 # The layers' names in GGUF files of Llama models.

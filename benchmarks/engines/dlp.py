@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.engines.interface import TokenLoop, mean_loss
-from dlp_edge.bundle import open_bundle
-from dlp_edge.runtime.device import choose_device
-from dlp_edge.runtime.loaded import read
+from dlp_edge.bundle.bundle import open_bundle
+from dlp_edge.runtime.engine.device import choose_device
+from dlp_edge.runtime.loaded_bundle import read
 
 
 class Dlp(TokenLoop):

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.engines.transformers_peft import CausalLoop
-from dlp_edge.peft_adapter import read_adapter
+from dlp_edge.bundle.peft_reader import read_adapter
 
 
 class LoopedLinear(torch.nn.Module):

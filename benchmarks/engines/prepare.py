@@ -13,14 +13,14 @@ from typing import Any
 
 from benchmarks.engines.adapters import make_up, write_gguf
 from benchmarks.engines.q8 import write_q8
-from dlp_edge.bundle import open_bundle
+from dlp_edge.bundle.bundle import open_bundle
+from dlp_edge.bundle.peft_reader import WEIGHTS, PeftAdapter, read_adapter
 from dlp_edge.errors import AdapterError
 from dlp_edge.export.backbone import build_graph
 from dlp_edge.export.source import dequantise_gguf, load_source
 from dlp_edge.models.architectures import PROJECTIONS
-from dlp_edge.peft_adapter import WEIGHTS, PeftAdapter, read_adapter
-from dlp_edge.runtime.skills import add_skill
-from dlp_edge.runtime.steering import load_router
+from dlp_edge.runtime.adapters.edit import add_skill
+from dlp_edge.runtime.routing.policy import load_router
 
 Fusion = Mapping[str, float]
 # What is fused in each case.

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dlp_edge.runtime.generation import Engine, make_engine
-from dlp_edge.runtime.loaded import Loaded
-from dlp_edge.runtime.router import Router
-from dlp_edge.stack import AdapterStack, LoraPair, pack
+from dlp_edge.bundle.adapter_stack import AdapterStack, LoraPair, pack
+from dlp_edge.runtime.decoding.loop import Engine, make_engine
+from dlp_edge.runtime.loaded_bundle import Loaded
+from dlp_edge.runtime.routing.router import Router
 
 SYNTHETIC_RANK = 8  # the paper's
 Fusion = Mapping[str, float]

@@ -18,11 +18,11 @@ import numpy as np
 
 from dlp_edge.bench.cases import Case, Fusion, own_cases, synthetic_cases
 from dlp_edge.bench.machine import copy_bandwidth, peak_memory
-from dlp_edge.bundle import BACKBONE_DATA, open_bundle
+from dlp_edge.bundle.bundle import BACKBONE_DATA, open_bundle
 from dlp_edge.errors import UsageError
-from dlp_edge.runtime.device import choose_device
-from dlp_edge.runtime.loaded import Loaded, read
-from dlp_edge.runtime.steering import load_router
+from dlp_edge.runtime.engine.device import choose_device
+from dlp_edge.runtime.loaded_bundle import Loaded, read
+from dlp_edge.runtime.routing.policy import load_router
 
 SENTENCE = 15  # tokens between two routings
 TEXT = (

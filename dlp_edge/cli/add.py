@@ -7,11 +7,11 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from dlp_edge.bundle import open_bundle
+from dlp_edge.bundle.bundle import open_bundle
+from dlp_edge.bundle.signing import read_signature
 from dlp_edge.cli import options, output
 from dlp_edge.cli.export import parse_named_folders
-from dlp_edge.samples import read_samples
-from dlp_edge.signing import read_signature
+from dlp_edge.tasks.samples import read_samples
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -34,8 +34,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from dlp_edge.runtime.skills import add_skill
-    from dlp_edge.runtime.steering import load_router
+    from dlp_edge.runtime.adapters.edit import add_skill
+    from dlp_edge.runtime.routing.policy import load_router
 
     ((name, folder),) = parse_named_folders([arguments.adapter]).items()
     samples = read_samples(arguments.examples, response_needed=False) if arguments.examples else ()

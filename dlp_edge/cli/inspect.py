@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 
-from dlp_edge.bundle import open_bundle
+from dlp_edge.bundle.bundle import open_bundle
 from dlp_edge.cli import options, output
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from dlp_edge.bundle import open_bundle
+from dlp_edge.bundle.bundle import open_bundle
+from dlp_edge.bundle.signing import read_signature
 from dlp_edge.cli import options, output
-from dlp_edge.signing import read_signature
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -18,8 +18,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from dlp_edge.runtime.skills import remove_skill
-    from dlp_edge.runtime.steering import load_router
+    from dlp_edge.runtime.adapters.edit import remove_skill
+    from dlp_edge.runtime.routing.policy import load_router
 
     bundle = open_bundle(arguments.bundle)
     signed = read_signature(bundle.folder) is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 
-from dlp_edge.bundle import open_bundle
+from dlp_edge.bundle.bundle import open_bundle
 from dlp_edge.cli import options, output
 
 
@@ -20,7 +20,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from dlp_edge.runtime.steering import check_prompt, load_router, route_with
+    from dlp_edge.runtime.routing.policy import load_router, route_with
+    from dlp_edge.runtime.text.prompt import check_prompt
 
     check_prompt(arguments.text)
     bundle = open_bundle(arguments.bundle)

@@ -46,9 +46,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(arguments: argparse.Namespace) -> int:
     with require_extra("serve"):
+        from dlp_edge.server.access_middleware import Access
         from dlp_edge.server.answering import Answering, Limits
         from dlp_edge.server.app import build_app, models_of
-        from dlp_edge.server.guard import Access
         from dlp_edge.server.listening import Server, listen, url_of
     from dlp_edge.cli.loading import open_runtime
 

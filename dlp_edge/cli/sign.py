@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from dlp_edge.bundle.signing import SIGNATURE, write_new_key
+from dlp_edge.bundle.verify import sign_bundle
 from dlp_edge.cli import options, output
 from dlp_edge.errors import UsageError
-from dlp_edge.signing import SIGNATURE, write_new_key
-from dlp_edge.verify import sign_bundle
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

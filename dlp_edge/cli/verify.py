@@ -7,9 +7,9 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from dlp_edge.bundle.signing import TrustedKey
+from dlp_edge.bundle.verify import verify_bundle
 from dlp_edge.cli import options, output
-from dlp_edge.signing import TrustedKey
-from dlp_edge.verify import verify_bundle
 
 SIGNATURES = {
     "good": "good, by the key",

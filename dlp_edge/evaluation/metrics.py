@@ -18,7 +18,7 @@ import numpy.typing as npt
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics.bleu import BLEU
 
-from dlp_edge.samples import Sample
+from dlp_edge.tasks.samples import Sample
 
 Kind = Literal["choice", "number", "text"]
 ORDERS = 4  # BLEU counts n-grams of 1 to 4 tokens

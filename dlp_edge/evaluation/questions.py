@@ -6,10 +6,10 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from dlp_edge.common_text import CommonText
 from dlp_edge.evaluation.tasks import EvalTask
 from dlp_edge.runtime.options import GenerateOptions
-from dlp_edge.samples import Sample
+from dlp_edge.tasks.boilerplate import CommonText
+from dlp_edge.tasks.samples import Sample
 
 SYSTEMS = ("base", "single", "multi", "dlp")
 JOIN = "\n\n"  # between the questions of one prompt

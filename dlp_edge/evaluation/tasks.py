@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dlp_edge.errors import UsageError
 from dlp_edge.evaluation.metrics import Kind, kind_of
-from dlp_edge.samples import Sample, read_samples
+from dlp_edge.tasks.samples import Sample, read_samples
 
 SPLITS = ("test", "dev")  # the first that a task has
 

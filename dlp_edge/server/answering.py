@@ -17,9 +17,9 @@ from dlp_edge.runtime.runtime import Runtime
 from dlp_edge.runtime.stream import AsyncStream
 from dlp_edge.server.body import read_json
 from dlp_edge.server.chat_request import ChatRequest, Models, parse_request
-from dlp_edge.server.documents import AnswerDocuments, Document
-from dlp_edge.server.gate import Gate
-from dlp_edge.server.problems import Problem, problem_of
+from dlp_edge.server.http_errors import Problem, problem_of
+from dlp_edge.server.openai_schema import AnswerDocuments, Document
+from dlp_edge.server.request_queue import Gate
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from dlp_edge.runtime.runtime import Runtime
+from dlp_edge.server.access_middleware import Access, Guard
 from dlp_edge.server.answering import Answering
 from dlp_edge.server.chat_request import Models
-from dlp_edge.server.documents import model_document, model_list
-from dlp_edge.server.guard import Access, Guard
-from dlp_edge.server.problems import Problem
+from dlp_edge.server.http_errors import Problem
+from dlp_edge.server.openai_schema import model_document, model_list
 
 
 def models_of(runtime: Runtime) -> Models:

@@ -10,7 +10,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.types import Receive
 
-from dlp_edge.server.problems import Problem
+from dlp_edge.server.http_errors import Problem
 
 TIMEOUT = 30.0  # seconds that a body may take to arrive
 DRAIN_BYTES = 64 << 20

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from dlp_edge.server.problems import Problem
+from dlp_edge.server.http_errors import Problem
 from dlp_edge.types import Message
 
 if TYPE_CHECKING:

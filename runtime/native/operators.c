@@ -1,4 +1,4 @@
-/* An operator for onnxruntime on x86-64, of the domain `dlp_edge`; `runtime/operator_graph.py` puts it
+/* An operator for onnxruntime on x86-64, of the domain `dlp_edge`; `runtime/engine/operator_graph.py` puts it
  * into a backbone's graph where this library could be built.
  *
  * Linear: x [B, S, K] times a matrix of 4 or 8 bits, whose bytes are read as the bundle has them:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dlp_edge.bundle import _checksum
+from dlp_edge.bundle.bundle import _checksum
 
 Document = dict[str, Any]
 Attack = Callable[[Path], None]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from targets import KEPT, PARTS
 
-from dlp_edge import stack
-from dlp_edge.bundle import open_bundle
+from dlp_edge.bundle import adapter_stack
+from dlp_edge.bundle.bundle import open_bundle
 
 _CHAT = {
     "format": "dlp-edge-session",
@@ -40,7 +40,7 @@ def _peft(name: str) -> bytes:
     """An adapter of the kept bundle, as PEFT would have saved it."""
     from safetensors.numpy import save
 
-    pairs = stack.unpack(open_bundle(KEPT).adapters(), name)
+    pairs = adapter_stack.unpack(open_bundle(KEPT).adapters(), name)
     tensors = {}
     for module, pair in pairs.items():
         tensors[f"base_model.model.{module}.lora_A.weight"] = pair.a.copy()

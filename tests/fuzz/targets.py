@@ -12,13 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dlp_edge.bundle import Bundle, _checksum, open_bundle
+from dlp_edge.bundle.bundle import Bundle, _checksum, open_bundle
+from dlp_edge.bundle.peft_reader import CONFIG, WEIGHTS, read_adapter
+from dlp_edge.bundle.verify import verify_bundle
 from dlp_edge.errors import AdapterError, BundleError, NonFiniteError, RouterError, UsageError
-from dlp_edge.peft_adapter import CONFIG, WEIGHTS, read_adapter
 from dlp_edge.runtime.runtime import Runtime
 from dlp_edge.runtime.session import Host, load_session
-from dlp_edge.samples import read_samples
-from dlp_edge.verify import verify_bundle
+from dlp_edge.tasks.samples import read_samples
 
 KEPT = Path(__file__).parents[1] / "data" / "bundle-v2"
 MANIFEST = "manifest.json"

@@ -1,0 +1,236 @@
+"""The stacked-weight file: all adapters of a bundle in one pair of tensors per linear layer.
+
+For a linear layer [h -> d] that the adapters change there are `<module>.A` [sum r_n, h] and
+`<module>.B` [sum r_n, d]; adapter n is the rows [offset_n, offset_n + r_n) of both (B is the
+transpose of PEFT's [d, r]). With equal ranks this is the paper's [N, r, h]; mixed ranks cost no
+padding. Offsets, ranks and scalings are in the file's metadata.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import save
+
+from dlp_edge.bundle.manifest import Manifest
+from dlp_edge.errors import BundleError
+from dlp_edge.untrusted.safetensors_header import check_bytes
+from dlp_edge.untrusted.strict_json import parse
+
+Array = npt.NDArray[np.floating]
+LARGEST_SCALING = 1e6  # alpha / r of real adapters is 0.1 to 100
+_REEXPORT = "Export the bundle again"
+_TYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}  # safetensors' names
+
+
+@dataclass(frozen=True)
+class LoraPair:
+    """One adapter's low-rank pair for one linear layer: delta(x) = scaling (x A^T) B^T.
+
+    Attributes:
+        a: A [r, h].
+        b: B transposed, [r, d].
+        scaling: alpha / r, or alpha / sqrt(r) for rsLoRA.
+    """
+
+    a: Array
+    b: Array
+    scaling: float
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where one adapter lies in the stacked tensors of one linear layer."""
+
+    offset: int
+    rank: int
+    scaling: float
+
+    @property
+    def slice(self) -> slice:
+        return slice(self.offset, self.offset + self.rank)
+
+
+@dataclass(frozen=True)
+class AdapterStack:
+    """The adapters of a bundle.
+
+    Attributes:
+        numbers: those of all tensors, one tensor after the other.
+        starts: `<module>.A` and `<module>.B` -> where in `numbers` the tensor begins.
+        a: module -> A [sum r, h], a view of its numbers.
+        b: module -> B [sum r, d], a view of its numbers.
+        rows: adapter -> module -> its rows.
+    """
+
+    numbers: Array = field(default_factory=lambda: np.empty(0, np.float32))
+    starts: dict[str, int] = field(default_factory=dict)
+    a: dict[str, Array] = field(default_factory=dict)
+    b: dict[str, Array] = field(default_factory=dict)
+    rows: dict[str, dict[str, Rows]] = field(default_factory=dict)
+
+
+def pack(adapters: Mapping[str, Mapping[str, LoraPair]], dtype: str) -> AdapterStack:
+    """Stacks adapters (name -> module -> pair) in the given order, as `dtype`."""
+    sizes: dict[str, tuple[int, int]] = {}
+    height: dict[str, int] = {}
+    rows: dict[str, dict[str, Rows]] = {}
+    for name, pairs in adapters.items():
+        rows[name] = {}
+        for module, pair in pairs.items():
+            offset, rank = height.get(module, 0), pair.a.shape[0]
+            rows[name][module] = Rows(offset, rank, pair.scaling)
+            height[module] = offset + rank
+            sizes[module] = (pair.a.shape[1], pair.b.shape[1])
+    places: dict[str, tuple[int, tuple[int, ...]]] = {}
+    end = 0
+    for module, widths in sizes.items():
+        for side, width in zip("AB", widths, strict=True):
+            places[f"{module}.{side}"] = (end, (height[module], width))
+            end += height[module] * width
+    stack = _views(np.empty(end, dtype), places, rows)
+    for name, pairs in adapters.items():
+        for module, pair in pairs.items():
+            at = rows[name][module].slice
+            stack.a[module][at], stack.b[module][at] = pair.a, pair.b
+    return stack
+
+
+def _views(
+    numbers: Array,
+    places: Mapping[str, tuple[int, tuple[int, ...]]],
+    rows: dict[str, dict[str, Rows]],
+) -> AdapterStack:
+    """A stack over numbers; `places` has the first one and the shape of each tensor."""
+    tensors = {
+        name: numbers[start : start + math.prod(shape)].reshape(shape)
+        for name, (start, shape) in places.items()
+    }
+    return AdapterStack(
+        numbers,
+        {name: start for name, (start, _) in places.items()},
+        {name[:-2]: tensor for name, tensor in tensors.items() if name.endswith(".A")},
+        {name[:-2]: tensor for name, tensor in tensors.items() if name.endswith(".B")},
+        rows,
+    )
+
+
+def converted(stack: AdapterStack, dtype: str) -> AdapterStack:
+    """The same adapters in another float type; what is too large for it is infinite."""
+    shapes = {f"{module}.A": a.shape for module, a in stack.a.items()}
+    shapes.update({f"{module}.B": b.shape for module, b in stack.b.items()})
+    places = {name: (start, shapes[name]) for name, start in stack.starts.items()}
+    with np.errstate(over="ignore"):
+        return _views(stack.numbers.astype(dtype, copy=False), places, stack.rows)
+
+
+def unpack(stack: AdapterStack, name: str) -> dict[str, LoraPair]:
+    """One adapter of the stack (module -> pair), as views."""
+    return {
+        module: LoraPair(stack.a[module][at.slice], stack.b[module][at.slice], at.scaling)
+        for module, at in stack.rows[name].items()
+    }
+
+
+def to_bytes(stack: AdapterStack) -> bytes:
+    """The stack as the content of a safetensors file."""
+    tensors = {f"{module}.A": tensor for module, tensor in stack.a.items()}
+    tensors.update({f"{module}.B": tensor for module, tensor in stack.b.items()})
+    layout = {
+        name: {module: [at.offset, at.rank, at.scaling] for module, at in modules.items()}
+        for name, modules in stack.rows.items()
+    }
+    return save(tensors, metadata={"layout": json.dumps(layout)})
+
+
+def from_bytes(data: bytes) -> AdapterStack:
+    """Reads what `to_bytes` wrote.
+
+    Raises:
+        BundleError: the bytes are not such a file, or rows and tensors disagree.
+    """
+    try:
+        header = check_bytes(data)
+        kinds = {info.dtype for info in header.tensors.values()}
+        if len(kinds) > 1:
+            raise ValueError("its tensors are of several types")
+        dtype = np.dtype(_TYPES[kinds.pop()] if kinds else np.float32)
+        content = max((info.stop for info in header.tensors.values()), default=0)
+        numbers = np.frombuffer(data, dtype, content // dtype.itemsize, len(data) - content)
+        layout = parse(header.metadata["layout"].encode())
+        rows = {
+            name: {module: _parse_rows(*row) for module, row in modules.items()}
+            for name, modules in layout.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise BundleError(f"adapters.safetensors cannot be read ({error})", _REEXPORT) from error
+    if not all(name.endswith((".A", ".B")) for name in header.tensors):
+        raise BundleError("adapters.safetensors has a tensor that is no A and no B", _REEXPORT)
+    places = {n: (i.start // dtype.itemsize, i.shape) for n, i in header.tensors.items()}
+    stack = _views(np.require(numbers, requirements="A"), places, rows)
+    _check_rows(stack)
+    return stack
+
+
+def _parse_rows(offset: object, rank: object, scaling: object) -> Rows:
+    if type(offset) is not int or type(rank) is not int or type(scaling) not in (int, float):
+        raise ValueError(f"rows are given as {offset!r}, {rank!r}, {scaling!r}")
+    return Rows(offset, rank, float(scaling))  # type: ignore[arg-type]
+
+
+def _check_rows(stack: AdapterStack) -> None:
+    if stack.a.keys() != stack.b.keys():
+        raise BundleError("adapters.safetensors has an A without its B", _REEXPORT)
+    for module, a in stack.a.items():
+        b = stack.b[module]
+        if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[0]:
+            raise BundleError(f"the stacked tensors of {module} do not fit each other", _REEXPORT)
+        if a.dtype != b.dtype or a.dtype.kind != "f":
+            raise BundleError(
+                f"the stacked tensors of {module} are not of one float type", _REEXPORT
+            )
+        if not (np.isfinite(a).all() and np.isfinite(b).all()):
+            raise BundleError(f"the stacked tensors of {module} are not finite", _REEXPORT)
+    taken: dict[str, list[Rows]] = {}
+    for name, modules in stack.rows.items():
+        for module, at in modules.items():
+            inside = module in stack.a and at.rank > 0 and at.offset >= 0
+            if not inside or at.offset + at.rank > stack.a[module].shape[0]:
+                raise BundleError(f"adapter {name} lies outside the tensors of {module}", _REEXPORT)
+            if not abs(at.scaling) <= LARGEST_SCALING:
+                raise BundleError(f"adapter {name} scales {module} by {at.scaling}", _REEXPORT)
+            taken.setdefault(module, []).append(at)
+    for module, found in taken.items():
+        found.sort(key=lambda at: at.offset)
+        if any(a.offset + a.rank > b.offset for a, b in pairwise(found)):
+            raise BundleError(f"two adapters share rows of {module}", _REEXPORT)
+    for module, a in stack.a.items():
+        if sum(at.rank for at in taken.get(module, ())) != a.shape[0]:
+            raise BundleError(f"rows of {module} belong to no adapter", _REEXPORT)
+
+
+def check(stack: AdapterStack, manifest: Manifest) -> None:
+    """Raises ValueError, with the rest of a sentence about the file, unless a stack has the
+    adapters that the manifest lists, for the slots and the type that it promises."""
+    if list(stack.rows) != [adapter.name for adapter in manifest.adapters]:
+        raise ValueError("holds other adapters than the manifest lists")
+    for adapter in manifest.adapters:
+        rows = stack.rows[adapter.name].values()
+        if max((at.rank for at in rows), default=0) != adapter.rank:
+            raise ValueError(f"has another rank for {adapter.name} than the manifest")
+    widths = {
+        part.module: (slot.input_size, part.stop - part.start)
+        for slot in manifest.backbone.slots
+        for part in slot.parts
+    }
+    for module, a in stack.a.items():
+        if (a.shape[1], stack.b[module].shape[1]) != widths.get(module):
+            raise ValueError(f"does not fit the backbone at {module[:200]}")
+        if a.dtype != manifest.backbone.dtype:
+            raise ValueError(f"is of type {a.dtype}, not {manifest.backbone.dtype}")

@@ -1,0 +1,381 @@
+"""Reading and checking a bundle: the one place where a bundle's bytes are validated.
+
+Whoever made the bundle is not trusted. The rules lie in files of their own, each for one format
+(`manifest_fields`, `safetensors_header`, `onnx_graph` and `graph_rules`, `tokenizer_file`); here
+they are put in order. What is checked is what is used: a file is opened once, and its bytes are
+measured, hashed, checked and given out from that one reading.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from dlp_edge.bundle import adapter_stack
+from dlp_edge.bundle import manifest_parser as manifest_fields
+from dlp_edge.bundle.graph_allowlist import check_backbone, check_router
+from dlp_edge.bundle.manifest import FORMAT, VERSION, Manifest, edition_name
+from dlp_edge.bundle.router_head import RouterHead, head_from_bytes
+from dlp_edge.bundle.signing import TrustedKey, read_signature
+from dlp_edge.bundle.weight_file import Weights, read_weights
+from dlp_edge.errors import BundleError, RouterError
+from dlp_edge.onnx_bytes.reader import Graph
+from dlp_edge.untrusted.chat_template import ChatTemplate
+from dlp_edge.untrusted.regular_file import (
+    Tell,
+    check_regular,
+    hash_at_most,
+    open_regular,
+    read_at_most,
+    say_nothing,
+)
+from dlp_edge.untrusted.strict_json import parse
+from dlp_edge.untrusted.tokenizer_file import load_tokenizer
+
+MANIFEST = "manifest.json"
+BACKBONE = "backbone.onnx"
+BACKBONE_DATA = "backbone.onnx.data"
+ADAPTERS = "adapters.safetensors"
+ROUTER = "router.onnx"
+ROUTER_HEAD = "router_head.safetensors"
+ROUTER_TOKENIZER = "router_tokenizer.json"
+TOKENIZER = "tokenizer.json"
+REPORT = "report.json"
+
+EDITED = (ADAPTERS, ROUTER_HEAD)  # what adding or removing an adapter writes anew
+REQUIRED = (BACKBONE, BACKBONE_DATA, ADAPTERS, TOKENIZER, REPORT)
+ROUTER_FILES = (ROUTER, ROUTER_HEAD, ROUTER_TOKENIZER)
+MAX_MANIFEST_BYTES = 1 << 20
+# Files that are held in memory whole while they are checked; the largest real ones have a third.
+MAX_BYTES = {
+    BACKBONE: 32 << 20,
+    ROUTER: 96 << 20,
+    ROUTER_HEAD: 32 << 20,
+    ROUTER_TOKENIZER: 16 << 20,
+    TOKENIZER: 48 << 20,
+    REPORT: 4 << 20,
+}
+# What may lie beside the files of the manifest and is never opened: a signature, what a killed
+# change of an edition left, what file managers leave.
+_BESIDE = re.compile(
+    r"manifest\.sig|manifest\.json\.next|adapters(\.\d{1,13})?\.safetensors"
+    r"|router_head(\.\d{1,13})?\.safetensors|\.DS_Store|Thumbs\.db|desktop\.ini"
+)
+_REEXPORT = "Copy the bundle again or export it again"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose manifest is valid and whose files are all there.
+
+    Its files are read through the methods below, which check what they return.
+    """
+
+    folder: Path
+    manifest: Manifest
+
+    def path(self, name: str) -> Path:
+        return self.folder / name
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a file, checked against the manifest.
+
+        Raises:
+            BundleError: the file has another size or hash than the manifest says.
+        """
+        size = self.manifest.files[name].size
+        try:
+            with open_regular(self.path(name)) as file:
+                data = file.read(size + 1)
+        except OSError as error:
+            raise _unreadable(name, error) from error
+        self._compare(name, len(data), hashlib.sha256(data).hexdigest())
+        return data
+
+    def verify(self, name: str, tell: Tell = say_nothing) -> None:
+        """Checks a file's size and hash without holding it.
+
+        Args:
+            tell: called with the fraction that is done.
+
+        Raises:
+            BundleError: as `read`.
+        """
+        try:
+            with open_regular(self.path(name)) as file:
+                size, digest = hash_at_most(file, self.manifest.files[name].size, tell)
+        except OSError as error:
+            raise _unreadable(name, error) from error
+        self._compare(name, size, digest)
+
+    def graph(self) -> tuple[bytes, Graph]:
+        """The backbone's graph, as onnxruntime wants it and as it was checked."""
+        data = self.read(BACKBONE)
+        size = self.manifest.files[BACKBONE_DATA].size
+        try:
+            return data, check_backbone(data, self.manifest.backbone, BACKBONE_DATA, size)
+        except ValueError as error:
+            raise _damaged(BACKBONE, f"is no graph of a backbone: {error}") from error
+
+    def weights(self, graph: Graph, tell: Tell = say_nothing) -> Weights:
+        """The backbone's weights by name, of a graph that `graph` gave.
+
+        Raises:
+            BundleError: as `read`.
+            MemoryError: there is no room for them.
+        """
+        try:
+            with open_regular(self.path(BACKBONE_DATA)) as file:
+                size = self.manifest.files[BACKBONE_DATA].size
+                weights, found, digest = read_weights(file, size, graph.tensors.values(), tell)
+        except OSError as error:
+            raise _unreadable(BACKBONE_DATA, error) from error
+        self._compare(BACKBONE_DATA, found, digest)
+        return weights
+
+    def adapters(self) -> adapter_stack.AdapterStack:
+        """The stacked adapters, checked against the manifest's slots."""
+        loaded = adapter_stack.from_bytes(self.read(file_name(self.manifest, ADAPTERS)))
+        try:
+            adapter_stack.check(loaded, self.manifest)
+        except ValueError as error:
+            raise _damaged(ADAPTERS, str(error)) from error
+        return loaded
+
+    def router_head(self) -> RouterHead:
+        """The router's last layer. Only for a bundle with a router.
+
+        Raises:
+            BundleError: the file is damaged, or has fewer rows than the router has labels.
+        """
+        try:
+            head = head_from_bytes(self.read(file_name(self.manifest, ROUTER_HEAD)))
+        except RouterError as error:
+            raise BundleError(error.cause, _REEXPORT) from error
+        entry = self.manifest.router
+        if entry is not None and len(head.bias) < len(entry.settings.labels):
+            raise _damaged(ROUTER_HEAD, "has fewer rows than the router has labels")
+        return head
+
+    def router(self) -> tuple[bytes, RouterHead]:
+        """The router's graph and its last layer. Only for a bundle with a router.
+
+        Raises:
+            BundleError: one of them is damaged, or they do not fit each other.
+        """
+        entry = self.manifest.router
+        if entry is None:
+            raise _damaged(MANIFEST, "tells of no router")
+        data, head = self.read(ROUTER), self.router_head()
+        try:
+            _, width = check_router(data, entry)
+        except ValueError as error:
+            raise _damaged(ROUTER, f"is no graph of a router: {error}") from error
+        if width != head.weight.shape[1]:
+            raise _damaged(
+                ROUTER, f"has {width} features, its last layer reads {head.weight.shape[1]}"
+            )
+        return data, head
+
+    def tokenizer(self, name: str) -> Tokenizer:
+        """The tokenizer of TOKENIZER or ROUTER_TOKENIZER.
+
+        Raises:
+            BundleError: the file is none, or is not harmless.
+        """
+        size = self.manifest.backbone.vocab_size if name == TOKENIZER else None
+        try:
+            return load_tokenizer(self.read(name), size)
+        except ValueError as error:
+            raise _damaged(name, f"is no tokenizer ({error})") from error
+
+    def report(self) -> dict[str, Any]:
+        """What export measured.
+
+        Raises:
+            BundleError: the file is damaged.
+        """
+        try:
+            content = parse(self.read(REPORT))
+        except ValueError as error:
+            raise _damaged(REPORT, f"is not valid JSON ({error})") from error
+        if not isinstance(content, dict):
+            raise _damaged(REPORT, "is no object")
+        return content
+
+    def check(self, tell: Tell = say_nothing) -> None:
+        """Checks every file, in the order in which loading does, and keeps nothing.
+
+        Args:
+            tell: called with the fraction that is done.
+
+        Raises:
+            BundleError: something is wrong.
+        """
+        self.adapters()
+        self.graph()
+        ChatTemplate(self.manifest.chat_template)
+        if self.manifest.router is not None:
+            self.router()
+            self.tokenizer(ROUTER_TOKENIZER)
+        self.tokenizer(TOKENIZER)
+        self.report()
+        self.verify(BACKBONE_DATA, tell)
+
+    def _compare(self, name: str, size: int, digest: str) -> None:
+        entry = self.manifest.files[name]
+        if size != entry.size:
+            raise _damaged(name, f"has not the {entry.size} bytes that it should have")
+        if digest != entry.sha256:
+            raise _damaged(name, "has been changed since the export")
+
+
+def open_bundle(folder: str | Path, trusted_key: TrustedKey | None = None) -> Bundle:
+    """Reads the manifest and checks that every file is there with its size, and no other.
+
+    Args:
+        trusted_key: what the manifest must be signed with; checked before it is parsed.
+
+    Raises:
+        BundleError: no bundle, not signed with the key, another format version, a field or file
+            that is wrong.
+    """
+    root = Path(folder)
+    try:
+        is_folder = root.is_dir()
+    except (OSError, ValueError):  # a name that the system cannot have
+        is_folder = False
+    if not is_folder:
+        raise BundleError(f"there is no bundle at {root}", "Check the path, or run dlp-edge export")
+    if not os.path.lexists(root / MANIFEST):
+        raise BundleError(
+            f"{root} has no {MANIFEST}, so it is no finished bundle", "Export it again"
+        )
+    try:
+        data = read_at_most(root / MANIFEST, MAX_MANIFEST_BYTES)
+    except OSError as error:
+        raise _unreadable(MANIFEST, error) from error
+    if trusted_key is not None:
+        trusted_key.check(data, read_signature(root))
+    try:
+        document = parse(data)
+    except ValueError as error:
+        raise BundleError(f"{MANIFEST} is not valid JSON ({error})", _REEXPORT) from error
+    manifest = parse_manifest(document)
+    for name, entry in manifest.files.items():
+        _check_file(root, name, entry.size)
+    _check_no_others(root, manifest)
+    return Bundle(root, manifest)
+
+
+def parse_manifest(document: Any) -> Manifest:
+    """The manifest from its JSON document.
+
+    Raises:
+        BundleError: wrong format or version, unknown, missing or mistyped fields.
+    """
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise BundleError(f"{MANIFEST} is not one of a dlp-edge bundle", "Check the path")
+    if type(document.get("version")) is not int or document["version"] != VERSION:
+        raise BundleError(
+            f"the bundle has format version {str(document.get('version'))[:40]!r}, this dlp-edge "
+            f"reads version {VERSION}",
+            "Update dlp-edge, or export the bundle again",
+        )
+    content = {key: value for key, value in document.items() if key not in ("format", "version")}
+    if content.pop("checksum", None) != _checksum(content):
+        raise BundleError(f"{MANIFEST} has been changed since the export", _REEXPORT)
+    try:
+        manifest = manifest_fields.parse(Manifest, content, "manifest")
+        manifest_fields.check(manifest)
+    except ValueError as error:
+        raise BundleError(f"{MANIFEST}: {error}", _REEXPORT) from error
+    _check_names(manifest)
+    return manifest
+
+
+def file_name(manifest: Manifest, name: str) -> str:
+    """The name under which a bundle of this manifest holds a file, such as ADAPTERS."""
+    return edition_name(name, manifest.edition) if name in EDITED else name
+
+
+def dump_manifest(manifest: Manifest) -> str:
+    """The manifest as the text of `manifest.json`."""
+    content = json.loads(json.dumps(asdict(manifest)))
+    document = {"format": FORMAT, "version": VERSION, "checksum": _checksum(content), **content}
+    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    """SHA-256 of the content in a canonical form: against accidents, not against forgery."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _damaged(name: str, what: str) -> BundleError:
+    return BundleError(f"{name} {what}", _REEXPORT)
+
+
+def _unreadable(name: str, error: OSError) -> BundleError:
+    return _damaged(name, f"cannot be read ({error.strerror})")
+
+
+def _check_names(manifest: Manifest) -> None:
+    """The names are ours, every one known, so none can lead out of the folder or be two files
+    on one system and one on another."""
+    wanted = REQUIRED + (ROUTER_FILES if manifest.router else ())
+    names = {file_name(manifest, name): name for name in wanted}
+    for name in sorted(names.keys() - manifest.files.keys()):
+        raise BundleError(f"{MANIFEST} lists no {name}", _REEXPORT)
+    for name in sorted(manifest.files.keys() - names.keys()):
+        raise BundleError(
+            f"{MANIFEST} lists {name[:200]!r}, which is no file of a bundle", _REEXPORT
+        )
+    for name, entry in manifest.files.items():
+        most = MAX_BYTES.get(names[name], _most_of(manifest, names[name]))
+        if entry.size > most:
+            raise _damaged(name, f"has {entry.size} bytes, {most} at most make sense")
+
+
+def _most_of(manifest: Manifest, name: str) -> int:
+    """The most bytes that the adapters can take by their ranks; for other files no limit."""
+    if name != ADAPTERS:
+        return manifest_fields.LARGEST["file"]
+    widths = sum(
+        slot.input_size * len(slot.parts) + slot.output_size for slot in manifest.backbone.slots
+    )
+    ranks = sum(adapter.rank for adapter in manifest.adapters)
+    return 4 * widths * ranks + (16 << 20)
+
+
+def _check_file(root: Path, name: str, size: int) -> None:
+    try:
+        found = check_regular(root / name).st_size
+    except FileNotFoundError as error:
+        raise _damaged(name, "is missing") from error
+    except OSError as error:
+        raise _unreadable(name, error) from error
+    if found != size:
+        raise _damaged(name, f"has {found} bytes instead of {size}")
+
+
+def _check_no_others(root: Path, manifest: Manifest) -> None:
+    """Raises BundleError for a file that nobody needs: it may be there for another program."""
+    try:
+        with os.scandir(root) as entries:
+            for entry in entries:
+                known = entry.name in manifest.files or entry.name == MANIFEST
+                if not known and not _BESIDE.fullmatch(entry.name):
+                    raise BundleError(
+                        f"{MANIFEST} does not list {entry.name[:200]!r}, which lies in the bundle",
+                        "Remove it, or copy the bundle again",
+                    )
+    except OSError as error:
+        raise _damaged(str(root), f"cannot be listed ({error.strerror})") from error

@@ -1,0 +1,185 @@
+"""The manifest of a bundle: what is in `manifest.json`, as plain values."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from dlp_edge.checks import check_number
+from dlp_edge.errors import UsageError
+from dlp_edge.types import SelectRule, WeighRule
+
+FORMAT = "dlp-edge-bundle"
+VERSION = 2
+
+ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+NAME_RULE = "up to 64 letters, digits, '.', '_' and '-', starting with a letter or digit"
+
+
+@dataclass(frozen=True)
+class SelectionRule:
+    """How router probabilities become fusion weights.
+
+    Attributes:
+        select: `nucleus` keeps the most probable adapters up to and including the one that
+            brings their sum to p (the authors' code); `threshold` keeps every y_r >= p, or the
+            largest if none is (eq. 4 as printed); `top_k` keeps the k largest.
+        weigh: `softmax` over the selected probabilities (eq. 5) or `renormalise` (y_r / sum).
+        min_confidence: below this largest probability nothing is selected and the base model
+            answers.
+    """
+
+    select: SelectRule = "nucleus"
+    p: float = 0.6
+    k: int = 2
+    weigh: WeighRule = "softmax"
+    min_confidence: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.select not in get_args(SelectRule):
+            raise UsageError(
+                f"unknown selection rule {self.select!r}",
+                f"Use one of {', '.join(get_args(SelectRule))}",
+            )
+        if self.weigh not in get_args(WeighRule):
+            raise UsageError(
+                f"unknown weighing {self.weigh!r}",
+                f"Use one of {', '.join(get_args(WeighRule))}",
+            )
+        check_number("p", self.p)
+        check_number("k", self.k, whole=True)
+        check_number("min_confidence", self.min_confidence)
+        if not 0 < self.p <= 1:
+            raise UsageError(f"p is {self.p}", "Choose 0 < p <= 1")
+        if self.k < 1:
+            raise UsageError(f"k is {self.k}", "Choose k >= 1")
+        if not 0 <= self.min_confidence <= 1:
+            raise UsageError(
+                f"min_confidence is {self.min_confidence}", "Choose 0 <= min_confidence <= 1"
+            )
+
+
+@dataclass(frozen=True)
+class SlotPart:
+    """The columns [start, stop) of a slot's output that belong to one linear layer."""
+
+    module: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place in the graph that takes a low-rank pair beside a weight matrix.
+
+    Its graph inputs are `<name>.A` [G, rho, input_size] and `<name>.B` [G, rho, output_size]:
+    output += (x A^T) B. Linear layers that share their input (q, k, v) share a slot.
+    """
+
+    name: str
+    input_size: int
+    output_size: int
+    parts: tuple[SlotPart, ...]
+
+
+@dataclass(frozen=True)
+class BackboneEntry:
+    """The backbone and the shape of its graph.
+
+    Attributes:
+        fingerprint: SHA-256 of the weights it was exported from.
+        dtype: numpy name of the type of cache, slots and logits.
+    """
+
+    name: str
+    fingerprint: str
+    architecture: str
+    quantisation: str
+    dtype: Literal["float32", "float16"]
+    context_length: int
+    vocab_size: int
+    num_layers: int
+    num_kv_heads: int
+    head_size: int
+    bos_token: str
+    eos_token: str
+    eos_token_ids: tuple[int, ...]
+    slots: tuple[Slot, ...]
+
+
+@dataclass(frozen=True)
+class AdapterEntry:
+    """One adapter of the stacked file.
+
+    Attributes:
+        rank: its largest rank.
+        target_modules: the kinds of linear layers it changes, such as `self_attn.q_proj`.
+        sha256: of the file that it was read from.
+    """
+
+    name: str
+    rank: int
+    target_modules: tuple[str, ...]
+    sha256: str
+
+
+@dataclass(frozen=True)
+class RouterSettings:
+    """What the router reads and answers.
+
+    Attributes:
+        labels: adapter names, in the order of the rows of its last layer.
+        prompt_tokens, generated_tokens: the most that it reads of the prompt and of the answer.
+        temperature: its scores are divided by it before the softmax (fitted on held-out text).
+        spread: it reads pieces from all over a long prompt, otherwise its beginning and its end.
+            Bundles of earlier releases do not have the field.
+    """
+
+    labels: tuple[str, ...]
+    prompt_tokens: int
+    generated_tokens: int
+    temperature: float
+    spread: bool = False
+
+
+@dataclass(frozen=True)
+class RouterEntry:
+    """The router: what it reads and answers, and how its answer becomes weights by default."""
+
+    architecture: str
+    settings: RouterSettings
+    selection: SelectionRule
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Size in bytes and SHA-256 of a file of the bundle."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything that a runtime must know before it opens another file of the bundle.
+
+    Attributes:
+        edition: 0 as exported, one more each time that an adapter is added or removed. It is part
+            of the names of the files that such a change replaces (`edition_name`).
+    """
+
+    created_with: str
+    target: str
+    backbone: BackboneEntry
+    chat_template: str | None
+    adapters: tuple[AdapterEntry, ...]
+    router: RouterEntry | None
+    files: dict[str, FileEntry]
+    edition: int = 0
+
+
+def edition_name(name: str, edition: int) -> str:
+    """A file's name in an edition: `adapters.safetensors`, then `adapters.1.safetensors`, ..."""
+    stem, _, suffix = name.rpartition(".")
+    return f"{stem}.{edition}.{suffix}" if edition else name

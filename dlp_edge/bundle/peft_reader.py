@@ -1,0 +1,288 @@
+"""Reading PEFT LoRA adapters, and refusing by name what a low-rank pair cannot carry."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, deserialize
+
+from dlp_edge.bundle.adapter_stack import LARGEST_SCALING, LoraPair
+from dlp_edge.bundle.manifest import ADAPTER_NAME, NAME_RULE, AdapterEntry
+from dlp_edge.errors import AdapterError
+from dlp_edge.untrusted.regex_check import check_pattern
+from dlp_edge.untrusted.regular_file import read_at_most
+from dlp_edge.untrusted.safetensors_header import check_bytes
+from dlp_edge.untrusted.strict_json import parse
+
+Matrix = npt.NDArray[np.float32]
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+MAX_CONFIG = 1 << 20
+MAX_WEIGHTS = 2 << 30
+
+_KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight")
+
+# Settings of adapter_config.json that change the arithmetic, and the values that do not.
+_PLAIN = {
+    "use_dora": (False, None),
+    "lora_bias": (False, None),
+    "bias": ("none", None),
+    "modules_to_save": (None, []),
+    "trainable_token_indices": (None, [], {}),
+    "layer_replication": (None, []),
+    "fan_in_fan_out": (False, None),
+    "target_parameters": (None, []),
+    "alora_invocation_tokens": (None, []),
+    "use_qalora": (False, None),
+    "use_bdlora": (None, False),
+    "kasa_config": (None,),
+    "monteclora_config": (None,),
+    # Other initialisations (PiSSA, OLoRA, CorDA, LoftQ, ...) change the backbone's own weights,
+    # so the pair alone is not what was trained.
+    "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
+}
+
+
+@dataclass(frozen=True)
+class PeftAdapter:
+    """A PEFT adapter: its low-rank pair for every linear layer that it changes."""
+
+    name: str
+    folder: Path
+    pairs: dict[str, LoraPair]
+    sha256: str
+    base_model: str | None
+
+    def names_base(self, backbone: str) -> bool:
+        """Whether its configuration names this backbone, as far as names can tell: the same last
+        part, whatever a file name adds to it."""
+        own = Path(self.base_model or "").name.lower()
+        return own in Path(backbone).name.lower()
+
+    @property
+    def entry(self) -> AdapterEntry:
+        kinds = {_kind(module) for module in self.pairs}
+        return AdapterEntry(
+            name=self.name,
+            rank=max(pair.a.shape[0] for pair in self.pairs.values()),
+            target_modules=tuple(sorted(kinds)),
+            sha256=self.sha256,
+        )
+
+
+def read_adapters(
+    folders: Mapping[str, Path], sizes: Mapping[str, tuple[int, int]]
+) -> list[PeftAdapter]:
+    """Reads adapters (name -> folder) for a backbone whose linear layers have these sizes.
+
+    Raises:
+        AdapterError: one of them cannot be read, is of a kind that cannot be fused, or does not
+            fit the backbone; or two hold the same weights.
+    """
+    adapters = [read_adapter(name, folder, sizes) for name, folder in folders.items()]
+    seen: dict[str, str] = {}
+    for adapter in adapters:
+        if adapter.sha256 in seen:
+            raise AdapterError(
+                f"adapters {seen[adapter.sha256]} and {adapter.name} have the same weights",
+                "Leave one of them out",
+            )
+        seen[adapter.sha256] = adapter.name
+    return adapters
+
+
+def read_adapter(
+    name: str, folder: Path, sizes: Mapping[str, tuple[int, int]], slots_only: bool = False
+) -> PeftAdapter:
+    """Reads one adapter; see `read_adapters`.
+
+    Args:
+        slots_only: `sizes` are those of a finished bundle's slots, not of all linear layers.
+    """
+    if not ADAPTER_NAME.fullmatch(name):
+        raise AdapterError(
+            f"{name!r} is no name for an adapter",
+            f"Use {NAME_RULE}",
+        )
+    config = _read_config(name, folder)
+    _check_plain(name, config)
+    path = folder / WEIGHTS
+    if not path.is_file():
+        pickled = (folder / "adapter_model.bin").is_file()
+        raise AdapterError(
+            f"adapter {name}: {folder} has no {WEIGHTS}"
+            + (", only a pickle file, which may run code when it is read" if pickled else ""),
+            "Save the adapter with safe serialization (PEFT's default)",
+        )
+    arrays, digest = _read_weights(name, path)
+    pairs = _pair_up(name, arrays, config, sizes, slots_only)
+    base_model = config.get("base_model_name_or_path")
+    if base_model is not None and not isinstance(base_model, str):
+        raise AdapterError(f"adapter {name}: its base model in {CONFIG} is no name", "Restore it")
+    return PeftAdapter(name, folder, pairs, digest, base_model)
+
+
+def _read_weights(name: str, path: Path) -> tuple[dict[str, Matrix], str]:
+    """Every tensor of the file as float32 (numpy has no bfloat16, which is a float32 cut short),
+    and the SHA-256 of the bytes that they come from."""
+    try:
+        data = read_at_most(path, MAX_WEIGHTS)
+        check_bytes(data)
+        tensors = deserialize(data)  # type: ignore[no-untyped-call]
+        arrays = {
+            key: _widen(tensor["dtype"], tensor["data"]).reshape(tensor["shape"])
+            for key, tensor in tensors
+        }
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise AdapterError(
+            f"adapter {name}: {WEIGHTS} cannot be read ({error})", "Restore or retrain it"
+        ) from error
+    return arrays, hashlib.sha256(data).hexdigest()
+
+
+def _widen(dtype: str, data: bytes) -> Matrix:
+    """The numbers of a tensor's bytes. Raises KeyError for a type that no adapter is saved in."""
+    if dtype == "BF16":
+        return (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
+    kinds = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
+    return np.frombuffer(data, kinds[dtype]).astype(np.float32)
+
+
+def _read_config(name: str, folder: Path) -> dict[str, Any]:
+    try:
+        config = parse(read_at_most(folder / CONFIG, MAX_CONFIG))
+    except (OSError, ValueError) as error:
+        raise AdapterError(
+            f"adapter {name}: {folder / CONFIG} cannot be read ({error})",
+            "Give the folder that PEFT's save_pretrained wrote",
+        ) from error
+    if not isinstance(config, dict):
+        raise AdapterError(f"adapter {name}: {CONFIG} is not a JSON object", "Restore it")
+    return config
+
+
+def _check_plain(name: str, config: Mapping[str, Any]) -> None:
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        raise AdapterError(f"adapter {name} is of type {kind}", "Only LoRA adapters can be fused")
+    for setting, plain in _PLAIN.items():
+        if config.get(setting, plain[0]) not in plain:
+            raise AdapterError(
+                f"adapter {name} uses {setting}={config[setting]!r}, which a low-rank pair "
+                "cannot carry",
+                "Train it without that setting",
+            )
+
+
+def _pair_up(
+    name: str,
+    arrays: Mapping[str, Matrix],
+    config: Mapping[str, Any],
+    sizes: Mapping[str, tuple[int, int]],
+    slots_only: bool,
+) -> dict[str, LoraPair]:
+    sides: dict[str, dict[str, Matrix]] = {}
+    for key, array in arrays.items():
+        match = _KEY.fullmatch(key)
+        if match is None:
+            raise AdapterError(
+                f"adapter {name} has weights that are no LoRA pair of a linear layer: {key}",
+                "Train it without modules_to_save, embeddings or biases",
+            )
+        if not np.isfinite(array).all():
+            raise AdapterError(f"adapter {name}: {key} is not finite", "Retrain it")
+        sides.setdefault(match["module"], {})[match["side"]] = array
+    if not sides:
+        raise AdapterError(f"adapter {name} changes no module at all", "Retrain it")
+    return {
+        module: _check_pair(name, module, found, config, sizes, slots_only)
+        for module, found in sorted(sides.items())
+    }
+
+
+def _check_pair(
+    name: str,
+    module: str,
+    found: Mapping[str, Matrix],
+    config: Mapping[str, Any],
+    sizes: Mapping[str, tuple[int, int]],
+    slots_only: bool,
+) -> LoraPair:
+    if set(found) != {"A", "B"}:
+        raise AdapterError(f"adapter {name} has half a pair for {module}", "Retrain it")
+    if module not in sizes:
+        raise _no_such_module(name, module, sizes, slots_only)
+    a, b = found["A"], found["B"]
+    if a.ndim != 2 or b.ndim != 2:
+        raise AdapterError(f"adapter {name} has no matrices for {module}", "Retrain it")
+    rank, (inputs, outputs) = a.shape[0], sizes[module]
+    if a.shape != (rank, inputs) or b.shape != (outputs, rank) or rank == 0:
+        raise AdapterError(
+            f"adapter {name} was trained for another backbone: {module} is {inputs} -> {outputs} "
+            f"here, its pair is {a.shape[-1]} -> {b.shape[0]}",
+            f"Its own backbone is {config.get('base_model_name_or_path')}",
+        )
+    expected = _setting(name, module, config, "r", "rank_pattern", 8)
+    if rank != expected:
+        raise AdapterError(
+            f"adapter {name}: {module} has rank {rank}, {CONFIG} says {expected:g}",
+            "Restore the configuration that belongs to the weights",
+        )
+    alpha = _setting(name, module, config, "lora_alpha", "alpha_pattern", 8)
+    scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    if abs(scaling) > LARGEST_SCALING:
+        raise AdapterError(
+            f"adapter {name} scales {module} by {scaling:g}", "Restore its configuration"
+        )
+    return LoraPair(a, np.ascontiguousarray(b.T), scaling)
+
+
+def _no_such_module(
+    name: str, module: str, sizes: Mapping[str, tuple[int, int]], slots_only: bool
+) -> AdapterError:
+    kinds = ", ".join(sorted({_kind(known) for known in sizes}))
+    if slots_only:
+        return AdapterError(
+            f"adapter {name} changes {module}, and the bundle's graph has no slot for it",
+            f"Export the bundle again with this adapter; its slots are {kinds or 'none'}",
+        )
+    return AdapterError(
+        f"adapter {name} changes {module}, which matches no module of the backbone",
+        f"It can change, in each of the backbone's layers: {kinds}",
+    )
+
+
+def _kind(module: str) -> str:
+    """`self_attn.q_proj` of `model.layers.3.self_attn.q_proj`."""
+    return re.sub(r"^model\.layers\.\d+\.", "", module)
+
+
+def _setting(
+    name: str, module: str, config: Mapping[str, Any], key: str, patterns: str, default: float
+) -> float:
+    """A number of the configuration; the first pattern that matches the module, as PEFT matches
+    it, overrides the common value."""
+    value = config.get(key, default)
+    by_pattern = config.get(patterns) or {}
+    try:
+        for pattern, special in by_pattern.items():
+            check_pattern(pattern, risks=2)  # a module's name is short
+            if re.fullmatch(rf"(.*\.)?({pattern})", module):
+                value = special
+                break
+    except (AttributeError, TypeError, ValueError, re.error) as error:
+        raise AdapterError(
+            f"adapter {name}: {patterns} in {CONFIG} is wrong ({error})", "Restore it"
+        ) from error
+    if type(value) not in (int, float) or not abs(value) < 1e15:
+        raise AdapterError(f"adapter {name}: {key} in {CONFIG} is {value!r}", "Restore it")
+    return float(value)

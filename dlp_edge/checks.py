@@ -1,0 +1,22 @@
+"""Checks that options of every kind share."""
+
+from __future__ import annotations
+
+import math
+import numbers
+
+from dlp_edge.errors import UsageError
+
+
+def check_number(name: str, value: object, whole: bool = False) -> None:
+    """Raises UsageError unless the value is a finite number (a whole one, where asked)."""
+    kind = numbers.Integral if whole else numbers.Real
+    if isinstance(value, bool) or not isinstance(value, kind) or not _is_finite(value):
+        raise UsageError(f"{name} is {value!r}", f"Give a {'whole' if whole else 'finite'} number")
+
+
+def _is_finite(value: numbers.Real) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond every float
+        return False

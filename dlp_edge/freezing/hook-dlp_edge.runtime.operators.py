@@ -1,6 +1,0 @@
-"""The library with our own operators, which nothing imports."""
-
-from dlp_edge.runtime.operators import library_file
-
-found = library_file()
-binaries = [(str(found), "dlp_edge/runtime")] if found else []

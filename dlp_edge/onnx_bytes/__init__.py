@@ -1,0 +1,1 @@
+"""ONNX files read and written as protobuf bytes, without the onnx package."""

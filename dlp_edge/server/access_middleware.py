@@ -1,0 +1,91 @@
+"""Who may talk to the server: checks on Host, Origin and key before anything else is read.
+
+A server on loopback is still within reach of every web page that the user opens. A page can make
+its own name point to 127.0.0.1 (DNS rebinding), which the Host header gives away, or post to the
+address outright, which the Origin header gives away.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from dlp_edge.server.body import drain
+from dlp_edge.server.http_errors import Problem
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who is let in.
+
+    Attributes:
+        hosts: names that the Host header may have besides localhost and IP addresses, to which
+            no one can point another name.
+        origins: web pages that may use the server, as `https://example.org`; programs send no
+            Origin.
+        key: what `Authorization: Bearer` must carry; None asks for none.
+    """
+
+    hosts: frozenset[str] = frozenset()
+    origins: frozenset[str] = frozenset()
+    key: str | None = None
+
+
+class Guard:
+    """ASGI middleware that answers 401 or 403 itself and passes all else on."""
+
+    def __init__(self, app: ASGIApp, access: Access) -> None:
+        self._app = app
+        self._access = access
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        problem = self._refusal(scope) if scope["type"] == "http" else None
+        if problem is None:
+            await self._app(scope, receive, send)
+            return
+        await drain(receive)
+        await problem.response()(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> Problem | None:
+        headers = Headers(scope=scope)
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if not _is_own_name(host, self._access.hosts):
+            return Problem(403, f"The host {host!a} is not allowed. Allow it with --allow-host.")
+        if origin is not None and origin not in self._access.origins:
+            return Problem(
+                403, f"Pages of {origin!a} are not allowed. Allow them with --allow-origin."
+            )
+        if self._access.key is None or scope["path"] == "/health":
+            return None
+        if not _carries(headers.get("authorization", ""), self._access.key):
+            return Problem(
+                401,
+                "The API key is missing or wrong. Send it as Authorization: Bearer KEY.",
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+        return None
+
+
+def _is_own_name(host: str, allowed: frozenset[str]) -> bool:
+    """Whether a Host header ("localhost:8080", "[::1]:8080") names this server."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        if name == "localhost" or name in allowed:
+            return True
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _carries(authorization: str, key: str) -> bool:
+    """Compares in a time that tells nothing about the key."""
+    scheme, _, given = authorization.partition(" ")
+    same = hmac.compare_digest(given.strip().encode("latin-1"), key.encode())
+    return same and scheme.lower() == "bearer"

@@ -1,0 +1,1 @@
+"""Task samples, as files of {"prompt", "response", "choices"?} a line."""

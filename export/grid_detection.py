@@ -1,0 +1,108 @@
+"""Recognising weights that lie on 16 levels already, and keeping them exactly.
+
+A Q4_0, Q4_1 or Q4_K tensor of a GGUF file, and 4-bit weights of other makers with blocks of 32 or
+a multiple, stay on their grid when they are dequantised: w = d q + m with q in 0..15 in each
+block. Rounding them onto another grid of 16 levels costs far more than they lost when they were
+made. MatMulNBits is fast with d (q - z) for a *whole* z only, and m / d is none. So z = round(-m/d)
+and what remains, r = m + z d, is one number a block: sum_k r x_k = 32 r mean(x). The means of the
+input's blocks are appended to the input, and 32 r to the matrix, as further columns of 4 bits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from dlp_edge.export.quantized_matrix import BLOCK, Levels, cut, round_int4
+
+Array = npt.NDArray[np.floating]
+# How far from its level a weight may lie, in steps: sources are rounded to fp16 or bf16. Weights
+# that lie on no grid pass with a probability of about (2 * 0.06)^30 a block.
+TOLERANCE = 0.06
+SAMPLE = 64  # rows that are tried before a whole matrix is
+ROWS = 2048  # rows at a time: bounds the memory
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Weights that lie on 16 levels.
+
+    Attributes:
+        levels: of the matrix [N, K] with whole zeros.
+        remainder: [N, K / BLOCK]; adding its entries to the blocks' weights gives the source.
+    """
+
+    levels: Levels
+    remainder: Array
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the zeros were whole numbers in the source, so that nothing remains."""
+        steps = self.levels.scales.astype(np.float32)
+        return bool((np.abs(self.remainder) <= TOLERANCE * steps).all())
+
+    def extended(self, dtype: npt.DTypeLike) -> Levels:
+        """Levels of the matrix [N, K + blocks]: the remainder as further columns, for inputs
+        that are followed by the means of their blocks."""
+        extra = round_int4(self.remainder * BLOCK, dtype)
+        own = self.levels
+        if own.zeros is None or extra.zeros is None:
+            raise AssertionError("4-bit levels of a grid have zeros")
+        return Levels(
+            4,
+            np.concatenate([own.levels, extra.levels], 1),
+            np.concatenate([own.scales, extra.scales], 1),
+            np.concatenate([own.zeros, extra.zeros], 1),
+        )
+
+
+def find_grid(matrix: Array, dtype: npt.DTypeLike) -> Grid | None:
+    """The grid of a matrix [N, K], its scales as `dtype`; None if some block lies on none."""
+    if matrix.shape[1] % BLOCK or _fit(cut(matrix[:SAMPLE]), dtype) is None:
+        return None
+    parts = []
+    for start in range(0, len(matrix), ROWS):
+        part = _fit(cut(matrix[start : start + ROWS]), dtype)
+        if part is None:
+            return None
+        parts.append(part)
+    levels, scales, zeros, remainder = (
+        np.concatenate(column) for column in zip(*parts, strict=True)
+    )
+    return Grid(Levels(4, levels, scales, zeros), remainder)
+
+
+def _fit(
+    blocks: Array, dtype: npt.DTypeLike
+) -> tuple[npt.NDArray[np.uint8], Array, npt.NDArray[np.uint8], Array] | None:
+    """levels, scales, zeros, remainder of blocks [N, blocks, BLOCK]; None where there is no grid.
+
+    The span of a block is a whole number of steps, 15 where all levels are used.
+    """
+    flat = blocks.reshape(-1, BLOCK).astype(np.float32)
+    low = flat.min(1)
+    span = flat.max(1) - low
+    step = np.where(span > 0, 0, 1).astype(np.float32)  # a constant block lies on any grid
+    for steps in range(15, 0, -1):
+        open_blocks = np.flatnonzero(step == 0)
+        if not len(open_blocks):
+            break
+        size = span[open_blocks] / steps
+        position = (flat[open_blocks] - low[open_blocks, None]) / size[:, None]
+        fits = np.abs(position - np.rint(position)).max(1) <= TOLERANCE
+        step[open_blocks[fits]] = size[fits]
+    if not step.all():
+        return None
+    levels = np.rint((flat - low[:, None]) / step[:, None])
+    zeros = np.clip(np.rint(-low / step), 0, 15)
+    scales = step.astype(dtype)
+    remainder = low + zeros * scales.astype(np.float32)
+    shape = blocks.shape[:2]
+    return (
+        levels.astype(np.uint8).reshape(blocks.shape),
+        scales.reshape(shape),
+        zeros.astype(np.uint8).reshape(shape),
+        remainder.reshape(shape),
+    )

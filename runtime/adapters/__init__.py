@@ -1,0 +1,1 @@
+"""Adding adapters to a loaded bundle and removing them."""

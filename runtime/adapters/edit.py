@@ -1,0 +1,120 @@
+"""Adding a skill to a finished bundle and removing one, without torch and without the backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from dlp_edge.bundle import adapter_stack
+from dlp_edge.bundle.adapter_stack import AdapterStack, LoraPair
+from dlp_edge.bundle.bundle import ADAPTERS, ROUTER_HEAD, Bundle
+from dlp_edge.bundle.edition import check_current, write_edition
+from dlp_edge.bundle.manifest import Manifest, RouterEntry
+from dlp_edge.bundle.peft_reader import read_adapter
+from dlp_edge.bundle.router_head import RouterHead, head_to_bytes
+from dlp_edge.errors import AdapterError, UsageError
+from dlp_edge.runtime.adapters.fit_router_row import as_samples, learn
+from dlp_edge.runtime.fusion.copying import check_names
+from dlp_edge.runtime.routing.router import Router
+
+Examples = Sequence[str | Mapping[str, object]]
+
+
+def add_skill(
+    bundle: Bundle, router: Router | None, name: str, folder: str | Path, examples: Examples = ()
+) -> Bundle:
+    """Packs a PEFT adapter into the bundle and, given examples, teaches its router when to use it.
+
+    Args:
+        router: the bundle's, as `load_router` gives it.
+        examples: prompts, or {"prompt", "response"?, "choices"?}; without any the adapter can be
+            pinned but is never routed to.
+
+    Returns:
+        The bundle as it is on the disk now.
+
+    Raises:
+        AdapterError: the adapter cannot be read, does not fit, needs a slot that the bundle's
+            graph has not, or is in the bundle already.
+        UsageError, RouterError: the examples are wrong, or there is no router to teach.
+        BundleError, ResourceError: the bundle cannot be written; it is as it was.
+    """
+    check_current(bundle)
+    manifest = bundle.manifest
+    if name in (entry.name for entry in manifest.adapters):
+        raise UsageError(
+            f"the bundle has an adapter {name!r} already", "Remove it first, or choose another name"
+        )
+    adapter = read_adapter(name, Path(folder), _slot_sizes(manifest), slots_only=True)
+    for entry in manifest.adapters:
+        if entry.sha256 == adapter.sha256:
+            raise AdapterError(
+                f"adapters {entry.name} and {name} have the same weights", "Leave one of them out"
+            )
+    entry_after, head = _taught(manifest.router, router, name, examples)
+    pairs = _pairs(bundle.adapters())
+    packed = adapter_stack.pack({**pairs, name: adapter.pairs}, manifest.backbone.dtype)
+    after = replace(manifest, adapters=(*manifest.adapters, adapter.entry), router=entry_after)
+    return write_edition(bundle, after, _parts(packed, head))
+
+
+def remove_skill(bundle: Bundle, router: Router | None, name: str) -> Bundle:
+    """Takes an adapter out of the bundle; text of its skill is for no adapter from then on.
+
+    Returns:
+        The bundle as it is on the disk now.
+
+    Raises:
+        UsageError: the bundle has no such adapter.
+        BundleError, ResourceError: the bundle cannot be written; it is as it was.
+    """
+    check_current(bundle)
+    manifest = bundle.manifest
+    check_names([name], [entry.name for entry in manifest.adapters])
+    pairs = _pairs(bundle.adapters())
+    del pairs[name]
+    entry, head = manifest.router, router.head if router else None
+    if entry is not None and head is not None and name in entry.settings.labels:
+        head = head.disowned(entry.settings.labels.index(name))
+        labels = tuple(label for label in entry.settings.labels if label != name)
+        entry = replace(entry, settings=replace(entry.settings, labels=labels))
+    left = tuple(adapter for adapter in manifest.adapters if adapter.name != name)
+    packed = adapter_stack.pack(pairs, manifest.backbone.dtype)
+    return write_edition(
+        bundle, replace(manifest, adapters=left, router=entry), _parts(packed, head)
+    )
+
+
+def _taught(
+    entry: RouterEntry | None, router: Router | None, name: str, examples: Examples
+) -> tuple[RouterEntry | None, RouterHead | None]:
+    """The router's entry and last layer after the examples."""
+    if not examples:
+        return entry, router.head if router else None
+    if entry is None or router is None:
+        raise UsageError(
+            "the bundle has no router that could learn from examples",
+            "Leave them out and pin the adapter, or export with --router",
+        )
+    head = learn(router, as_samples(examples))
+    labels = (*entry.settings.labels, name)
+    return replace(entry, settings=replace(entry.settings, labels=labels)), head
+
+
+def _slot_sizes(manifest: Manifest) -> dict[str, tuple[int, int]]:
+    """module -> (inputs, outputs), of the linear layers that have a slot."""
+    return {
+        part.module: (slot.input_size, part.stop - part.start)
+        for slot in manifest.backbone.slots
+        for part in slot.parts
+    }
+
+
+def _pairs(packed: AdapterStack) -> dict[str, dict[str, LoraPair]]:
+    return {name: adapter_stack.unpack(packed, name) for name in packed.rows}
+
+
+def _parts(packed: AdapterStack, head: RouterHead | None) -> dict[str, bytes]:
+    parts = {ADAPTERS: adapter_stack.to_bytes(packed)}
+    return parts if head is None else {**parts, ROUTER_HEAD: head_to_bytes(head)}

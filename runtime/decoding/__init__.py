@@ -1,0 +1,1 @@
+"""From logits to an answer: sampling, constraints, drafts and the decode loop."""

@@ -1,0 +1,1 @@
+"""The backbone on a device: onnxruntime sessions, KV cache, prefill and decode over token ids."""

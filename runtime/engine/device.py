@@ -1,0 +1,144 @@
+"""Which execution provider runs the graphs, said plainly instead of guessed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnxruntime as ort
+
+from dlp_edge.bundle.weight_file import Weights
+from dlp_edge.errors import BundleError, DeviceError, UsageError
+from dlp_edge.runtime.engine.operators import find_operators
+from dlp_edge.runtime.engine.ort_errors import first_line, ran_out
+
+CAPTURE = "DLP_EDGE_CUDA_GRAPHS"  # 1 asks for them; off as long as no GPU has run them
+_FOLDER = "session.model_external_initializers_file_folder_path"
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where the backbone runs.
+
+    Attributes:
+        kind: "cpu" or "cuda".
+        operators: the library with our own operators, where they can be used.
+        captures: whether steps are captured as CUDA graphs.
+    """
+
+    kind: str
+    threads: int
+    operators: Path | None = None
+    captures: bool = False
+
+    def __str__(self) -> str:
+        return f"cpu ({self.threads} threads)" if self.kind == "cpu" else self.kind
+
+
+def choose_device(asked: str, target: str, threads: int | None) -> Device:
+    """The device for a bundle exported for `target` ("cpu" or "cuda").
+
+    Raises:
+        UsageError: `asked` is not "auto", "cpu" or "cuda", or threads < 1.
+        DeviceError: `asked` is not what the bundle was exported for, or this installation of
+            onnxruntime has no provider for it.
+    """
+    if asked not in ("auto", *PROVIDERS):
+        raise UsageError(f"unknown device {asked!r}", "Use auto, cpu or cuda")
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads is {threads}", "Choose at least 1")
+    kind = target if asked == "auto" else asked
+    if kind != target:
+        raise DeviceError(
+            f"the bundle was exported for {target}, not for {kind}",
+            f"Export it with --target {kind}, or use device={target!r}",
+        )
+    if PROVIDERS.get(kind) not in ort.get_available_providers():
+        raise DeviceError(
+            f"this onnxruntime has no {PROVIDERS.get(kind, kind)}",
+            "Install dlp-edge[cuda] instead of dlp-edge[cpu]",
+        )
+    operators = find_operators() if kind == "cpu" else None
+    captures = kind == "cuda" and os.environ.get(CAPTURE) == "1"
+    return Device(kind, threads or _default_threads(), operators, captures)
+
+
+def open_session(
+    model: bytes,
+    device: Device,
+    weights: Weights | None = None,
+    folder: Path | None = None,
+    capture: bool = False,
+) -> ort.InferenceSession:
+    """An inference session of a graph on the device.
+
+    Args:
+        weights: the tensors that lie outside the graph, by name; onnxruntime then opens no file.
+        folder: where the files are that the graph names. With weights, too, these are used where
+            they are, not copied; they must outlive the session.
+        capture: whether passes shall be captured as CUDA graphs, if the provider takes all nodes.
+
+    Raises:
+        BundleError: onnxruntime cannot read the graph.
+        DeviceError: onnxruntime fell back to another provider.
+        MemoryError: there is no room for it.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = device.threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # Between two nodes threads wait for less than that, between two passes for more: then they are
+    # not to keep a processor from Python or from another session.
+    options.add_session_config_entry("session.intra_op.spin_duration_us", "100")
+    provider = PROVIDERS[device.kind]
+    if folder is not None:
+        options.add_session_config_entry(_FOLDER, str(folder))
+    try:
+        if device.operators is not None:
+            options.register_custom_ops_library(str(device.operators))
+        values = {n: ort.OrtValue.ortvalue_from_numpy(w) for n, w in (weights or {}).items()}
+        if folder is None:
+            options.add_external_initializers(list(values), list(values.values()))
+        else:
+            for name, value in values.items():
+                options.add_initializer(name, value)
+        in_place = bool(values) and folder is not None
+        session = _open(model, options, provider, capture, in_place)
+    except Exception as error:  # onnxruntime's exceptions share no base class of their own
+        if ran_out(error):
+            raise MemoryError(first_line(error)) from error
+        raise BundleError(
+            f"onnxruntime cannot load the graph ({first_line(error)})", "Export the bundle again"
+        ) from error
+    if session.get_providers()[0] != provider:
+        raise DeviceError(
+            f"onnxruntime runs the model on {session.get_providers()[0]}, not on {provider}",
+            "Check the GPU's driver and the CUDA libraries that onnxruntime-gpu needs",
+        )
+    return session
+
+
+def _open(
+    model: bytes, options: ort.SessionOptions, provider: str, capture: bool, in_place: bool
+) -> ort.InferenceSession:
+    if in_place:  # then nothing is computed in advance: that would read the file
+        off = ["ConstantFolding"]
+        return ort.InferenceSession(model, options, providers=[provider], disabled_optimizers=off)
+    if capture:
+        capturing = (provider, {"enable_cuda_graph": "1"})
+        with contextlib.suppress(Exception):  # a node that the provider leaves to the CPU
+            return ort.InferenceSession(model, options, providers=[capturing])
+    return ort.InferenceSession(model, options, providers=[provider])
+
+
+def _default_threads() -> int:
+    """The processors that this process may use; 8 at most, since decoding is bound by memory
+    and more threads only contend."""
+    if hasattr(os, "sched_getaffinity"):
+        count = len(os.sched_getaffinity(0))
+    else:
+        count = os.cpu_count() or 1
+    return max(1, min(8, count))

@@ -1,0 +1,100 @@
+"""The backbone's graph, rewritten to read several tokens in one pass as as many steps would.
+
+A pass over several tokens rounds differently from passes over one: onnxruntime multiplies a matrix
+of one row by another kernel (in the attention's weighted sum and in the adapter slots). The last
+bit of a float decides how an activation is rounded to int8, and thirty layers make a difference
+of 1e-7 one of 0.5 in the logits. So here attention and slots take each token for itself; what has
+constant weights, which is nearly all of the work, takes all of them together and computes each
+row as if it were alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dlp_edge.onnx_bytes.protobuf import Message, parts, read_message, text, texts, write_message
+from dlp_edge.onnx_bytes.reader import GRAPH, INT32, INT64, MODEL, NODE, VALUE
+from dlp_edge.onnx_bytes.writer import (
+    MICROSOFT,
+    Fields,
+    encoded,
+    make_attribute,
+    make_constant,
+    make_node,
+)
+
+_SIZES = "rowwise/sizes"  # of the pieces that a Split makes: 1, 1, ...
+_SHAPE = "rowwise/shape"  # [1, rows, -1]
+_LENGTHS = ("seqlens_k", "total_sequence_length")
+
+
+def rowwise(model: bytes, rows: int) -> bytes:
+    """An ONNX backbone as a bundle has it -> one for exactly so many tokens of one sequence.
+
+    Inputs and outputs are the same, but `seqlens_k` and `total_sequence_length` are those of the
+    first token, and after all but the last token there are more outputs (`presents`): they are to
+    be bound to the same buffers as `past_key_values` and `present`.
+    """
+    message = read_message(memoryview(model), MODEL)
+    graph = read_message(parts(message, 7)[0], GRAPH)
+    fed = {text(read_message(value, VALUE), 1) for value in parts(graph, 11)}
+    nodes: list[bytes | memoryview] = [*_lengths(rows)]
+    for part in parts(graph, 1):
+        node = read_message(part, NODE)
+        kind, inputs = text(node, 4), texts(node, 1)
+        if kind == "GroupQueryAttention":
+            nodes += _attention(node, rows)
+        elif kind in ("MatMul", "FusedMatMul") and inputs[1] in fed:
+            nodes += _product(node)
+        else:
+            nodes.append(part)
+    constants = [make_constant(f"rowwise/{row}", INT32, [], [row]) for row in range(rows)]
+    constants += [make_constant(_SIZES, INT64, [rows], [1] * rows)]
+    constants += [make_constant(_SHAPE, INT64, [3], [1, rows, -1])]
+    outputs = [
+        write_message({**value, 1: [presents(text(value, 1), row).encode()]})
+        for value in (read_message(part, VALUE) for part in parts(graph, 12))
+        if text(value, 1).startswith("present.")
+        for row in range(rows - 1)
+    ]
+    changed: Fields = {1: nodes, 5: [*graph[5], *constants], 12: [*graph[12], *outputs]}
+    return write_message({**message, 7: [write_message({**graph, **changed})]})
+
+
+def presents(name: str, row: int) -> str:
+    """The output of a cache `present.*` after a token that is not the last."""
+    return f"{name}/{row}"
+
+
+def _lengths(rows: int) -> Iterator[bytes]:
+    """The two lengths that attention wants, for each token."""
+    for row in range(rows):
+        for name in _LENGTHS:
+            yield make_node("Add", [name, f"rowwise/{row}"], [f"{name}/{row}"])
+
+
+def _attention(node: Message, rows: int) -> Iterator[bytes]:
+    """Attention token by token, each reading the cache as the one before has left it."""
+    inputs, (result, *caches) = texts(node, 1), texts(node, 2)
+    new = [name for name in inputs[:3] if name]  # queries, keys and values, packed or not
+    for name in new:
+        yield make_node("Split", [name, _SIZES], [f"{name}/{row}" for row in range(rows)], axis=1)
+    for row in range(rows):
+        lengths = [f"{name}/{row}" for name in _LENGTHS]
+        own = [name and f"{name}/{row}" for name in inputs[:3]]
+        taken = [*own, *inputs[3:5], *lengths, *inputs[7:]]
+        last = row == rows - 1
+        inputs[3:5] = caches if last else [presents(name, row) for name in caches]
+        given = [f"{result}/out{row}", *inputs[3:5]]
+        changed: Fields = {1: encoded(taken), 2: encoded(given)}
+        yield write_message({**node, **changed, 3: [f"{result}/{row}".encode()]})
+    yield make_node("Concat", [f"{result}/out{row}" for row in range(rows)], [result], axis=1)
+
+
+def _product(node: Message) -> Iterator[bytes]:
+    """x [1, S, m] times one of the slot's two matrices, as S products of one row."""
+    (result,) = texts(node, 2)
+    attributes = [*node.get(5, []), make_attribute("transBatchA", 1)]  # x as [S, 1, m]
+    changed: Fields = {2: [f"{result}/rows".encode()], 4: [b"FusedMatMul"], 7: [MICROSOFT]}
+    yield write_message({**node, **changed, 5: attributes})
+    yield make_node("Reshape", [f"{result}/rows", _SHAPE], [result])

@@ -1,0 +1,67 @@
+"""What a request says, as chat messages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from dlp_edge.errors import UsageError
+from dlp_edge.types import Message
+
+
+def messages_of(prompt: str | Sequence[Message]) -> list[Message]:
+    """The prompt as chat messages, of which the user has said something.
+
+    Raises:
+        UsageError: it is empty, or no messages.
+    """
+    if isinstance(prompt, str):
+        check_prompt(prompt)
+        return [{"role": "user", "content": prompt}]
+    messages: list[Message] = list(prompt) if isinstance(prompt, (list, tuple)) else []
+    if not messages:
+        raise UsageError(f"the prompt is {prompt!r}", "Give a text or a list of messages")
+    check_messages(messages)
+    check_prompt(last_user_text(messages))
+    return messages
+
+
+def check_messages(messages: Sequence[Message]) -> list[Message]:
+    """The messages, each with a role and a content that are texts.
+
+    Raises:
+        UsageError: they are no list, or one of them has not.
+    """
+    if not isinstance(messages, (list, tuple)):
+        raise UsageError(f"the messages are {messages!r}", "Give a list of messages")
+    for message in messages:
+        if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
+            raise UsageError(
+                f"{message!r} is no message", 'Write {"role": "user", "content": "..."}'
+            )
+        if not isinstance(message["role"], str) or not isinstance(message["content"], str):
+            raise UsageError(f"{message!r} has a role or content that is no text", "Give texts")
+        check_encoding(message["role"] + message["content"])
+    return list(messages)
+
+
+def last_user_text(messages: Sequence[Message]) -> str:
+    """What the router reads: the last thing that the user said."""
+    said = [message["content"] for message in messages if message["role"] == "user"]
+    return said[-1] if said else ""
+
+
+def check_prompt(text: object) -> None:
+    """Raises UsageError unless a prompt is text that says something and can be encoded."""
+    if not isinstance(text, str):
+        raise UsageError(f"the prompt is {type(text).__name__}, not text", "Give it as text")
+    if not text.strip():
+        raise UsageError("the prompt is empty", "Give it some text")
+    check_encoding(text)
+
+
+def check_encoding(text: str) -> None:
+    """Raises UsageError for text that holds half a surrogate pair: no tokenizer takes it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError("the prompt is not valid Unicode", "Check its encoding") from error
