@@ -1,10 +1,9 @@
-"""A bundle in memory: its parts, and the answers that are prepared with them."""
+"""A bundle in memory: its parts, and the answers prepared with them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from dlp_edge.bundle import bundle as files
 from dlp_edge.bundle.adapter_stack import AdapterStack, converted
@@ -17,24 +16,20 @@ from dlp_edge.runtime.decoding.scoring import log_likelihoods
 from dlp_edge.runtime.engine.backbone import Backbone, open_backbone
 from dlp_edge.runtime.engine.device import Device
 from dlp_edge.runtime.engine.ort_errors import ANSWERING, memory_for
-from dlp_edge.runtime.fusion.copying import parse_weights
 from dlp_edge.runtime.memory import check_address_space, check_room
-from dlp_edge.runtime.options import GenerateOptions, check_option_names, decoding_of
-from dlp_edge.runtime.routing.policy import Pinned, Steering, check_routing, load_router, route_with
+from dlp_edge.runtime.request import RequestOptions
+from dlp_edge.runtime.routing.policy import load_router, policy_for
 from dlp_edge.runtime.routing.router import Router
 from dlp_edge.runtime.session_caches import SessionCaches
 from dlp_edge.runtime.text.prompt import check_prompt, last_user_text, messages_of
 from dlp_edge.types import Likelihood, Message
 from dlp_edge.untrusted.chat_template import ChatTemplate
 
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
 Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedBundle:
     """One edition of a bundle. A request keeps to the one that it was prepared with."""
 
     manifest: Manifest
@@ -47,17 +42,16 @@ class Loaded:
     caches: SessionCaches
 
     @memory_for(ANSWERING)
-    def prepare(self, prompt: str | Sequence[Message], options: GenerateOptions) -> Answer:
-        """An answer that has not begun yet; everything about the request is checked here.
+    def prepare(self, prompt: str | Sequence[Message], options: RequestOptions) -> Answer:
+        """An answer that has not begun yet.
 
         Raises:
-            UsageError: an option or adapter name is wrong, or the prompt is empty.
+            UsageError: the prompt is empty, or a router is asked for and the bundle has none.
             ContextLengthError: the prompt is longer than the context.
             ResourceError: memory ran out.
         """
-        check_option_names(options)
         messages = messages_of(prompt)
-        steering = self._steering(**options)
+        policy = policy_for(options.routing, self.router, self.manifest)
         ids = self._encode(self._render(messages))
         if not ids:
             raise UsageError("the chat template makes an empty prompt of this", "Give it some text")
@@ -67,24 +61,23 @@ class Loaded:
                 f"the prompt has {len(ids)} tokens, the context holds {room} with the answer",
                 "Shorten the prompt, or load the bundle with a larger max_context",
             )
-        user_text, decoding = last_user_text(messages), decoding_of(**options)
-        return Answer(self.vocabulary, ids, user_text, decoding, steering, room)
+        user_text = last_user_text(messages)
+        return Answer(self.vocabulary, ids, user_text, options.decoding, policy, room)
 
     def score(
         self,
         prompt: str | Sequence[Message],
         continuations: Sequence[str],
         ends: bool,
-        options: GenerateOptions,
+        options: RequestOptions,
     ) -> list[Likelihood]:
         """See `Runtime.score`; uses the engine."""
-        check_option_names(options)
         if isinstance(continuations, (str, bytes)):
             raise UsageError("the continuations are one text", "Give a list of texts")
         for text in continuations:
             check_prompt(text)
         messages = messages_of(prompt)
-        steering = self._steering(**options)
+        policy = policy_for(options.routing, self.router, self.manifest)
         rendered = self._render(messages)
         asked = self._encode(rendered)
         wholes = [self._encode(rendered + text) for text in continuations]
@@ -95,12 +88,12 @@ class Loaded:
                 f"{self.engine.decoder.max_context}",
                 "Shorten them, or load the bundle with a larger max_context",
             )
-        fusion = steering.weights_for(last_user_text(messages))
+        fusion = policy.at_prompt(last_user_text(messages)).weights
         end_ids = sorted(self.vocabulary.eos_token_ids) if ends else []
-        found = log_likelihoods(self.engine, asked, wholes, fusion, end_ids)
+        likelihoods = log_likelihoods(self.engine, asked, wholes, fusion, end_ids)
         return [
             Likelihood(text, logprob, count)
-            for text, (logprob, count) in zip(continuations, found, strict=True)
+            for text, (logprob, count) in zip(continuations, likelihoods, strict=True)
         ]
 
     def count_tokens(self, text: str) -> int:
@@ -124,7 +117,7 @@ class Loaded:
             )
         return ids
 
-    def with_edition(self, bundle: Bundle) -> Loaded:
+    def with_edition(self, bundle: Bundle) -> LoadedBundle:
         """The same backbone with another edition's adapters and router; engines are made anew."""
         router = self.router
         if router is not None and bundle.manifest.router is not None:
@@ -140,19 +133,15 @@ class Loaded:
             self.caches.budget,
         )
 
-    def _steering(self, **options: Unpack[GenerateOptions]) -> Steering:
-        pinned = options.get("adapters")
-        names = [entry.name for entry in self.manifest.adapters]
-        if pinned is not None or not names:
-            check_routing(self.manifest, **options)
-            return Pinned(parse_weights(pinned or {}, names))
-        return route_with(self.router, self.manifest, **options)
 
-
-def read(
-    bundle: Bundle, device: Device, max_context: int, cache_budget: int | None, tell: Progress
-) -> Loaded:
-    """Loads and checks all parts of a bundle; `tell` is called with (stage, fraction).
+def load(
+    bundle: Bundle,
+    device: Device,
+    max_context: int,
+    cache_budget: int | None,
+    on_progress: Progress,
+) -> LoadedBundle:
+    """Loads and checks all parts of a bundle; `on_progress` is called with (stage, fraction).
 
     Raises:
         BundleError, DeviceError, ResourceError: see `Runtime`.
@@ -163,14 +152,14 @@ def read(
     model, graph = bundle.graph()
     check_room(bundle)
     template = ChatTemplate(bundle.manifest.chat_template)
-    tell("tokenizer", 0.05)
+    on_progress("tokenizer", 0.05)
     tokenizer = bundle.tokenizer(files.TOKENIZER)
     vocabulary = Vocabulary(tokenizer, entry.vocab_size, frozenset(entry.eos_token_ids))
-    tell("router", 0.15)
+    on_progress("router", 0.15)
     router = load_router(bundle)
-    tell("checksums", 0.2)
-    weights = bundle.weights(graph, lambda part: tell("checksums", 0.2 + 0.3 * part))
-    tell("backbone", 0.5)
+    on_progress("checksums", 0.2)
+    weights = bundle.weights(graph, lambda part: on_progress("checksums", 0.2 + 0.3 * part))
+    on_progress("backbone", 0.5)
     path = bundle.path(files.BACKBONE)
     backbone = open_backbone(path, entry, device, model, weights, lambda: bundle.weights(graph))
     room = min(max_context, entry.context_length)
@@ -188,7 +177,7 @@ def _assemble(
     vocabulary: Vocabulary,
     max_context: int,
     cache_budget: int | None,
-) -> Loaded:
+) -> LoadedBundle:
     """Engines over the bundle's adapters, beside its other parts."""
     if backbone.own_operators:
         stack = converted(stack, "float16")  # as they are read; the rest is given back
@@ -196,4 +185,4 @@ def _assemble(
     caches = SessionCaches(
         lambda: make_engine(backbone, stack, max_context, reuse=True, beside=engine), cache_budget
     )
-    return Loaded(manifest, template, router, backbone, stack, vocabulary, engine, caches)
+    return LoadedBundle(manifest, template, router, backbone, stack, vocabulary, engine, caches)

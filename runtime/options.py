@@ -1,24 +1,19 @@
-"""What a request may ask for, checked once."""
+"""What a request may ask for, as callers write it (`request.py` has it parsed)."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypedDict, get_args
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypedDict
 
-from dlp_edge.bundle.manifest import SelectionRule
 from dlp_edge.checks import check_number
 from dlp_edge.errors import UsageError
 from dlp_edge.types import KvPolicy, RouteDecision, RouteEvery, SelectRule, WeighRule
 
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-
 Adapters = str | Sequence[str] | Mapping[str, float]
 OnRoute = Callable[[RouteDecision, str], Adapters | None]
 Schema = Mapping[str, Any] | str
+
+LARGEST_WEIGHT = 1e3  # a larger one overflows the logits
 
 
 class RouteOptions(TypedDict, total=False):
@@ -81,91 +76,6 @@ class GenerateOptions(RouteOptions, total=False):
     wait: bool
 
 
-@dataclass(frozen=True)
-class Decoding:
-    """The checked part of `GenerateOptions` that does not concern adapters."""
-
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-    stop_tokens: frozenset[int] = frozenset()
-    json_schema: Schema | None = None
-    logprobs: int | None = None
-    kv: KvPolicy = "keep"
-    speculate: bool = False
-
-    def __post_init__(self) -> None:
-        _check("max_new_tokens", self.max_new_tokens, at_least=1, whole=True)
-        _check("temperature", self.temperature, at_least=0)
-        _check("top_p", self.top_p, at_most=1)
-        if self.top_p <= 0:
-            raise UsageError(f"top_p is {self.top_p}", "Choose 0 < top_p <= 1")
-        _check("top_k", self.top_k, at_least=0, whole=True)
-        _check("min_p", self.min_p, at_least=0, at_most=1)
-        _check("repetition_penalty", self.repetition_penalty, at_least=0.1, at_most=10)
-        if self.seed is not None:
-            _check("seed", self.seed, at_least=0, whole=True)
-        if self.logprobs is not None:
-            _check("logprobs", self.logprobs, at_least=0, whole=True)
-        if not all(isinstance(stop, str) and stop for stop in self.stop):
-            raise UsageError(f"stop is {self.stop!r}", "Give texts that are not empty")
-        if self.kv not in get_args(KvPolicy):
-            raise UsageError(f"unknown KV policy {self.kv!r}", "Use keep or recompute")
-        if not isinstance(self.speculate, bool):
-            raise UsageError(f"speculate is {self.speculate!r}", "Use True or False")
-
-
-def _check(
-    name: str,
-    value: object,
-    at_least: float = -math.inf,
-    at_most: float = math.inf,
-    whole: bool = False,
-) -> None:
-    """Raises UsageError unless a value is a number within limits."""
-    check_number(name, value, whole=whole)
-    if not at_least <= value <= at_most:  # type: ignore[operator]
-        limits = f"{at_least:g} or more" if at_most == math.inf else f"at most {at_most:g}"
-        if -math.inf < at_least and at_most < math.inf:
-            limits = f"{at_least:g} to {at_most:g}"
-        raise UsageError(f"{name} is {value}", f"Choose {limits}")
-
-
-def decoding_of(**options: Unpack[GenerateOptions]) -> Decoding:
-    """The decoding part of a request's options, checked."""
-    chosen = {key: value for key, value in options.items() if key in Decoding.__annotations__}
-    chosen["stop"] = texts("stop", options.get("stop"))
-    tokens = options.get("stop_tokens", ())
-    if not isinstance(tokens, Collection) or isinstance(tokens, (str, bytes)):
-        raise UsageError(f"stop_tokens is {tokens!r}", "Give a list of token ids")
-    for token in tokens:
-        _check("a stop token", token, at_least=0, whole=True)
-    chosen["stop_tokens"] = frozenset(tokens)
-    return Decoding(**chosen)  # type: ignore[arg-type]
-
-
-def selection_of(default: SelectionRule, **options: Unpack[GenerateOptions]) -> SelectionRule:
-    """The bundle's selection rule with a request's changes, checked."""
-    keys = ("select", "p", "k", "weigh", "min_confidence")
-    return replace(default, **{key: options[key] for key in keys if key in options})  # type: ignore[literal-required]
-
-
-def course_of(**options: Unpack[GenerateOptions]) -> tuple[RouteEvery, float]:
-    """`route_every` and `inertia`, checked."""
-    every, inertia = options.get("route_every", "sentence"), options.get("inertia", 0.0)
-    if every not in get_args(RouteEvery):
-        raise UsageError(f"route_every is {every!r}", "Use sentence or prompt")
-    _check("inertia", inertia, at_least=0)
-    if inertia >= 1:
-        raise UsageError(f"inertia is {inertia}", 'Choose less than 1, or route_every="prompt"')
-    return every, inertia
-
-
 def texts(name: str, value: object) -> tuple[str, ...]:
     """One text, several or None as a tuple.
 
@@ -180,6 +90,36 @@ def texts(name: str, value: object) -> tuple[str, ...]:
     if not all(isinstance(item, str) for item in items):
         raise UsageError(f"{name} is {value!r}", "Give a text or a list of texts")
     return items
+
+
+def parse_weights(adapters: Adapters, known: Sequence[str]) -> dict[str, float]:
+    """The weights that an application pins: a name, names (weight 1 each) or name -> weight.
+
+    Raises:
+        UsageError: a name that is no adapter of the bundle, or a weight that is not finite.
+    """
+    if isinstance(adapters, Mapping):
+        weights = dict(adapters)
+    else:
+        weights = dict.fromkeys(texts("adapters", adapters), 1.0)
+    check_names(weights, known)
+    for name, weight in weights.items():
+        check_number(f"the weight of {name}", weight)
+        if abs(weight) > LARGEST_WEIGHT:
+            raise UsageError(
+                f"the weight of {name} is {weight}", f"Stay within +-{LARGEST_WEIGHT:g}"
+            )
+    return {name: float(weight) for name, weight in weights.items()}
+
+
+def check_names(names: Mapping[str, float] | Sequence[str], known: Sequence[str]) -> None:
+    """Raises UsageError for a name that is no adapter of the bundle."""
+    for name in names:
+        if name not in known:
+            raise UsageError(
+                f"the bundle has no adapter {name!r}",
+                f"It has: {', '.join(known)}" if known else "It has no adapters",
+            )
 
 
 def check_callable(name: str, value: object) -> None:

@@ -22,19 +22,19 @@ from dlp_edge.runtime.decoding.loop import make_engine, run_batch
 from dlp_edge.runtime.engine.device import choose_device
 from dlp_edge.runtime.engine.interrupt import Interrupt
 from dlp_edge.runtime.engine.ort_errors import ANSWERING, CHANGING, LOADING, let_go, memory_for
-from dlp_edge.runtime.loaded_bundle import Loaded, Progress, read
+from dlp_edge.runtime.loaded_bundle import LoadedBundle, Progress, load
 from dlp_edge.runtime.memory import estimate, give_back, trim
 from dlp_edge.runtime.options import (
     GenerateOptions,
     RouteOptions,
     check_callable,
     check_each,
-    check_option_names,
 )
-from dlp_edge.runtime.routing.policy import route_with
+from dlp_edge.runtime.request import RequestOptions, parse_options
+from dlp_edge.runtime.routing.policy import routed
 from dlp_edge.runtime.routing.router import Router
-from dlp_edge.runtime.session import Host, Session, Start, load_session
-from dlp_edge.runtime.stream import AsyncStream, Stream, Turn
+from dlp_edge.runtime.session import Session, SessionBackend, StreamFactory, load_session
+from dlp_edge.runtime.stream import AsyncStream, RequestLock, Stream
 from dlp_edge.runtime.text.prompt import check_messages, check_prompt
 from dlp_edge.types import (
     AdapterInfo,
@@ -85,7 +85,7 @@ class Runtime:
         trusted_key: str | os.PathLike[str] | bytes | None = None,
     ) -> None:
         check_callable("on_progress", on_progress)
-        tell = on_progress or (lambda stage, fraction: None)
+        report = on_progress or (lambda stage, fraction: None)
         numbers = {"max_context": max_context, "threads": threads, "cache_budget": cache_budget}
         for name, value in numbers.items():
             if value is not None:
@@ -94,19 +94,19 @@ class Runtime:
                     raise UsageError(f"{name} is {value}", "Choose at least 1")
         self._process = os.getpid()
         self._closing = Interrupt()
-        self._turn = Turn()
+        self._lock = RequestLock()
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
         self._streams_lock = threading.Lock()
-        self._loaded: Loaded | None = None
+        self._loaded: LoadedBundle | None = None
         self._trusted = None if trusted_key is None else TrustedKey(trusted_key)
         try:
             with memory_for(LOADING):
-                tell("manifest", 0.0)
+                report("manifest", 0.0)
                 self._bundle = open_bundle(path, self._trusted)
                 self.device = choose_device(device, self._bundle.manifest.target, threads)
-                self._loaded = read(self._bundle, self.device, max_context, cache_budget, tell)
-                trim()  # onnxruntime has packed the weights; as they were read they are waste
-                tell("ready", 1.0)
+                self._loaded = load(self._bundle, self.device, max_context, cache_budget, report)
+                trim()  # frees the weights as read: onnxruntime has packed copies
+                report("ready", 1.0)
         except BaseException as error:
             self._loaded = None
             let_go(error)
@@ -152,8 +152,9 @@ class Runtime:
         """Like `generate`, piece by piece: an iterator of `Chunk` with `.cancel()` and, at its
         end, `.reply`."""
         loaded = self._open()
-        answer = loaded.prepare(prompt, options)
-        return self._watch(Stream(lambda: loaded.engine, answer, self._turn, _waits(options)))
+        parsed = parse_options(options, loaded.manifest)
+        answer = loaded.prepare(prompt, parsed)
+        return self._watch(Stream(lambda: loaded.engine, answer, self._lock, parsed.wait))
 
     def astream(
         self, prompt: str | Sequence[Message], **options: Unpack[GenerateOptions]
@@ -180,12 +181,14 @@ class Runtime:
         """
         start: list[Message] = [] if system is None else [{"role": "system", "content": system}]
         self._open()
-        return Session(self._host(), [*check_messages(start), *check_messages(messages)], overflow)
+        return Session(
+            self._session_backend(), [*check_messages(start), *check_messages(messages)], overflow
+        )
 
     def load_session(self, path: str | Path) -> Session:
         """The conversation that `Session.save` wrote; see `session`."""
         self._open()
-        return load_session(self._host(), path)
+        return load_session(self._session_backend(), path)
 
     @memory_for(ANSWERING)
     def generate_batch(
@@ -212,15 +215,16 @@ class Runtime:
         check_number("max_batch", max_batch, whole=True)
         if max_batch < 1:
             raise UsageError(f"max_batch is {max_batch}", "Choose at least 1")
-        own = check_each(each, len(prompts))
         loaded = self._open()
-        answers = [
-            loaded.prepare(prompt, {**options, **changes})
-            for prompt, changes in zip(prompts, own, strict=True)
+        parsed = [
+            parse_options({**options, **changes}, loaded.manifest)
+            for changes in check_each(each, len(prompts))
         ]
+        answers = [loaded.prepare(prompt, own) for prompt, own in zip(prompts, parsed, strict=True)]
         if any(answer.speculate for answer in answers):
             raise UsageError("a batch cannot speculate", "Leave it out, or use generate")
-        if not answers or not self._turn.acquire(self._closing.is_set, _waits(options)):
+        wait = all(own.wait for own in parsed)
+        if not answers or not self._lock.acquire(self._closing.is_set, wait):
             return [answer.reply() for answer in answers]
         try:
             room = max(len(answer.prompt_ids) + answer.limit for answer in answers)
@@ -230,7 +234,7 @@ class Runtime:
             )
             run_batch(engine, answers, self._closing)
         finally:
-            self._turn.release()
+            self._lock.release()
         return [answer.reply() for answer in answers]
 
     @memory_for(ANSWERING)
@@ -253,12 +257,13 @@ class Runtime:
             UsageError, ContextLengthError: as `generate`, or a continuation is empty.
         """
         loaded = self._open()
-        if not self._turn.acquire(self._closing.is_set, _waits(options)):
+        parsed = parse_options(options, loaded.manifest)
+        if not self._lock.acquire(self._closing.is_set, parsed.wait):
             raise _closed()
         try:
-            return loaded.score(prompt, continuations, ends, options)
+            return loaded.score(prompt, continuations, ends, parsed)
         finally:
-            self._turn.release()
+            self._lock.release()
 
     def count_tokens(self, text: str) -> int:
         """How many tokens a text has for the backbone, without the chat template."""
@@ -273,10 +278,10 @@ class Runtime:
         Raises:
             UsageError: the prompt is empty, the bundle has no router, or an option is wrong.
         """
-        check_option_names(options)
         check_prompt(prompt)
         loaded = self._open()
-        return route_with(loaded.router, loaded.manifest, **options).decide(prompt, generated)
+        routing = parse_options(options, loaded.manifest).routing
+        return routed(routing, loaded.router, loaded.manifest).decide(prompt, generated)
 
     def add_adapter(self, name: str, peft_dir: str | Path, examples: Examples = ()) -> AdapterInfo:
         """Adds a PEFT adapter to the bundle, here and on the disk; see `add_skill`.
@@ -312,14 +317,14 @@ class Runtime:
                 "this Runtime takes signed bundles only, and a change would end the signature",
                 "Change a copy of the bundle without a trusted key, and sign it",
             )
-        self._turn.acquire(lambda: False)
+        self._lock.acquire(lambda: False)
         try:
             loaded = self._open()
             bundle = write(loaded.router)
             self._loaded = loaded.with_edition(bundle)
             self._bundle = bundle
         finally:
-            self._turn.release()
+            self._lock.release()
 
     def close(self) -> None:
         """Ends all streams and gives the memory back; a request afterwards is a UsageError.
@@ -331,9 +336,9 @@ class Runtime:
             return
         self._closing.set()
         self._end_streams()
-        self._turn.acquire(self._end_streams)
+        self._lock.acquire(self._end_streams)
         self._loaded = None
-        self._turn.release()
+        self._lock.release()
         give_back()
 
     def _end_streams(self) -> bool:
@@ -361,7 +366,7 @@ class Runtime:
             "Send the bundle's path and load it there",
         )
 
-    def _open(self) -> Loaded:
+    def _open(self) -> LoadedBundle:
         if self._loaded is None:
             raise _closed()
         if self._process != os.getpid():  # onnxruntime's threads do not survive a fork
@@ -370,30 +375,34 @@ class Runtime:
             )
         return self._loaded
 
-    def _host(self) -> Host:
+    def _session_backend(self) -> SessionBackend:
         """What a session asks of this Runtime. Not kept: it refers back."""
-        return Host(self._prepare_turn, self._copy_cache)
+        return SessionBackend(
+            lambda options: parse_options(options, self._open().manifest),
+            self._prepare_turn,
+            self._copy_cache,
+        )
 
     def _prepare_turn(
-        self, messages: Sequence[Message], options: GenerateOptions
-    ) -> tuple[Answer, Start]:
+        self, messages: Sequence[Message], options: RequestOptions
+    ) -> tuple[Answer, StreamFactory]:
         loaded = self._open()
         answer = loaded.prepare(messages, options)
 
         def start(session: Session, on_end: Callable[[Reply], None]) -> Stream:
             engine = partial(loaded.caches.engine_of, session)
-            return self._watch(Stream(engine, answer, self._turn, _waits(options), on_end))
+            return self._watch(Stream(engine, answer, self._lock, options.wait, on_end))
 
         return answer, start
 
     @memory_for(ANSWERING)
     def _copy_cache(self, source: Session, target: Session) -> None:
         caches = self._open().caches
-        if self._turn.acquire(self._closing.is_set):
+        if self._lock.acquire(self._closing.is_set):
             try:
                 caches.copy(source, target)
             finally:
-                self._turn.release()
+                self._lock.release()
 
     def _watch(self, stream: Stream) -> Stream:
         """Remembers a stream, so that closing the Runtime ends it.
@@ -410,8 +419,3 @@ class Runtime:
 
 def _closed() -> UsageError:
     return UsageError("this Runtime is closed", "Make a new one")
-
-
-def _waits(options: GenerateOptions) -> bool:
-    """Whether a request waits for the one before it."""
-    return options.get("wait", True)

@@ -16,7 +16,8 @@ from dlp_edge.atomic.staging import sync_folder, write_file
 from dlp_edge.checks import check_number
 from dlp_edge.errors import BusyError, ContextLengthError, ResourceError, UsageError
 from dlp_edge.runtime.decoding.answer import Answer
-from dlp_edge.runtime.options import Decoding, GenerateOptions
+from dlp_edge.runtime.options import GenerateOptions
+from dlp_edge.runtime.request import RequestOptions
 from dlp_edge.runtime.stream import AsyncStream, Stream
 from dlp_edge.runtime.text.prompt import check_messages
 from dlp_edge.types import Message, Overflow, Reply
@@ -29,24 +30,26 @@ VERSION = 1
 
 
 # (session, on_end) -> the stream of a prepared answer, on the session's cache.
-Start = Callable[["Session", Callable[[Reply], None]], Stream]
+StreamFactory = Callable[["Session", Callable[[Reply], None]], Stream]
 Change = Callable[[list[Message]], list[Message]]
-# Of the context, at least this part is left for an answer; and once turns have to be dropped, so
-# many go that prompts can grow again for a while: every drop makes the cache useless.
+# Reserve ANSWER_PART of the context for the answer. When turns must go, drop to KEPT_PART, since
+# each drop invalidates the cache.
 ANSWER_PART = 1 / 4
 KEPT_PART = 1 / 2
 
 
 @dataclass(frozen=True)
-class Host:
+class SessionBackend:
     """What a session asks of its Runtime.
 
     Attributes:
-        prepare: (messages, options) -> a checked answer that has not begun, and what starts it.
+        parse_options: a request's options -> the same, checked.
+        prepare: (messages, options) -> an answer that has not begun, and what starts it.
         copy_cache: (source, target): gives one session what another's cache holds.
     """
 
-    prepare: Callable[[Sequence[Message], GenerateOptions], tuple[Answer, Start]]
+    parse_options: Callable[[GenerateOptions], RequestOptions]
+    prepare: Callable[[Sequence[Message], RequestOptions], tuple[Answer, StreamFactory]]
     copy_cache: Callable[[Session, Session], None]
 
 
@@ -66,7 +69,11 @@ class Session:
     """
 
     def __init__(
-        self, host: Host, messages: Sequence[Message], overflow: Overflow, dropped: int = 0
+        self,
+        backend: SessionBackend,
+        messages: Sequence[Message],
+        overflow: Overflow,
+        dropped: int = 0,
     ) -> None:
         if overflow not in get_args(Overflow):
             raise UsageError(
@@ -74,7 +81,7 @@ class Session:
             )
         self.overflow = overflow
         self.dropped = dropped
-        self._host = host
+        self._backend = backend
         self._messages = list(messages)
         self._starting = threading.Lock()
         # Weak: an abandoned stream must be freed, and so end.
@@ -123,8 +130,8 @@ class Session:
 
     def branch(self) -> Session:
         """A second conversation that begins as this one, cache included, and goes its own way."""
-        twin = Session(self._host, self._messages, self.overflow, self.dropped)
-        self._host.copy_cache(self, twin)
+        twin = Session(self._backend, self._messages, self.overflow, self.dropped)
+        self._backend.copy_cache(self, twin)
         return twin
 
     def save(self, path: str | Path) -> None:
@@ -163,7 +170,8 @@ class Session:
                     "the session's last answer is unfinished",
                     "Exhaust or close its stream first",
                 )
-            messages, start, dropped = self._fit(change(self._messages), options)
+            parsed = self._backend.parse_options(options)
+            messages, start, dropped = self._fit(change(self._messages), parsed)
 
             def remember(reply: Reply) -> None:
                 if reply.usage.completion_tokens:
@@ -175,16 +183,16 @@ class Session:
             return stream
 
     def _fit(
-        self, messages: list[Message], options: GenerateOptions
-    ) -> tuple[list[Message], Start, int]:
+        self, messages: list[Message], options: RequestOptions
+    ) -> tuple[list[Message], StreamFactory, int]:
         """The messages that the context has room for, what starts their answer, and how many
         were dropped."""
-        wanted = options.get("max_new_tokens", Decoding.max_new_tokens)
+        wanted = options.decoding.max_new_tokens
         dropped = 0
         while True:
             rest = _without_oldest_turn(messages) if self.overflow == "drop_oldest" else None
             try:
-                answer, start = self._host.prepare(messages, options)
+                answer, start = self._backend.prepare(messages, options)
             except ContextLengthError:
                 if rest is None:
                     raise
@@ -217,7 +225,7 @@ def _without_oldest_turn(messages: list[Message]) -> list[Message] | None:
     return messages[: turns[0]] + messages[turns[1] :] if len(turns) > 1 else None
 
 
-def load_session(host: Host, path: str | Path) -> Session:
+def load_session(backend: SessionBackend, path: str | Path) -> Session:
     """The session that `Session.save` wrote.
 
     Raises:
@@ -238,4 +246,4 @@ def load_session(host: Host, path: str | Path) -> Session:
     overflow: Any = content.get("overflow")  # checked by Session
     if not isinstance(messages, list) or type(dropped) is not int:
         raise UsageError(f"{path} is damaged", "Give what Session.save wrote")
-    return Session(host, check_messages(messages), overflow, dropped)
+    return Session(backend, check_messages(messages), overflow, dropped)

@@ -1,4 +1,4 @@
-"""An answer as a stream of chunks, and the turn that one request at a time has."""
+"""An answer as a stream of chunks, and the lock that lets one request at a time use the engine."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Stream:
     """An answer under way: iterate over its chunks; `reply` is the whole of it at any time.
 
     Args:
-        engine: asked for when the answer has its turn.
-        turn: which it waits for, unless `wait` is False.
+        engine: called once the lock is held.
+        lock: waited for, unless `wait` is False.
         on_end: called with the reply once the answer is complete, cancelled or abandoned; not
             when it failed.
     """
@@ -30,14 +30,14 @@ class Stream:
         self,
         engine: Callable[[], Engine],
         answer: Answer,
-        turn: Turn,
+        lock: RequestLock,
         wait: bool = True,
         on_end: Callable[[Reply], None] = lambda reply: None,
     ) -> None:
         self._answer = answer
         self._interrupt = Interrupt()
         # Not a method: an abandoned stream must be freed at once, so nothing refers back to it.
-        self._chunks = _take_turn(turn, engine, answer, self._interrupt, wait, on_end)
+        self._chunks = _generate(lock, engine, answer, self._interrupt, wait, on_end)
 
     def __iter__(self) -> Iterator[Chunk]:
         return self  # who iterates holds the stream, and so keeps it known to its Runtime
@@ -85,7 +85,7 @@ class AsyncStream:
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
         self._ended = False
-        # One thread for all steps: a turn belongs to the thread that took it.
+        # One thread for all steps: the lock belongs to the thread that took it.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="dlp-edge")
 
     def __aiter__(self) -> AsyncIterator[Chunk]:
@@ -146,8 +146,8 @@ class AsyncStream:
         return closing
 
 
-def _take_turn(
-    turn: Turn,
+def _generate(
+    lock: RequestLock,
     engine: Callable[[], Engine],
     answer: Answer,
     interrupt: Interrupt,
@@ -155,7 +155,7 @@ def _take_turn(
     on_end: Callable[[Reply], None],
 ) -> Generator[Chunk, None, None]:
     answer.start_clock()
-    if not turn.acquire(interrupt.is_set, wait):
+    if not lock.acquire(interrupt.is_set, wait):
         return
     try:
         with memory_for(ANSWERING):
@@ -166,19 +166,22 @@ def _take_turn(
     else:
         on_end(answer.reply())
     finally:
-        turn.release()
+        lock.release()
 
 
-class Turn:
-    """Lets one request at a time use the engine. A lock that can be given up while waiting, and
-    that names the deadlock of a thread that starts a request inside its own unfinished stream."""
+class RequestLock:
+    """Lets one request at a time use the engine.
+
+    Waiting can be given up, and a thread that starts a request inside its own unfinished stream
+    gets an error instead of a deadlock.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._owner: int | None = None
 
     def acquire(self, given_up: Callable[[], bool], wait: bool = True) -> bool:
-        """Waits for the turn, asking `given_up` now and then; False if it said so.
+        """Waits for the lock, polling `given_up`; False once that is True.
 
         Raises:
             BusyError: it would wait for its own thread, or must not wait.

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from oracle import Peft
 
+from dlp_edge.runtime.decoding.answer import Step
 from dlp_edge.runtime.decoding.loop import Engine, stream_answer
 from dlp_edge.runtime.decoding.sampling import Sampler
 from dlp_edge.runtime.engine.interrupt import Interrupt
@@ -33,28 +34,24 @@ class ScriptedAnswer:
     sampler: Sampler
     tokens: list[int] = field(default_factory=list)
     logits: list[npt.NDArray[np.floating]] = field(default_factory=list)
-    fusion: Fusion = field(default_factory=dict)
-    changed: bool = False
     done: bool = False
     limit: int = 1 << 30
     speculate: bool = False
 
-    def begin(self) -> None:
-        self.fusion = self.script[-1]
+    def begin(self) -> Fusion:
+        return self.script[-1]
 
-    def take(self, logits: npt.NDArray[np.floating]) -> list[Chunk]:
+    def take(self, logits: npt.NDArray[np.floating]) -> Step:
         self.logits.append(logits.copy())
         self.tokens.append(self.sampler(logits))
         at = len(self.tokens) - 1
-        self.changed = at in self.script
-        self.fusion = self.script.get(at, self.fusion)
         self.done = len(self.tokens) == self.count
-        return []
+        return Step([], self.script.get(at))
 
     def finish(self) -> list[Chunk]:
         return []
 
-    def spend(self, **amounts: float) -> None:
+    def record(self, **amounts: float) -> None:
         pass
 
 

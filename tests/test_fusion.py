@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from dlp_edge.bundle.adapter_stack import LoraPair, pack, unpack
 from dlp_edge.bundle.manifest import Slot, SlotPart
 from dlp_edge.errors import UsageError
-from dlp_edge.runtime.fusion.copying import Fuser, parse_weights
+from dlp_edge.runtime.fusion.copying import Fuser
+from dlp_edge.runtime.options import parse_weights
 
 PACKED = Slot("qkv", 6, 11, (SlotPart("q", 0, 5), SlotPart("v", 8, 11)))
 SINGLE = Slot("down", 4, 6, (SlotPart("down", 0, 6),))

@@ -18,8 +18,8 @@ from dlp_edge.bundle.manifest import SelectionRule
 from dlp_edge.runtime.decoding.answer import Answer, Vocabulary
 from dlp_edge.runtime.decoding.loop import Engine, stream_answer
 from dlp_edge.runtime.engine.interrupt import Interrupt
-from dlp_edge.runtime.options import Decoding
-from dlp_edge.runtime.routing.policy import Pinned, Routed, Steering
+from dlp_edge.runtime.request import Decoding, RoutingSchedule
+from dlp_edge.runtime.routing.policy import Pinned, Routed, RoutingPolicy
 from dlp_edge.runtime.routing.router import Judgement
 from dlp_edge.types import Chunk, Reply
 
@@ -85,13 +85,13 @@ class Generation:
     """One answer by the scripted backbone."""
 
     def __init__(
-        self, answer: str, steering: Steering, decoding: Decoding | None = None, room: int = 1000
+        self, answer: str, policy: RoutingPolicy, decoding: Decoding | None = None, room: int = 1000
     ) -> None:
         self.decoder = ScriptedDecoder(answer)
         self.interrupt = Interrupt()
         vocabulary = Vocabulary(TOKENIZER, EOS + 1, frozenset({EOS}))
         self.answer = Answer(
-            vocabulary, [1, 2, 3], "question", decoding or Decoding(), steering, room
+            vocabulary, [1, 2, 3], "question", decoding or Decoding(), policy, room
         )
 
     def run(self) -> Iterator[Chunk]:
@@ -111,8 +111,10 @@ def routed() -> tuple[Routed, KeywordRouter]:
 
 
 def test_routing_once_a_prompt() -> None:
-    steering, router = routed()
-    generation = Generation("Ab cd. Bc d. End.", replace(steering, every="prompt"))
+    policy, router = routed()
+    generation = Generation(
+        "Ab cd. Bc d. End.", replace(policy, schedule=RoutingSchedule("prompt"))
+    )
     list(generation.run())
     assert router.seen == [("question", "")]
     assert [(s.text, s.fusion) for s in generation.reply().sentences] == [
@@ -124,10 +126,12 @@ def test_routing_once_a_prompt() -> None:
 
 def test_inertia_holds_on_to_the_decision_before() -> None:
     """b is 0.1, then 0.9 and 0.9: half of the old makes 0.1, 0.5 and 0.7 of it."""
-    steering, _ = routed()
+    policy, _ = routed()
     heard: list[float] = []
     listening = replace(
-        steering, inertia=0.5, overrule=lambda found, text: heard.append(found.probabilities["b"])
+        policy,
+        schedule=RoutingSchedule(inertia=0.5),
+        on_route=lambda found, text: heard.append(found.probabilities["b"]),
     )
     list(Generation("Ab cd. Bc d. End.", listening).run())
     assert heard == pytest.approx([0.1, 0.5, 0.7])
@@ -136,20 +140,22 @@ def test_inertia_holds_on_to_the_decision_before() -> None:
 @given(st.floats(0, 0.99), st.lists(st.floats(0, 1), min_size=1, max_size=6))
 def test_inertia_mixes_what_all_sentences_said(inertia: float, said: list[float]) -> None:
     """p = (1 - i) p_new + i p_before, of probabilities and doubt; the first stands as it is."""
-    steering, router = routed()
+    policy, router = routed()
     before = None
     expected = said[0]
     for b in said:
         router.judge = lambda *_, b=b: Judgement({"a": 1 - b, "b": b}, doubt=b)  # type: ignore[method-assign]
-        before = replace(steering, inertia=inertia).decide("question", "x", before)
+        before = replace(policy, schedule=RoutingSchedule(inertia=inertia)).decide(
+            "question", "x", before
+        )
         expected = (1 - inertia) * b + inertia * expected
         assert before.probabilities == pytest.approx({"a": 1 - expected, "b": expected})
         assert before.doubt == pytest.approx(expected)
 
 
 def test_routes_at_the_prompt_and_at_the_first_token_of_every_sentence() -> None:
-    steering, router = routed()
-    generation = Generation("Ab cd. Bc d. End.", steering)
+    policy, router = routed()
+    generation = Generation("Ab cd. Bc d. End.", policy)
     chunks = list(generation.run())
     assert router.seen == [
         ("question", ""),

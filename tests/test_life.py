@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from dlp_edge import BundleError, Runtime, UsageError
-from dlp_edge.runtime.loaded_bundle import Loaded
+from dlp_edge.runtime.loaded_bundle import LoadedBundle
 
 
 def test_progress_never_goes_back_and_names_its_stages(tiny_bundle: Path) -> None:
@@ -146,14 +146,14 @@ def test_a_request_prepared_before_closing_is_not_answered(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runtime = Runtime(tiny_bundle)
-    prepare = Loaded.prepare
+    prepare = LoadedBundle.prepare
 
     def slow(*args: Any) -> Any:
         answer = prepare(*args)
         runtime.close()
         return answer
 
-    monkeypatch.setattr(Loaded, "prepare", slow)
+    monkeypatch.setattr(LoadedBundle, "prepare", slow)
     with pytest.raises(UsageError, match="closed"):
         runtime.generate("Hello", adapters={})
 

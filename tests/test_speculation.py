@@ -1,4 +1,4 @@
-"""Drafts are guesses: with them an answer is what it is without, in fewer passes."""
+"""PromptLookup are guesses: with them an answer is what it is without, in fewer passes."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from dlp_edge.errors import NonFiniteError, UsageError
 from dlp_edge.runtime.decoding import prompt_lookup as drafts
 from dlp_edge.runtime.decoding.answer import Answer, Vocabulary
 from dlp_edge.runtime.decoding.loop import Engine, stream_answer
-from dlp_edge.runtime.decoding.prompt_lookup import GRAM, Drafts
+from dlp_edge.runtime.decoding.prompt_lookup import GRAM, PromptLookup
 from dlp_edge.runtime.engine.backbone import ROWS
 from dlp_edge.runtime.engine.interrupt import Interrupt
-from dlp_edge.runtime.options import Decoding
+from dlp_edge.runtime.request import Decoding
 from dlp_edge.runtime.routing.policy import Routed
 from dlp_edge.runtime.routing.router import Judgement
 from dlp_edge.types import Chunk, Reply
@@ -40,7 +40,7 @@ def test_a_draft_is_what_followed_the_place_that_the_text_is_like(
     prompt: list[int], answer: list[int]
 ) -> None:
     """By a slow second opinion, which looks through the whole text at every token."""
-    drafts, text, source = Drafts(prompt), list[int](), None
+    drafts, text, source = PromptLookup(prompt), list[int](), None
     for place, token in enumerate(prompt + answer):
         source = source + 1 if source is not None and text[source] == token else None
         text.append(token)
@@ -68,18 +68,18 @@ def _last_seen(text: list[int]) -> int | None:
 @given(st.integers(1, 5), st.integers(0, 20))
 def test_a_loop_is_drafted_round_and_round(period: int, most: int) -> None:
     loop = [i % period for i in range(60)]
-    assert Drafts([]).propose(loop, most) == [i % period for i in range(60, 60 + most)]
+    assert PromptLookup([]).propose(loop, most) == [i % period for i in range(60, 60 + most)]
 
 
 def test_new_text_is_not_guessed() -> None:
-    drafts = Drafts(range(100))
+    drafts = PromptLookup(range(100))
     assert all(drafts.propose(range(100, end), 9) == [] for end in range(101, 200))
 
 
 def test_guesses_that_fail_are_given_up_and_taken_up_again() -> None:
     """The text after each "1 2 3" is another one, then a loop."""
     failing = [token for i in range(30) for token in (1, 2, 3, 100 + i)]
-    drafts = Drafts([])
+    drafts = PromptLookup([])
     for end in range(len(failing)):
         assert drafts.propose(failing[:end], 9) == []
     assert len(drafts.propose(failing + [1, 2, 3] * 20, 9)) == 9
@@ -190,9 +190,9 @@ def tell(
 ) -> Told:
     ids = TOKENIZER.encode(prompt).ids
     decoder, router = ToldDecoder(texts, ids, room), KeywordRouter()
-    steering = Routed(router, SelectionRule("top_k", k=1))  # type: ignore[arg-type]
+    policy = Routed(router, SelectionRule("top_k", k=1))  # type: ignore[arg-type]
     vocabulary = Vocabulary(TOKENIZER, EOS + 1, frozenset({EOS}))
-    answer = Answer(vocabulary, ids, "question", decoding, steering, room)
+    answer = Answer(vocabulary, ids, "question", decoding, policy, room)
     return Told(decoder, router, answer, Interrupt())
 
 

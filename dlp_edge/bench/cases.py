@@ -9,7 +9,7 @@ import numpy as np
 
 from dlp_edge.bundle.adapter_stack import AdapterStack, LoraPair, pack
 from dlp_edge.runtime.decoding.loop import Engine, make_engine
-from dlp_edge.runtime.loaded_bundle import Loaded
+from dlp_edge.runtime.loaded_bundle import LoadedBundle
 from dlp_edge.runtime.routing.router import Router
 
 SYNTHETIC_RANK = 8  # the paper's
@@ -30,7 +30,7 @@ class Case:
     router: Router | None = None
 
 
-def own_cases(loaded: Loaded, others: Mapping[str, Router]) -> dict[str, Case]:
+def own_cases(loaded: LoadedBundle, others: Mapping[str, Router]) -> dict[str, Case]:
     """The cases of a bundle's own adapters, as far as it has enough of them.
 
     `base`, then `one`, `two` and `four` fused throughout; `dlp`: at every sentence the router is
@@ -49,7 +49,7 @@ def own_cases(loaded: Loaded, others: Mapping[str, Router]) -> dict[str, Case]:
     return cases | {f"dlp {name}": Case(engine, turns, router) for name, router in others.items()}
 
 
-def synthetic_cases(loaded: Loaded, counts: Sequence[int]) -> dict[str, Case]:
+def synthetic_cases(loaded: LoadedBundle, counts: Sequence[int]) -> dict[str, Case]:
     """`N adapters` for each N: two of N random ones, others at every sentence.
 
     They have rank 8 and change the matrices that the bundle's own adapters change.

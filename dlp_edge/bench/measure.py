@@ -21,7 +21,7 @@ from dlp_edge.bench.machine import copy_bandwidth, peak_memory
 from dlp_edge.bundle.bundle import BACKBONE_DATA, open_bundle
 from dlp_edge.errors import UsageError
 from dlp_edge.runtime.engine.device import choose_device
-from dlp_edge.runtime.loaded_bundle import Loaded, read
+from dlp_edge.runtime.loaded_bundle import LoadedBundle, load
 from dlp_edge.runtime.routing.policy import load_router
 
 SENTENCE = 15  # tokens between two routings
@@ -97,7 +97,7 @@ def measure(
             "the bundle has no slots for adapters", "Measure one exported with adapters"
         )
     chosen = choose_device(device, manifest.target, threads)
-    loaded = read(bundle, chosen, room, None, lambda stage, fraction: None)
+    loaded = load(bundle, chosen, room, None, lambda stage, fraction: None)
     load_seconds = time.perf_counter() - begun
     routers = {
         name: router
@@ -139,7 +139,7 @@ def ratio(times: Sequence[float], others: Sequence[float]) -> dict[str, float]:
     return {"median": median(ratios), "least": min(ratios), "most": max(ratios)}
 
 
-def _work(loaded: Loaded, prompt_tokens: int, room: int) -> Work:
+def _work(loaded: LoadedBundle, prompt_tokens: int, room: int) -> Work:
     tokenizer = loaded.vocabulary.tokenizer
     ids = tokenizer.encode(TEXT, add_special_tokens=False).ids
     ids = list(islice(cycle(ids), room))

@@ -101,7 +101,7 @@ def _steering(chat: Chat) -> str:
 
 
 def _pin(chat: Chat, rest: str) -> None:
-    from dlp_edge.runtime.fusion.copying import parse_weights
+    from dlp_edge.runtime.options import parse_weights
 
     weights = {} if rest == "base" else parse_adapters(rest)
     chat.options["adapters"] = parse_weights(weights, chat.names)

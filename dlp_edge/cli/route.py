@@ -20,13 +20,17 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from dlp_edge.runtime.routing.policy import load_router, route_with
+    from dlp_edge.runtime.request import parse_options
+    from dlp_edge.runtime.routing.policy import load_router, routed
     from dlp_edge.runtime.text.prompt import check_prompt
 
     check_prompt(arguments.text)
     bundle = open_bundle(arguments.bundle)
-    routed = route_with(load_router(bundle), bundle.manifest, **options.request_options(arguments))
-    decision = routed.decide(arguments.text, arguments.generated)
+    manifest = bundle.manifest
+    routing = parse_options(options.request_options(arguments), manifest).routing
+    decision = routed(routing, load_router(bundle), manifest).decide(
+        arguments.text, arguments.generated
+    )
     if arguments.json:
         output.print_json(asdict(decision))
         return 0

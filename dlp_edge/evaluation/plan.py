@@ -18,7 +18,8 @@ from dlp_edge.evaluation.questions import (
     task_groups,
 )
 from dlp_edge.evaluation.tasks import EvalTask
-from dlp_edge.runtime.options import GenerateOptions, course_of
+from dlp_edge.runtime.options import GenerateOptions
+from dlp_edge.runtime.request import parse_schedule
 
 PARTS = ("tasks", "likelihood", "joined", "mixed", "bare", "sweep")
 DEFAULT_PARTS = ("tasks", "likelihood", "joined")
@@ -76,7 +77,7 @@ class EvalSettings:
             for name in names:
                 if name not in known:
                     raise UsageError(f"there is no {what} {name!r}", f"Use {', '.join(known)}")
-        course_of(**self.routing)
+        parse_schedule(self.routing)
         if min((*self.joined, *self.mixed), default=2) < 2:
             raise UsageError("one question is joined with none", "Join 2 or more")
         for what, number in (("max_new_tokens", self.max_new_tokens), ("batch", self.batch)):

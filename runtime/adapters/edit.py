@@ -15,7 +15,7 @@ from dlp_edge.bundle.peft_reader import read_adapter
 from dlp_edge.bundle.router_head import RouterHead, head_to_bytes
 from dlp_edge.errors import AdapterError, UsageError
 from dlp_edge.runtime.adapters.fit_router_row import as_samples, learn
-from dlp_edge.runtime.fusion.copying import check_names
+from dlp_edge.runtime.options import check_names
 from dlp_edge.runtime.routing.router import Router
 
 Examples = Sequence[str | Mapping[str, object]]

@@ -1,6 +1,6 @@
-"""One answer in the making: samples tokens, finds its sentences, asks who writes them.
+"""The state of one answer: samples tokens, finds its sentences, asks who writes them.
 
-Knows no backbone: a loop (`generation.py`) brings it logits and does what it asks for.
+Knows no backbone: `loop.py` brings it logits and fuses what it asks for.
 """
 
 from __future__ import annotations
@@ -18,15 +18,14 @@ from tokenizers import Tokenizer
 from dlp_edge.errors import NonFiniteError
 from dlp_edge.runtime.decoding.json_constraint import JsonConstraint, grammar_tokenizer
 from dlp_edge.runtime.decoding.sampling import log_probabilities, make_sampler, penalise
-from dlp_edge.runtime.options import Decoding
-from dlp_edge.runtime.routing.policy import Pinned, Steering
+from dlp_edge.runtime.request import Decoding
+from dlp_edge.runtime.routing.policy import RoutingPolicy, SentenceFusion
 from dlp_edge.runtime.text.detokenizer import Detokenizer, StopMatcher
 from dlp_edge.runtime.text.sentences import SentenceSplitter
 from dlp_edge.types import (
     Chunk,
     FinishReason,
     Reply,
-    RouteDecision,
     Sentence,
     Timings,
     Token,
@@ -51,13 +50,25 @@ class Vocabulary:
         return grammar_tokenizer(self.tokenizer, self.size, self.eos_token_ids)
 
 
-@dataclass
-class _Start:
+@dataclass(frozen=True)
+class _SentenceStart:
     """Where a sentence starts in the answer, and what writes it."""
 
     offset: int
-    fusion: dict[str, float]
-    confidence: float | None
+    written_by: SentenceFusion
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a token did to an answer.
+
+    Attributes:
+        chunks: the text that it completed, a chunk per sentence.
+        fusion: the adapters that write from the next pass on, where that is a change.
+    """
+
+    chunks: list[Chunk]
+    fusion: dict[str, float] | None = None
 
 
 class Answer:
@@ -70,8 +81,6 @@ class Answer:
 
     Attributes:
         tokens: the answer's, the newest last.
-        fusion: what writes the sentence that the next token belongs to.
-        changed: whether the newest token changed the fusion.
         limit: the most tokens that the answer may have.
         done: whether the answer is complete.
     """
@@ -82,7 +91,7 @@ class Answer:
         prompt_ids: Sequence[int],
         user_text: str,
         decoding: Decoding,
-        steering: Steering,
+        policy: RoutingPolicy,
         room: int,
     ) -> None:
         self.prompt_ids = prompt_ids
@@ -90,13 +99,10 @@ class Answer:
         self.kv = decoding.kv
         self.speculate = decoding.speculate
         self.tokens: list[int] = []
-        self.fusion: dict[str, float] = {}
-        self.changed = False
         self.done = False
         self.timings = Timings()
         self._user_text = user_text
-        self._steering = steering
-        self._decided: RouteDecision | None = None  # for the running sentence
+        self._policy = policy
         self._vocabulary = vocabulary
         self._ends = vocabulary.eos_token_ids | decoding.stop_tokens
         # The newest token needs no room: it is in no cache until the next pass.
@@ -113,29 +119,36 @@ class Answer:
             else JsonConstraint(vocabulary.for_grammars, decoding.json_schema)
         )
         self._reported: list[Token] = []
-        self._given = 0  # of these, in chunks
+        self._reported_in_chunks = 0  # of these
         self._detokenizer = Detokenizer(vocabulary.tokenizer)
         self._splitter = SentenceSplitter()
         self._stops = StopMatcher(decoding.stop)
         self._generated = ""  # all text, also what is held back for stop strings
         self._text = ""  # what was given out
         self._finish_reason: FinishReason = "cancelled"  # until the answer ends by itself
-        self._starts: list[_Start] = []
-        self._begun = 0.0
+        self._starts: list[_SentenceStart] = []
+        self._clock_started = 0.0
 
     def start_clock(self) -> None:
-        """From here on, unless it runs already, the first token is waited for."""
-        self._begun = self._begun or perf_counter()
+        """Starts measuring the time to the first token, unless that runs already."""
+        self._clock_started = self._clock_started or perf_counter()
 
-    def begin(self) -> None:
-        """Routes on the prompt."""
+    def begin(self) -> dict[str, float]:
+        """Routes on the prompt; returns the adapters that write the first sentence."""
         self.start_clock()
-        self.fusion, confidence = self._route("")
-        self._starts = [_Start(0, self.fusion, confidence)]
+        started = perf_counter()
+        written_by = self._policy.at_prompt(self._user_text)
+        self._record_routing(written_by, started)
+        self._starts = [_SentenceStart(0, written_by)]
+        return written_by.weights
 
-    def take(self, logits: npt.NDArray[np.floating]) -> list[Chunk]:
-        """Samples the next token; returns the text that it completes, a chunk per sentence."""
-        begun = perf_counter()
+    def take(self, logits: npt.NDArray[np.floating]) -> Step:
+        """Samples the next token from logits [V].
+
+        Raises:
+            NonFiniteError: NaN or infinity among the logits.
+        """
+        started = perf_counter()
         if not np.isfinite(logits.max()):  # the largest of numbers among which is NaN is NaN
             raise NonFiniteError(
                 f"the backbone's numbers are not finite after {len(self.tokens)} tokens",
@@ -143,34 +156,38 @@ class Answer:
             )
         token = self._choose(logits)
         if not self.tokens:
-            self.spend(first_token=perf_counter() - self._begun)
+            self.record(first_token=perf_counter() - self._clock_started)
         if token in self._ends:
             self._end("stop")
-            return self.finish()
+            return Step(self.finish())
         self.tokens.append(token)
         piece = self._detokenizer.step(token)
         self._generated += piece
-        self.changed = self._enter_sentences(self._splitter.feed(piece))
+        fusion = self._enter_sentences(self._splitter.feed(piece))
         text = self._stops.feed(piece)
-        self.spend(decode=perf_counter() - begun)
-        chunks = self._give(text)
+        self.record(decode=perf_counter() - started)
+        chunks = self._emit(text)
         if self._stops.matched:
             self._end("stop")
         elif len(self.tokens) >= self.limit:
             self._end("length")
             chunks += self.finish()
-        return chunks
+        return Step(chunks, fusion)
 
     def finish(self) -> list[Chunk]:
         """The text that was held back, once no token follows."""
         rest = self._detokenizer.finish()
-        return self._give(self._stops.feed(rest) + self._stops.finish())
+        return self._emit(self._stops.feed(rest) + self._stops.finish())
 
     def reply(self) -> Reply:
         """The answer so far."""
         edges = [start.offset for start in self._starts] + [len(self._text)]
         sentences = tuple(
-            Sentence(self._text[start.offset : end], dict(start.fusion), start.confidence)
+            Sentence(
+                self._text[start.offset : end],
+                dict(start.written_by.weights),
+                start.written_by.confidence,
+            )
             for start, end in zip(self._starts, edges[1:], strict=True)
             if start.offset < len(self._text)
         )
@@ -178,19 +195,19 @@ class Answer:
         tokens = tuple(self._reported)
         return Reply(self._text, sentences, usage, self.timings, self._finish_reason, tokens)
 
-    def spend(self, **amounts: float) -> None:
+    def record(self, **amounts: float) -> None:
         """Adds seconds and counts to the timings."""
         now = {key: getattr(self.timings, key) + amount for key, amount in amounts.items()}
         self.timings = replace(self.timings, **now)
 
     def _choose(self, logits: npt.NDArray[np.floating]) -> int:
         """The next token under the request's options."""
-        decoding, wanted = self._decoding, logits
+        decoding, adjusted = self._decoding, logits
         if decoding.repetition_penalty != 1:
-            wanted = penalise(wanted, self._seen, decoding.repetition_penalty)
+            adjusted = penalise(adjusted, self._seen, decoding.repetition_penalty)
         if self._constraint:
-            wanted = self._constraint.allow(wanted)
-        token = self._sampler(wanted)
+            adjusted = self._constraint.allow(adjusted)
+        token = self._sampler(adjusted)
         self._seen[token] = True
         if self._constraint:
             self._constraint.accept(token)
@@ -212,35 +229,32 @@ class Answer:
         self.done = True
         self._finish_reason = reason
 
-    def _enter_sentences(self, offsets: list[int]) -> bool:
-        """At the first token of a sentence: route on all text so far. True if the fusion changed.
+    def _enter_sentences(self, offsets: list[int]) -> dict[str, float] | None:
+        """At the first token of a sentence: routes on all text so far. Returns the new fusion,
+        where it changed.
 
-        Of several starts inside one token only the last is routed: nothing more is generated for
-        the others.
+        Of several starts inside one token only the last is routed: no further token is generated
+        for the others.
         """
         if not offsets:
-            return False
-        before = self._starts[-1]
-        self._starts += [replace(before, offset=offset) for offset in offsets]
-        if isinstance(self._steering, Pinned) or self._steering.every == "prompt":
-            return False
-        self.fusion, confidence = self._route(self._generated)
-        self._starts[-1] = _Start(offsets[-1], self.fusion, confidence)
-        if self.fusion == before.fusion:
-            return False
-        self.spend(switches=1)
-        return True
+            return None
+        before = self._starts[-1].written_by
+        started = perf_counter()
+        written_by = self._policy.at_sentence(self._user_text, self._generated, before)
+        if written_by is not before:
+            self._record_routing(written_by, started)
+        self._starts += [_SentenceStart(offset, before) for offset in offsets[:-1]]
+        self._starts.append(_SentenceStart(offsets[-1], written_by))
+        if written_by.weights == before.weights:
+            return None
+        self.record(switches=1)
+        return written_by.weights
 
-    def _route(self, generated: str) -> tuple[dict[str, float], float | None]:
-        if isinstance(self._steering, Pinned):
-            return self._steering.weights, None
-        begun = perf_counter()
-        decision = self._steering.decide(self._user_text, generated, self._decided)
-        self._decided = decision
-        self.spend(router=perf_counter() - begun, routings=1)
-        return decision.weights, decision.confidence
+    def _record_routing(self, written_by: SentenceFusion, started: float) -> None:
+        if written_by.decision is not None:
+            self.record(router=perf_counter() - started, routings=1)
 
-    def _give(self, text: str) -> list[Chunk]:
+    def _emit(self, text: str) -> list[Chunk]:
         """Adds text to the answer, as one chunk per sentence."""
         return list(self._chunks(text))
 
@@ -251,7 +265,7 @@ class Answer:
         for left, right in zip([start, *cuts], [*cuts, end], strict=True):
             if left < right:
                 index = max(i for i, at in enumerate(self._starts) if at.offset <= left)
-                tokens = tuple(self._reported[self._given :])
-                self._given = len(self._reported)
-                fusion = dict(self._starts[index].fusion)  # the consumer's own
+                tokens = tuple(self._reported[self._reported_in_chunks :])
+                self._reported_in_chunks = len(self._reported)
+                fusion = dict(self._starts[index].written_by.weights)  # a copy for the consumer
                 yield Chunk(self._text[left:right], index, fusion, tokens)

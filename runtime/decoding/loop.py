@@ -1,15 +1,18 @@
-"""The loops around the decoder: one answer as a stream, several at once as a batch."""
+"""The life of an answer: route, fuse, prefill, then token by token to the next sentence.
+
+`stream_answer` is the whole way, top to bottom; `run_batch` takes it for several answers at once.
+"""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from time import perf_counter
 
 from dlp_edge.bundle.adapter_stack import AdapterStack
-from dlp_edge.runtime.decoding.answer import Answer
-from dlp_edge.runtime.decoding.prompt_lookup import Drafts
+from dlp_edge.runtime.decoding.answer import Answer, Step
+from dlp_edge.runtime.decoding.prompt_lookup import PromptLookup
 from dlp_edge.runtime.engine.backbone import ROWS, Backbone
 from dlp_edge.runtime.engine.decoder import Decoder, Logits
 from dlp_edge.runtime.engine.interrupt import Cancelled, Interrupt
@@ -72,65 +75,107 @@ def stream_answer(engine: Engine, answer: Answer, interrupt: Interrupt) -> Itera
     Args:
         interrupt: ends the answer as "cancelled" in the middle of a pass.
     """
+    decoder = engine.decoder
     try:
-        drafts = Drafts(answer.prompt_ids) if answer.speculate else None
-        rows, draft = _begin(engine, answer, 0, interrupt)[None], list[int]()
+        lookup = PromptLookup(answer.prompt_ids) if answer.speculate else None
+        draft: list[int] = []
+        logits = _prefill(engine, answer, 0, interrupt)[None]  # route on the prompt, fuse, prefill
         while True:
-            yield from _take(engine.decoder, answer, rows, draft, interrupt)
+            # Sample; the text up to the next sentence start, and the fusion from there on.
+            fusion = yield from _accept(decoder, answer, logits, draft, interrupt)
             if answer.done:
                 return
-            _follow_fusion(engine, answer, 0, interrupt)
-            begun = perf_counter()
-            draft = _draft(engine.decoder, answer, drafts) if drafts else []
-            read = engine.decoder.verify if draft else engine.decoder.step
-            rows = read([answer.tokens[-1], *draft], interrupt)
-            spent = perf_counter() - begun
-            answer.spend(decode=spent, decode_steps=1, drafted=len(draft))
+            if fusion is not None:
+                _refuse(engine, answer, fusion, 0, interrupt)
+            started = perf_counter()
+            draft = _draft(decoder, answer, lookup) if lookup else []
+            forward = decoder.verify if draft else decoder.step
+            logits = forward([answer.tokens[-1], *draft], interrupt)
+            answer.record(decode=perf_counter() - started, decode_steps=1, drafted=len(draft))
     except Cancelled:
         yield from answer.finish()
     except GeneratorExit:
         raise
     except BaseException:
-        # What went wrong may be in the cache already: nothing of it is used again.
-        engine.decoder.truncate(0)
+        # The cache may hold what went wrong: nothing of it is used again.
+        decoder.truncate(0)
         raise
 
 
-def _draft(decoder: Decoder, answer: Answer, drafts: Drafts) -> list[int]:
-    """What may follow an answer's newest token, as far as one pass can check it."""
-    if decoder.lengths[0] + ROWS > decoder.max_context:
-        return []
-    return drafts.propose(answer.tokens, min(ROWS, answer.limit - len(answer.tokens)) - 1)
+def _prefill(engine: Engine, answer: Answer, sequence: int, interrupt: Interrupt) -> Logits:
+    """Routes on the prompt, fuses, and prefills; returns the logits [V] after the prompt."""
+    interrupt.check()
+    check_address_space()
+    _fuse(engine, answer, answer.begin(), sequence)
+    # The last token is read again in any case: its logits are wanted.
+    reused = engine.decoder.reuse(answer.prompt_ids[:-1], sequence) if engine.reuse else 0
+    engine.decoder.truncate(reused, sequence)
+    started = perf_counter()
+    logits = engine.decoder.prefill(answer.prompt_ids[reused:], sequence, interrupt)
+    answer.record(prefill=perf_counter() - started, reused=reused)
+    return logits
 
 
-def _take(
-    decoder: Decoder, answer: Answer, rows: Logits, draft: list[int], interrupt: Interrupt
-) -> Iterator[Chunk]:
-    """Lets an answer choose its next tokens, as long as it chooses those drafted: what it would
-    be without a draft. The cache forgets the rest of the draft.
+def _accept(
+    decoder: Decoder, answer: Answer, logits: Logits, draft: list[int], interrupt: Interrupt
+) -> Generator[Chunk, None, dict[str, float] | None]:
+    """Samples the next token, and the following ones as long as they are those drafted: the
+    answer is what it would be without a draft. Removes the rest of the draft from the cache.
 
     Args:
-        rows: the logits [1 + draft, V] after the newest token, and after each one drafted.
+        logits: [1 + draft, V], after the newest token and after each one drafted.
+
+    Returns:
+        The fusion of the next sentence, where the last token changed it.
     """
-    kept = int(decoder.lengths[0]) - len(draft)
+    cached = int(decoder.lengths[0]) - len(draft)
     try:
-        for row, guess in zip(rows, (*draft, None), strict=True):
-            yield from answer.take(row)  # while a consumer holds a chunk no time is counted
-            # After a change of fusion all else in the draft was read under the wrong one.
-            if answer.done or answer.changed or answer.tokens[-1] != guess:
-                return
+        for row, drafted in zip(logits, (*draft, None), strict=True):
+            step = answer.take(row)
+            yield from step.chunks  # no time is counted while a consumer holds a chunk
+            # After a change of fusion the rest of the draft was read under the wrong one.
+            if answer.done or step.fusion is not None or answer.tokens[-1] != drafted:
+                break
             interrupt.check()
-            answer.spend(accepted=1)
-            kept += 1
+            answer.record(accepted=1)
+            cached += 1
     finally:
-        decoder.truncate(kept)
+        decoder.truncate(cached)
+    return step.fusion
+
+
+def _refuse(
+    engine: Engine, answer: Answer, fusion: dict[str, float], sequence: int, interrupt: Interrupt
+) -> None:
+    """At a sentence start: fills the slots, and the cache again where the KV policy says so."""
+    _fuse(engine, answer, fusion, sequence)
+    if answer.kv == "recompute":
+        started = perf_counter()
+        engine.decoder.truncate(0, sequence)
+        history = [*answer.prompt_ids, *answer.tokens[:-1]]
+        engine.decoder.prefill(history, sequence, interrupt)
+        answer.record(recompute=perf_counter() - started)
+
+
+def _fuse(engine: Engine, answer: Answer, fusion: dict[str, float], sequence: int) -> None:
+    started = perf_counter()
+    engine.decoder.set_fusion(engine.fuser.fuse(fusion, sequence))
+    engine.decoder.labels[sequence] = frozenset(fusion.items())
+    answer.record(switch=perf_counter() - started)
+
+
+def _draft(decoder: Decoder, answer: Answer, lookup: PromptLookup) -> list[int]:
+    """Tokens that may follow, as many as one pass can verify."""
+    if decoder.lengths[0] + ROWS > decoder.max_context:
+        return []
+    return lookup.propose(answer.tokens, min(ROWS, answer.limit - len(answer.tokens)) - 1)
 
 
 def run_batch(engine: Engine, answers: Iterable[Answer], interrupt: Interrupt) -> None:
     """Generates answers side by side, as many at a time as the engine has sequences.
 
-    An answer that ends gives its place to the next one. Its seconds of decode are those of the
-    passes that it took part in, whole. After an error the engine is of no more use.
+    An answer that ends gives its sequence to the next one. Its seconds of decode are those of the
+    passes that it took part in, whole. After an error the engine cannot be used again.
 
     Args:
         interrupt: ends all answers as "cancelled" in the middle of a pass.
@@ -142,9 +187,9 @@ def run_batch(engine: Engine, answers: Iterable[Answer], interrupt: Interrupt) -
             if waiting and len(running) < len(engine.decoder.lengths):
                 answer = waiting.popleft()
                 running.append(answer)
-                answer.take(_begin(engine, answer, len(running) - 1, interrupt))
-                if answer.done:
-                    running.pop()
+                sequence = len(running) - 1
+                step = answer.take(_prefill(engine, answer, sequence, interrupt))
+                _follow(engine, running, sequence, step, interrupt)
             else:
                 _step_all(engine, running, interrupt)
     except Cancelled:
@@ -154,60 +199,33 @@ def run_batch(engine: Engine, answers: Iterable[Answer], interrupt: Interrupt) -
 
 def _step_all(engine: Engine, running: list[Answer], interrupt: Interrupt) -> None:
     """One more token for each running answer; those that it completes leave."""
-    for sequence, answer in enumerate(running):
-        _follow_fusion(engine, answer, sequence, interrupt)
-    begun = perf_counter()
+    started = perf_counter()
     logits = engine.decoder.step([answer.tokens[-1] for answer in running], interrupt)
-    seconds = perf_counter() - begun
+    seconds = perf_counter() - started
+    for answer in running:
+        answer.record(decode=seconds, decode_steps=1)
+    # All rows are sampled before anything is prefilled again: that overwrites the logits.
+    steps = [answer.take(row) for answer, row in zip(running, logits, strict=True)]
     for sequence in reversed(range(len(running))):
-        answer = running[sequence]
-        answer.spend(decode=seconds, decode_steps=1)
-        answer.take(logits[sequence])
-        if answer.done:
-            _leave(engine, running, sequence)
+        _follow(engine, running, sequence, steps[sequence], interrupt)
+
+
+def _follow(
+    engine: Engine, running: list[Answer], sequence: int, step: Step, interrupt: Interrupt
+) -> None:
+    """Does what an answer's newest token asks for: leave, or the next sentence's fusion."""
+    answer = running[sequence]
+    if answer.done:
+        _leave(engine, running, sequence)
+    elif step.fusion is not None:
+        _refuse(engine, answer, step.fusion, sequence, interrupt)
 
 
 def _leave(engine: Engine, running: list[Answer], sequence: int) -> None:
-    """Closes the gap of an answer that is done with the last one, so that a pass works on none
-    in vain."""
+    """Moves the last answer into the place of one that is done, so that no pass works in vain."""
     last = len(running) - 1
     if sequence != last:
         engine.decoder.move(last, sequence)
         engine.decoder.set_fusion(engine.fuser.move(last, sequence))
         running[sequence] = running[last]
     running.pop()
-
-
-def _begin(engine: Engine, answer: Answer, sequence: int, interrupt: Interrupt) -> Logits:
-    """Route on the prompt, fuse, prefill."""
-    interrupt.check()
-    check_address_space()
-    answer.begin()
-    _fuse(engine, answer, sequence)
-    # The last token is read again in any case: its logits are wanted.
-    known = engine.decoder.reuse(answer.prompt_ids[:-1], sequence) if engine.reuse else 0
-    engine.decoder.truncate(known, sequence)
-    begun = perf_counter()
-    logits = engine.decoder.prefill(answer.prompt_ids[known:], sequence, interrupt)
-    answer.spend(prefill=perf_counter() - begun, reused=known)
-    return logits
-
-
-def _follow_fusion(engine: Engine, answer: Answer, sequence: int, interrupt: Interrupt) -> None:
-    """After a change of fusion: fills the slots, and the cache again where the policy says so."""
-    if not answer.changed:
-        return
-    _fuse(engine, answer, sequence)
-    if answer.kv == "recompute":
-        begun = perf_counter()
-        engine.decoder.truncate(0, sequence)
-        history = [*answer.prompt_ids, *answer.tokens[:-1]]
-        engine.decoder.prefill(history, sequence, interrupt)
-        answer.spend(recompute=perf_counter() - begun)
-
-
-def _fuse(engine: Engine, answer: Answer, sequence: int) -> None:
-    begun = perf_counter()
-    engine.decoder.set_fusion(engine.fuser.fuse(answer.fusion, sequence))
-    engine.decoder.labels[sequence] = frozenset(answer.fusion.items())
-    answer.spend(switch=perf_counter() - begun)

@@ -13,7 +13,7 @@ TRUST = 0.3  # in an answer's first guess
 PACE = 0.2  # the weight of the newest guess in what guesses are trusted
 
 
-class Drafts:
+class PromptLookup:
     """Proposes what followed where the text went before as it goes now.
 
     Every token is guessed, drafted or not, so whether guesses come true is known before one is

@@ -17,13 +17,8 @@ import numpy.typing as npt
 
 from dlp_edge.bundle.adapter_stack import AdapterStack, Array
 from dlp_edge.bundle.manifest import Slot
-from dlp_edge.checks import check_number
-from dlp_edge.errors import UsageError
-from dlp_edge.runtime.options import texts
 
 Tensors = dict[str, npt.NDArray[Any]]  # what a fusion feeds the graph, by the names of its inputs
-
-LARGEST_WEIGHT = 1e3  # beyond it logits overflow and nothing sensible is meant
 
 
 @dataclass(frozen=True)
@@ -170,35 +165,3 @@ def _pieces_of(slot: Slot, stack: AdapterStack) -> list[dict[str, _Piece]]:
         }
         for part in slot.parts
     ]
-
-
-def parse_weights(
-    adapters: str | Sequence[str] | Mapping[str, float], known: Sequence[str]
-) -> dict[str, float]:
-    """The weights that an application pins: a name, names (weight 1 each) or name -> weight.
-
-    Raises:
-        UsageError: a name that is no adapter of the bundle, or a weight that is not finite.
-    """
-    if isinstance(adapters, Mapping):
-        weights = dict(adapters)
-    else:
-        weights = dict.fromkeys(texts("adapters", adapters), 1.0)
-    check_names(weights, known)
-    for name, weight in weights.items():
-        check_number(f"the weight of {name}", weight)
-        if abs(weight) > LARGEST_WEIGHT:
-            raise UsageError(
-                f"the weight of {name} is {weight}", f"Stay within +-{LARGEST_WEIGHT:g}"
-            )
-    return {name: float(weight) for name, weight in weights.items()}
-
-
-def check_names(names: Mapping[str, float] | Sequence[str], known: Sequence[str]) -> None:
-    """Raises UsageError for a name that is no adapter of the bundle."""
-    for name in names:
-        if name not in known:
-            raise UsageError(
-                f"the bundle has no adapter {name!r}",
-                f"It has: {', '.join(known)}" if known else "It has no adapters",
-            )

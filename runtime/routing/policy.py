@@ -1,28 +1,47 @@
-"""Who decides the fusion of a sentence: the router, or the application that pinned it."""
+"""What decides the fusion of a sentence: the router, or the application that pinned it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from dlp_edge.bundle.bundle import ROUTER_TOKENIZER, Bundle
 from dlp_edge.bundle.manifest import Manifest, SelectionRule
 from dlp_edge.errors import BundleError, RouterError, UsageError
-from dlp_edge.runtime.fusion.copying import check_names, parse_weights
-from dlp_edge.runtime.options import (
-    GenerateOptions,
-    OnRoute,
-    check_callable,
-    course_of,
-    selection_of,
-    texts,
-)
+from dlp_edge.runtime.options import OnRoute, parse_weights
+from dlp_edge.runtime.request import Routing, RoutingSchedule
 from dlp_edge.runtime.routing.router import Router
-from dlp_edge.runtime.routing.selection import select, weigh
-from dlp_edge.types import RouteDecision, RouteEvery
+from dlp_edge.runtime.routing.selection import confidence_of, select, weigh
+from dlp_edge.types import RouteDecision
 
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
+
+@dataclass(frozen=True)
+class SentenceFusion:
+    """What writes a sentence.
+
+    Attributes:
+        weights: adapter -> weight; none: the base model.
+        decision: the router's; None where the weights are pinned.
+    """
+
+    weights: dict[str, float]
+    decision: RouteDecision | None = None
+
+    @property
+    def confidence(self) -> float | None:
+        """The decision's; None where the weights are pinned."""
+        return None if self.decision is None else self.decision.confidence
+
+
+class RoutingPolicy(Protocol):
+    """Decides who writes each sentence of an answer."""
+
+    def at_prompt(self, prompt: str) -> SentenceFusion:
+        """What writes the first sentence."""
+
+    def at_sentence(self, prompt: str, generated: str, before: SentenceFusion) -> SentenceFusion:
+        """What writes the next sentence, whose first token ends the generated text; `before`
+        itself where nothing is to be decided."""
 
 
 @dataclass(frozen=True)
@@ -31,28 +50,39 @@ class Pinned:
 
     weights: dict[str, float]
 
-    def weights_for(self, prompt: str) -> dict[str, float]:
-        """The fusion that an answer to the prompt begins with."""
-        return self.weights
+    def at_prompt(self, prompt: str) -> SentenceFusion:
+        return SentenceFusion(self.weights)
+
+    def at_sentence(self, prompt: str, generated: str, before: SentenceFusion) -> SentenceFusion:
+        return before
 
 
 @dataclass(frozen=True)
 class Routed:
-    """The router decides at the prompt and at every sentence start.
+    """The router decides at the prompt and at the first token of every sentence.
 
     Attributes:
         forbidden: labels whose probability is set to zero and shared among the others.
-        overrule: the application's say in a decision, and the names that it may use.
-        every, inertia: see `GenerateOptions`.
+        on_route: the application's say in a decision.
+        names: the adapters that `on_route` may name.
     """
 
     router: Router
     rule: SelectionRule
     forbidden: frozenset[str] = frozenset()
-    overrule: OnRoute | None = None
+    on_route: OnRoute | None = None
     names: tuple[str, ...] = ()
-    every: RouteEvery = "sentence"
-    inertia: float = 0.0
+    schedule: RoutingSchedule = field(default_factory=RoutingSchedule)
+
+    def at_prompt(self, prompt: str) -> SentenceFusion:
+        decision = self.decide(prompt)
+        return SentenceFusion(decision.weights, decision)
+
+    def at_sentence(self, prompt: str, generated: str, before: SentenceFusion) -> SentenceFusion:
+        if self.schedule.every == "prompt":
+            return before
+        decision = self.decide(prompt, generated, before.decision)
+        return SentenceFusion(decision.weights, decision)
 
     def decide(
         self, prompt: str, generated: str = "", before: RouteDecision | None = None
@@ -60,41 +90,61 @@ class Routed:
         """Reads the user's text and the text generated so far, and picks adapters.
 
         Args:
-            before: the decision for the sentence before, which inertia holds on to.
+            before: the decision for the sentence before, which counts by `inertia`.
         """
-        found = self.router.judge(prompt, generated)
-        allowed = {n: y for n, y in found.probabilities.items() if n not in self.forbidden}
+        judgement = self.router.judge(prompt, generated)
+        allowed = {n: y for n, y in judgement.probabilities.items() if n not in self.forbidden}
         total = sum(allowed.values())
         probabilities = {name: y / total for name, y in allowed.items()} if total > 0 else {}
-        doubt = found.doubt
-        if before is not None and self.inertia:
+        doubt = judgement.doubt
+        if before is not None and self.schedule.inertia:
             old = before.probabilities
-            probabilities = {n: self._held(y, old[n]) for n, y in probabilities.items()}
-            doubt = self._held(doubt, before.doubt)
-        confidence = (1 - doubt) * max(probabilities.values(), default=0.0)
-        sure = confidence >= self.rule.min_confidence
-        selected = select(probabilities, self.rule) if sure else ()
+            probabilities = {n: self._mixed(y, old[n]) for n, y in probabilities.items()}
+            doubt = self._mixed(doubt, before.doubt)
+        selected = select(probabilities, self.rule, doubt)
         decision = RouteDecision(
             probabilities=probabilities,
             selected=selected,
             weights=weigh(probabilities, selected, self.rule.weigh),
-            confidence=confidence,
+            confidence=confidence_of(probabilities, doubt),
             doubt=doubt,
         )
-        adapters = self.overrule(decision, generated) if self.overrule else None
+        adapters = self.on_route(decision, generated) if self.on_route else None
         if adapters is None:
             return decision
         return replace(decision, weights=parse_weights(adapters, self.names))
 
-    def weights_for(self, prompt: str) -> dict[str, float]:
-        """The fusion that an answer to the prompt begins with."""
-        return self.decide(prompt).weights
-
-    def _held(self, new: float, old: float) -> float:
-        return (1 - self.inertia) * new + self.inertia * old
+    def _mixed(self, new: float, old: float) -> float:
+        inertia = self.schedule.inertia
+        return (1 - inertia) * new + inertia * old
 
 
-Steering = Pinned | Routed
+def policy_for(routing: Routing, router: Router | None, manifest: Manifest) -> RoutingPolicy:
+    """The policy that a request asks for.
+
+    Raises:
+        UsageError: it leaves the choice to a router, and the bundle has none.
+    """
+    if routing.pinned is not None:
+        return Pinned(routing.pinned)
+    return routed(routing, router, manifest)
+
+
+def routed(routing: Routing, router: Router | None, manifest: Manifest) -> Routed:
+    """Routing under a request's options, whatever it pins.
+
+    Raises:
+        UsageError: the bundle has no router.
+    """
+    names = tuple(entry.name for entry in manifest.adapters)
+    if router is None:
+        example = f", for example {names[0]!r}" if names else ""
+        raise UsageError(
+            "the bundle has no router to pick adapters", f"Pin them with adapters=...{example}"
+        )
+    return Routed(
+        router, routing.rule, routing.forbidden, routing.on_route, names, routing.schedule
+    )
 
 
 def load_router(bundle: Bundle) -> Router | None:
@@ -111,39 +161,3 @@ def load_router(bundle: Bundle) -> Router | None:
         return Router(graph, head, bundle.tokenizer(ROUTER_TOKENIZER), entry.settings)
     except RouterError as error:
         raise BundleError(error.cause, error.remedy) from error
-
-
-def route_with(
-    router: Router | None, manifest: Manifest, **options: Unpack[GenerateOptions]
-) -> Routed:
-    """Steering by the bundle's router under a request's options.
-
-    Raises:
-        UsageError: the bundle has no router, or an option is wrong.
-    """
-    rule, forbidden = check_routing(manifest, **options)
-    if router is None:
-        names = [entry.name for entry in manifest.adapters]
-        example = f", for example {names[0]!r}" if names else ""
-        raise UsageError(
-            "the bundle has no router to pick adapters", f"Pin them with adapters=...{example}"
-        )
-    known = tuple(entry.name for entry in manifest.adapters)
-    every, inertia = course_of(**options)
-    return Routed(router, rule, forbidden, options.get("on_route"), known, every, inertia)
-
-
-def check_routing(
-    manifest: Manifest, **options: Unpack[GenerateOptions]
-) -> tuple[SelectionRule, frozenset[str]]:
-    """The selection rule and the forbidden adapters of a request.
-
-    Raises:
-        UsageError: an option is wrong, or an adapter is not in the bundle.
-    """
-    default = manifest.router.selection if manifest.router else SelectionRule()
-    check_callable("on_route", options.get("on_route"))
-    forbidden = texts("forbid", options.get("forbid"))
-    check_names(forbidden, [entry.name for entry in manifest.adapters])
-    course_of(**options)
-    return selection_of(default, **options), frozenset(forbidden)

@@ -11,13 +11,23 @@ from dlp_edge.bundle.manifest import SelectionRule
 from dlp_edge.types import WeighRule
 
 
-def select(probabilities: Mapping[str, float], rule: SelectionRule) -> tuple[str, ...]:
+def confidence_of(probabilities: Mapping[str, float], doubt: float = 0.0) -> float:
+    """The probability that the prompt is in scope and the first adapter right; 0 without any."""
+    return (1 - doubt) * max(probabilities.values(), default=0.0)
+
+
+def select(
+    probabilities: Mapping[str, float], rule: SelectionRule, doubt: float = 0.0
+) -> tuple[str, ...]:
     """The selected names, most probable first (ties in the mapping's order).
 
-    Empty only when the router abstains: no adapter at all, or none confident enough.
+    Empty only when the router abstains: no adapter at all, or less than `rule.min_confidence`.
+
+    Args:
+        doubt: the probability that the prompt is out-of-scope.
     """
     ordered = sorted(probabilities, key=lambda name: -probabilities[name])
-    if not ordered or probabilities[ordered[0]] < rule.min_confidence:
+    if not ordered or confidence_of(probabilities, doubt) < rule.min_confidence:
         return ()
     if rule.select == "top_k":
         return tuple(ordered[: rule.k])
