@@ -19,7 +19,7 @@ import numpy as np
 from dlp_edge.bundle.bundle import BACKBONE, open_bundle
 from dlp_edge.export.pipeline import export_bundle
 from dlp_edge.export.report import HELDOUT
-from dlp_edge.runtime.decoding.loop import make_engine
+from dlp_edge.runtime.decoding.engine import make_engine
 from dlp_edge.runtime.decoding.sampling import make_sampler
 from dlp_edge.runtime.engine.backbone import open_backbone
 from dlp_edge.runtime.engine.device import choose_device

@@ -39,7 +39,7 @@ from dlp_edge.export.report import HELDOUT, Logits, perplexity, step_time
 from dlp_edge.export.slots import prepare_graph
 from dlp_edge.export.source import Source, load_source
 from dlp_edge.models.tasks import read_tasks
-from dlp_edge.runtime.decoding.loop import Engine, make_engine
+from dlp_edge.runtime.decoding.engine import Engine, make_engine
 from dlp_edge.runtime.engine.backbone import open_backbone
 from dlp_edge.runtime.engine.decoder import Decoder
 from dlp_edge.runtime.engine.device import choose_device

@@ -29,7 +29,7 @@ from dlp_edge.bundle.adapter_stack import AdapterStack
 from dlp_edge.bundle.bundle import BACKBONE, Bundle, open_bundle
 from dlp_edge.bundle.manifest import Slot
 from dlp_edge.export.report import HELDOUT
-from dlp_edge.runtime.decoding.loop import Engine, make_engine
+from dlp_edge.runtime.decoding.engine import Engine, make_engine
 from dlp_edge.runtime.engine.backbone import open_backbone
 from dlp_edge.runtime.engine.device import choose_device
 from dlp_edge.runtime.fusion.copying import Fuser

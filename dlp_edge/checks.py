@@ -15,6 +15,13 @@ def check_number(name: str, value: object, whole: bool = False) -> None:
         raise UsageError(f"{name} is {value!r}", f"Give a {'whole' if whole else 'finite'} number")
 
 
+def check_positive(name: str, value: object) -> None:
+    """Raises UsageError unless the value is a whole number of at least 1."""
+    check_number(name, value, whole=True)
+    if value < 1:  # type: ignore[operator]
+        raise UsageError(f"{name} is {value}", "Choose at least 1")
+
+
 def _is_finite(value: numbers.Real) -> bool:
     try:
         return math.isfinite(value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from dlp_edge.runtime.decoding.loop import Engine
+from dlp_edge.runtime.decoding.engine import Engine
 
 PROMPTS = Path(__file__).with_name("prompts.txt")
 NEW_TOKENS = 100

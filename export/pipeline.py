@@ -24,7 +24,7 @@ from dlp_edge.export import greedy, report
 from dlp_edge.export.backbone import DenseBackbone, check_format
 from dlp_edge.export.router import export_router, router_labels
 from dlp_edge.export.source import Source, dequantised_bytes, load_source
-from dlp_edge.runtime.decoding.loop import make_engine
+from dlp_edge.runtime.decoding.engine import make_engine
 from dlp_edge.runtime.engine.backbone import open_backbone
 from dlp_edge.runtime.engine.device import choose_device
 from dlp_edge.runtime.engine.ort_errors import LOADING, memory_for

@@ -17,7 +17,7 @@ from dlp_edge.bundle.peft_reader import PeftAdapter
 from dlp_edge.errors import AdapterError, BackboneError
 from dlp_edge.export.source import Source
 from dlp_edge.export.suppress_output import quiet
-from dlp_edge.runtime.decoding.loop import Engine
+from dlp_edge.runtime.decoding.engine import Engine
 from dlp_edge.runtime.engine.decoder import Decoder
 
 HELDOUT = Path(__file__).with_name("heldout.txt")

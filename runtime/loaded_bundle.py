@@ -9,19 +9,21 @@ from dlp_edge.bundle import bundle as files
 from dlp_edge.bundle.adapter_stack import AdapterStack, converted
 from dlp_edge.bundle.bundle import Bundle
 from dlp_edge.bundle.manifest import Manifest
-from dlp_edge.errors import BundleError, ContextLengthError, UsageError
+from dlp_edge.errors import ContextLengthError, UsageError
 from dlp_edge.runtime.decoding.answer import Answer, Vocabulary
-from dlp_edge.runtime.decoding.loop import Engine, make_engine
+from dlp_edge.runtime.decoding.engine import Engine, make_engine
+from dlp_edge.runtime.decoding.loop import run_batch
 from dlp_edge.runtime.decoding.scoring import log_likelihoods
 from dlp_edge.runtime.engine.backbone import Backbone, open_backbone
 from dlp_edge.runtime.engine.device import Device
+from dlp_edge.runtime.engine.interrupt import Interrupt
 from dlp_edge.runtime.engine.ort_errors import ANSWERING, memory_for
 from dlp_edge.runtime.memory import check_address_space, check_room
 from dlp_edge.runtime.request import RequestOptions
 from dlp_edge.runtime.routing.policy import load_router, policy_for
 from dlp_edge.runtime.routing.router import Router
 from dlp_edge.runtime.session_caches import SessionCaches
-from dlp_edge.runtime.text.prompt import check_prompt, last_user_text, messages_of
+from dlp_edge.runtime.text.prompt import PromptEncoder, check_prompt, last_user_text, messages_of
 from dlp_edge.types import Likelihood, Message
 from dlp_edge.untrusted.chat_template import ChatTemplate
 
@@ -33,7 +35,7 @@ class LoadedBundle:
     """One edition of a bundle. A request keeps to the one that it was prepared with."""
 
     manifest: Manifest
-    template: ChatTemplate
+    encoder: PromptEncoder
     router: Router | None
     backbone: Backbone
     stack: AdapterStack
@@ -50,9 +52,11 @@ class LoadedBundle:
             ContextLengthError: the prompt is longer than the context.
             ResourceError: memory ran out.
         """
-        messages = messages_of(prompt)
         policy = policy_for(options.routing, self.router, self.manifest)
-        ids = self._encode(self._render(messages))
+        messages = messages_of(prompt)
+        user_text = last_user_text(messages)
+        check_address_space()
+        ids = self.encoder.encode(self.encoder.render(messages))
         if not ids:
             raise UsageError("the chat template makes an empty prompt of this", "Give it some text")
         room = self.engine.decoder.max_context
@@ -61,8 +65,14 @@ class LoadedBundle:
                 f"the prompt has {len(ids)} tokens, the context holds {room} with the answer",
                 "Shorten the prompt, or load the bundle with a larger max_context",
             )
-        user_text = last_user_text(messages)
         return Answer(self.vocabulary, ids, user_text, options.decoding, policy, room)
+
+    def run_batch(self, answers: Sequence[Answer], max_batch: int, interrupt: Interrupt) -> None:
+        """Generates prepared answers in one batch, on an engine of its own beside `engine`."""
+        room = max(len(answer.prompt_ids) + answer.limit for answer in answers)
+        sequences = min(max_batch, len(answers))
+        engine = make_engine(self.backbone, self.stack, room, sequences, beside=self.engine)
+        run_batch(engine, answers, interrupt)
 
     def score(
         self,
@@ -78,9 +88,10 @@ class LoadedBundle:
             check_prompt(text)
         messages = messages_of(prompt)
         policy = policy_for(options.routing, self.router, self.manifest)
-        rendered = self._render(messages)
-        asked = self._encode(rendered)
-        wholes = [self._encode(rendered + text) for text in continuations]
+        check_address_space()
+        rendered = self.encoder.render(messages)
+        asked = self.encoder.encode(rendered)
+        wholes = [self.encoder.encode(rendered + text) for text in continuations]
         longest = max(map(len, wholes), default=0)
         if longest > self.engine.decoder.max_context:
             raise ContextLengthError(
@@ -100,23 +111,6 @@ class LoadedBundle:
         """Tokens of a text alone, without the chat template."""
         return len(self.vocabulary.tokenizer.encode(text, add_special_tokens=False).ids)
 
-    def _render(self, messages: Sequence[Message]) -> str:
-        backbone = self.manifest.backbone
-        return self.template.render(messages, backbone.bos_token, backbone.eos_token)
-
-    def _encode(self, rendered: str) -> list[int]:
-        """The ids of a text that the template made. Raises BundleError for one that is too high."""
-        check_address_space()
-        tokenizer = self.vocabulary.tokenizer
-        ids: list[int] = tokenizer.encode(rendered, add_special_tokens=self.template.is_plain).ids
-        known = self.manifest.backbone.vocab_size
-        if max(ids, default=0) >= known:
-            raise BundleError(
-                f"the tokenizer gives the id {max(ids)}, the backbone knows {known}",
-                "Export the bundle again",
-            )
-        return ids
-
     def with_edition(self, bundle: Bundle) -> LoadedBundle:
         """The same backbone with another edition's adapters and router; engines are made anew."""
         router = self.router
@@ -125,7 +119,7 @@ class LoadedBundle:
         return _assemble(
             bundle.manifest,
             bundle.adapters(),
-            self.template,
+            self.encoder,
             router,
             self.backbone,
             self.vocabulary,
@@ -154,6 +148,7 @@ def load(
     template = ChatTemplate(bundle.manifest.chat_template)
     on_progress("tokenizer", 0.05)
     tokenizer = bundle.tokenizer(files.TOKENIZER)
+    encoder = PromptEncoder(template, tokenizer, entry)
     vocabulary = Vocabulary(tokenizer, entry.vocab_size, frozenset(entry.eos_token_ids))
     on_progress("router", 0.15)
     router = load_router(bundle)
@@ -164,14 +159,14 @@ def load(
     backbone = open_backbone(path, entry, device, model, weights, lambda: bundle.weights(graph))
     room = min(max_context, entry.context_length)
     return _assemble(
-        bundle.manifest, stack, template, router, backbone, vocabulary, room, cache_budget
+        bundle.manifest, stack, encoder, router, backbone, vocabulary, room, cache_budget
     )
 
 
 def _assemble(
     manifest: Manifest,
     stack: AdapterStack,
-    template: ChatTemplate,
+    encoder: PromptEncoder,
     router: Router | None,
     backbone: Backbone,
     vocabulary: Vocabulary,
@@ -185,4 +180,4 @@ def _assemble(
     caches = SessionCaches(
         lambda: make_engine(backbone, stack, max_context, reuse=True, beside=engine), cache_budget
     )
-    return LoadedBundle(manifest, template, router, backbone, stack, vocabulary, engine, caches)
+    return LoadedBundle(manifest, encoder, router, backbone, stack, vocabulary, engine, caches)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
@@ -11,15 +11,17 @@ from dlp_edge.bundle.manifest import Manifest, SelectionRule
 from dlp_edge.checks import check_number
 from dlp_edge.errors import UsageError
 from dlp_edge.runtime.options import (
+    GenerateOptions,
     OnRoute,
     Schema,
     check_callable,
+    check_each,
     check_names,
     check_option_names,
     parse_weights,
     texts,
 )
-from dlp_edge.types import KvPolicy, RouteEvery
+from dlp_edge.types import KvPolicy, Message, RouteEvery
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,28 @@ def parse_options(options: Mapping[str, Any], manifest: Manifest) -> RequestOpti
     return RequestOptions(
         _parse_decoding(options), _parse_routing(options, manifest), options.get("wait", True)
     )
+
+
+def parse_batch(
+    prompts: Sequence[str | Sequence[Message]],
+    each: Sequence[GenerateOptions] | None,
+    common: GenerateOptions,
+    manifest: Manifest,
+) -> list[RequestOptions]:
+    """The options of each prompt of a batch: its own override the common ones.
+
+    Raises:
+        UsageError: as `parse_options`; the prompts are no list, `each` does not match it, or one
+            asks for speculation.
+    """
+    if not isinstance(prompts, Sequence) or isinstance(prompts, (str, bytes)):
+        raise UsageError(
+            f"the prompts are {type(prompts).__name__}, no list", "Give a list of prompts"
+        )
+    parsed = [parse_options({**common, **own}, manifest) for own in check_each(each, len(prompts))]
+    if any(options.decoding.speculate for options in parsed):
+        raise UsageError("a batch cannot speculate", "Leave it out, or use generate")
+    return parsed
 
 
 def parse_schedule(options: Mapping[str, Any]) -> RoutingSchedule:

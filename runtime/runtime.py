@@ -1,10 +1,8 @@
-"""`Runtime`: a bundle, loaded; the only part that knows the order of the others."""
+"""`Runtime`: a loaded bundle that answers prompts; it alone knows the order of the other parts."""
 
 from __future__ import annotations
 
 import os
-import threading
-import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,11 +12,10 @@ from typing import TYPE_CHECKING, NoReturn
 from dlp_edge.bundle.bundle import Bundle, open_bundle
 from dlp_edge.bundle.manifest import Manifest
 from dlp_edge.bundle.signing import TrustedKey
-from dlp_edge.checks import check_number
+from dlp_edge.checks import check_positive
 from dlp_edge.errors import UsageError
 from dlp_edge.runtime.adapters.edit import Examples, add_skill, remove_skill
 from dlp_edge.runtime.decoding.answer import Answer
-from dlp_edge.runtime.decoding.loop import make_engine, run_batch
 from dlp_edge.runtime.engine.device import choose_device
 from dlp_edge.runtime.engine.interrupt import Interrupt
 from dlp_edge.runtime.engine.ort_errors import ANSWERING, CHANGING, LOADING, let_go, memory_for
@@ -28,13 +25,18 @@ from dlp_edge.runtime.options import (
     GenerateOptions,
     RouteOptions,
     check_callable,
-    check_each,
 )
-from dlp_edge.runtime.request import RequestOptions, parse_options
+from dlp_edge.runtime.request import RequestOptions, parse_batch, parse_options
 from dlp_edge.runtime.routing.policy import routed
 from dlp_edge.runtime.routing.router import Router
 from dlp_edge.runtime.session import Session, SessionBackend, StreamFactory, load_session
-from dlp_edge.runtime.stream import AsyncStream, RequestLock, Stream
+from dlp_edge.runtime.stream import (
+    AsyncStream,
+    OpenStreams,
+    RequestLock,
+    Stream,
+    closed_error,
+)
 from dlp_edge.runtime.text.prompt import check_messages, check_prompt
 from dlp_edge.types import (
     AdapterInfo,
@@ -55,23 +57,23 @@ class Runtime:
 
     Args:
         path: the bundle's folder.
-        device: "auto" (what the bundle was exported for), "cpu" or "cuda".
-        max_context: room for prompt and answer in tokens, at most the backbone's own context.
-        threads: processor threads; None takes what this process may use, 8 at most.
+        device: "auto" (the bundle's target), "cpu" or "cuda".
+        max_context: tokens of prompt and answer together, at most the backbone's own context.
+        threads: CPU threads; None takes those that this process may use, 8 at most.
         on_progress: called with (stage, fraction) while loading; an exception that it raises
-            ends the loading and is passed on.
-        cache_budget: bytes for the caches of all sessions; beyond it the session that spoke
-            longest ago loses its own and reads its conversation again. None: no limit.
+            stops the loading and propagates.
+        cache_budget: bytes for the KV caches of all sessions; beyond it the least recently used
+            is dropped, and its session prefills again. None: no limit.
         trusted_key: an Ed25519 public key (a PEM file, its content, or the raw 32 bytes) that the
             bundle must be signed with; None takes any bundle. Needs the extra `sign`.
 
     Raises:
         BundleError: the bundle is missing, damaged, of another version, or not signed with the
             trusted key.
-        DeviceError: the device is not there.
+        DeviceError: the device is missing.
         ResourceError: not enough memory.
 
-    Safe to use from several threads: requests wait for each other.
+    Thread-safe: requests wait for each other.
     """
 
     def __init__(
@@ -89,14 +91,11 @@ class Runtime:
         numbers = {"max_context": max_context, "threads": threads, "cache_budget": cache_budget}
         for name, value in numbers.items():
             if value is not None:
-                check_number(name, value, whole=True)
-                if value < 1:
-                    raise UsageError(f"{name} is {value}", "Choose at least 1")
+                check_positive(name, value)
         self._process = os.getpid()
         self._closing = Interrupt()
         self._lock = RequestLock()
-        self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
-        self._streams_lock = threading.Lock()
+        self._streams = OpenStreams(self._closing)
         self._loaded: LoadedBundle | None = None
         self._trusted = None if trusted_key is None else TrustedKey(trusted_key)
         try:
@@ -115,21 +114,21 @@ class Runtime:
 
     @staticmethod
     def estimate(path: str | Path, max_context: int = 4096) -> Estimate:
-        """What loading a bundle will take, before it is loaded.
+        """The bytes that loading a bundle takes, by part, before it is loaded.
 
         Raises:
-            BundleError: it is no bundle.
+            BundleError: not a bundle.
         """
         return estimate(path, max_context)
 
     @property
     def manifest(self) -> Manifest:
-        """What the bundle says of itself."""
+        """The bundle's manifest."""
         return self._bundle.manifest
 
     @property
     def adapters(self) -> tuple[AdapterInfo, ...]:
-        """The bundle's adapters, in its order."""
+        """The bundle's adapters, in the manifest's order."""
         router = self.manifest.router
         labels = router.settings.labels if router else ()
         return tuple(
@@ -149,18 +148,18 @@ class Runtime:
         return self.stream(prompt, **options).finish()
 
     def stream(self, prompt: str | Sequence[Message], **options: Unpack[GenerateOptions]) -> Stream:
-        """Like `generate`, piece by piece: an iterator of `Chunk` with `.cancel()` and, at its
-        end, `.reply`."""
+        """Like `generate`, but streams: an iterator of `Chunk` with `.cancel()` and, at its end,
+        `.reply`."""
         loaded = self._open()
         parsed = parse_options(options, loaded.manifest)
         answer = loaded.prepare(prompt, parsed)
-        return self._watch(Stream(lambda: loaded.engine, answer, self._lock, parsed.wait))
+        return self._streams.add(Stream(lambda: loaded.engine, answer, self._lock, parsed.wait))
 
     def astream(
         self, prompt: str | Sequence[Message], **options: Unpack[GenerateOptions]
     ) -> AsyncStream:
-        """`stream` for asyncio: `async for chunk in rt.astream(...)`. The generation runs on a
-        thread of its own; cancelling the task cancels it."""
+        """`stream` for asyncio: `async for chunk in rt.astream(...)`. Generation runs on its own
+        thread; cancelling the task cancels it."""
         return AsyncStream(self.stream(prompt, **options))
 
     def session(
@@ -169,15 +168,15 @@ class Runtime:
         messages: Sequence[Message] = (),
         overflow: Overflow = "error",
     ) -> Session:
-        """A conversation that keeps its history and its cache.
+        """A conversation that keeps its history and its KV cache.
 
         Args:
             system: the system message.
-            messages: what was said before.
+            messages: the conversation so far.
             overflow: see `Session`.
 
         Raises:
-            UsageError: the messages are none, or the policy is unknown.
+            UsageError: a message is malformed, or the overflow policy unknown.
         """
         start: list[Message] = [] if system is None else [{"role": "system", "content": system}]
         self._open()
@@ -198,43 +197,26 @@ class Runtime:
         max_batch: int = 8,
         **options: Unpack[GenerateOptions],
     ) -> list[Reply]:
-        """Answers several prompts side by side, each with its own routing and fusion: the batched
-        GEMM of eq. 6. Greedy answers are those of `generate`, up to rounding.
+        """Answers several prompts in one batch, each with its own routing and fusion (the batched
+        GEMM of eq. 6). Greedy answers equal those of `generate`, up to rounding.
 
         Args:
-            each: options of each prompt, over the common ones.
-            max_batch: the most prompts at a time; each takes a KV cache of its own.
+            each: options per prompt; they override the common ones.
+            max_batch: the largest batch; each sequence takes a KV cache of its own.
 
         Raises:
             UsageError, ContextLengthError: as `generate`, before anything is generated.
         """
-        if not isinstance(prompts, Sequence) or isinstance(prompts, (str, bytes)):
-            raise UsageError(
-                f"the prompts are {type(prompts).__name__}, no list", "Give a list of prompts"
-            )
-        check_number("max_batch", max_batch, whole=True)
-        if max_batch < 1:
-            raise UsageError(f"max_batch is {max_batch}", "Choose at least 1")
+        check_positive("max_batch", max_batch)
         loaded = self._open()
-        parsed = [
-            parse_options({**options, **changes}, loaded.manifest)
-            for changes in check_each(each, len(prompts))
-        ]
+        parsed = parse_batch(prompts, each, options, loaded.manifest)
         answers = [loaded.prepare(prompt, own) for prompt, own in zip(prompts, parsed, strict=True)]
-        if any(answer.speculate for answer in answers):
-            raise UsageError("a batch cannot speculate", "Leave it out, or use generate")
         wait = all(own.wait for own in parsed)
-        if not answers or not self._lock.acquire(self._closing.is_set, wait):
-            return [answer.reply() for answer in answers]
-        try:
-            room = max(len(answer.prompt_ids) + answer.limit for answer in answers)
-            sequences = min(max_batch, len(answers))
-            engine = make_engine(
-                loaded.backbone, loaded.stack, room, sequences, beside=loaded.engine
-            )
-            run_batch(engine, answers, self._closing)
-        finally:
-            self._lock.release()
+        if answers and self._lock.acquire(self._closing.is_set, wait):
+            try:
+                loaded.run_batch(answers, max_batch, self._closing)
+            finally:
+                self._lock.release()
         return [answer.reply() for answer in answers]
 
     @memory_for(ANSWERING)
@@ -245,13 +227,13 @@ class Runtime:
         ends: bool = False,
         **options: Unpack[GenerateOptions],
     ) -> list[Likelihood]:
-        """How likely each of the texts is as the answer to a prompt: its tokens are given, not
-        sampled. The prompt is prefilled once, under one fusion: the one pinned by `adapters=`,
-        or what the router picks for the prompt. Options about sampling change nothing.
+        """The log probability of each text as the answer to a prompt (teacher forcing). The prompt
+        is prefilled once, under one fusion: the one pinned by `adapters=`, or the router's for the
+        prompt. Sampling options have no effect.
 
         Args:
-            ends: whether the probability that the answer ends behind the text belongs to it;
-                without it a text that another one begins with is never less likely than that.
+            ends: whether to include the probability that the answer ends after the text. Without
+                it a prefix of another text is never less likely than that text.
 
         Raises:
             UsageError, ContextLengthError: as `generate`, or a continuation is empty.
@@ -259,21 +241,21 @@ class Runtime:
         loaded = self._open()
         parsed = parse_options(options, loaded.manifest)
         if not self._lock.acquire(self._closing.is_set, parsed.wait):
-            raise _closed()
+            raise closed_error()
         try:
             return loaded.score(prompt, continuations, ends, parsed)
         finally:
             self._lock.release()
 
     def count_tokens(self, text: str) -> int:
-        """How many tokens a text has for the backbone, without the chat template."""
+        """The number of the backbone's tokens in a text, without the chat template."""
         return self._open().count_tokens(text)
 
     @memory_for(ANSWERING)
     def route(
         self, prompt: str, generated: str = "", **options: Unpack[RouteOptions]
     ) -> RouteDecision:
-        """What the router decides for a prompt, or for a sentence that begins after `generated`.
+        """The router's decision for a prompt, or for a sentence that starts after `generated`.
 
         Raises:
             UsageError: the prompt is empty, the bundle has no router, or an option is wrong.
@@ -284,13 +266,13 @@ class Runtime:
         return routed(routing, loaded.router, loaded.manifest).decide(prompt, generated)
 
     def add_adapter(self, name: str, peft_dir: str | Path, examples: Examples = ()) -> AdapterInfo:
-        """Adds a PEFT adapter to the bundle, here and on the disk; see `add_skill`.
+        """Adds a PEFT adapter to the bundle, in memory and on disk; see `add_skill`.
 
-        Waits for the request under way. Requests that have begun keep the adapters they had.
+        Waits for the running request. Prepared requests keep the adapters they had.
 
         Args:
-            examples: 10 to 100 prompts, or {"prompt", "response"?, "choices"?}, that teach the
-                router; without any the adapter can be pinned but is never routed to.
+            examples: 10 to 100 prompts, or {"prompt", "response"?, "choices"?}, to fit the
+                router's row for it; without any the adapter can be pinned but is never routed to.
 
         Raises:
             AdapterError, UsageError, RouterError, BundleError, ResourceError: see `add_skill`;
@@ -300,8 +282,8 @@ class Runtime:
         return self.adapters[-1]
 
     def remove_adapter(self, name: str) -> None:
-        """Takes an adapter out of the bundle, here and on the disk; its text goes to the base
-        model from then on.
+        """Removes an adapter from the bundle, in memory and on disk. Its text then counts as
+        out-of-scope.
 
         Raises:
             UsageError: the bundle has no such adapter, or there is a `trusted_key`.
@@ -311,7 +293,7 @@ class Runtime:
 
     @memory_for(CHANGING)
     def _change(self, write: Callable[[Router | None], Bundle]) -> None:
-        """Writes a new edition of the bundle and takes it over, in one step."""
+        """Writes a new edition of the bundle and switches to it, in one step."""
         if self._trusted is not None:
             raise UsageError(
                 "this Runtime takes signed bundles only, and a change would end the signature",
@@ -327,10 +309,9 @@ class Runtime:
             self._lock.release()
 
     def close(self) -> None:
-        """Ends all streams and gives the memory back; a request afterwards is a UsageError.
+        """Ends all streams and frees the memory; later requests raise UsageError.
 
-        In a process that was forked off it does nothing: the threads that it would wait for are
-        not there.
+        Does nothing in a forked process, which lacks the threads that it would wait for.
         """
         if self._process != os.getpid():
             return
@@ -342,11 +323,8 @@ class Runtime:
         give_back()
 
     def _end_streams(self) -> bool:
-        """Closes all streams; False, since closing the Runtime is never given up."""
-        with self._streams_lock:
-            streams = list(self._streams)
-        for stream in streams:
-            stream.close()
+        """Ends all streams; False, since closing is never given up."""
+        self._streams.close()
         return False
 
     def __enter__(self) -> Runtime:
@@ -368,7 +346,7 @@ class Runtime:
 
     def _open(self) -> LoadedBundle:
         if self._loaded is None:
-            raise _closed()
+            raise closed_error()
         if self._process != os.getpid():  # onnxruntime's threads do not survive a fork
             raise UsageError(
                 "this Runtime was loaded before its process forked", "Load it in the new process"
@@ -391,7 +369,7 @@ class Runtime:
 
         def start(session: Session, on_end: Callable[[Reply], None]) -> Stream:
             engine = partial(loaded.caches.engine_of, session)
-            return self._watch(Stream(engine, answer, self._lock, options.wait, on_end))
+            return self._streams.add(Stream(engine, answer, self._lock, options.wait, on_end))
 
         return answer, start
 
@@ -403,19 +381,3 @@ class Runtime:
                 caches.copy(source, target)
             finally:
                 self._lock.release()
-
-    def _watch(self, stream: Stream) -> Stream:
-        """Remembers a stream, so that closing the Runtime ends it.
-
-        Raises:
-            UsageError: the Runtime was closed meanwhile.
-        """
-        with self._streams_lock:
-            if self._closing.is_set():
-                raise _closed()
-            self._streams.add(stream)
-        return stream
-
-
-def _closed() -> UsageError:
-    return UsageError("this Runtime is closed", "Make a new one")

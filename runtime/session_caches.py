@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 
-from dlp_edge.runtime.decoding.loop import Engine
+from dlp_edge.runtime.decoding.engine import Engine
 from dlp_edge.runtime.session import Session
 
 

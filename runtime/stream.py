@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import inspect
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from time import perf_counter
 
-from dlp_edge.errors import BusyError
+from dlp_edge.errors import BusyError, UsageError
 from dlp_edge.runtime.decoding.answer import Answer
-from dlp_edge.runtime.decoding.loop import Engine, stream_answer
+from dlp_edge.runtime.decoding.engine import Engine
+from dlp_edge.runtime.decoding.loop import stream_answer
 from dlp_edge.runtime.engine.interrupt import Interrupt
 from dlp_edge.runtime.engine.ort_errors import ANSWERING, memory_for
 from dlp_edge.types import Chunk, Reply
@@ -77,6 +80,43 @@ class Stream:
     def reply(self) -> Reply:
         """The answer so far, with the sentences and the timings."""
         return self._answer.reply()
+
+
+class OpenStreams:
+    """The streams of a Runtime, so that closing it ends them.
+
+    Args:
+        closing: set once the Runtime closes.
+    """
+
+    def __init__(self, closing: Interrupt) -> None:
+        self._closing = closing
+        self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
+        self._lock = threading.Lock()
+
+    def add(self, stream: Stream) -> Stream:
+        """The stream itself.
+
+        Raises:
+            UsageError: the Runtime was closed meanwhile.
+        """
+        with self._lock:
+            if self._closing.is_set():
+                raise closed_error()
+            self._streams.add(stream)
+        return stream
+
+    def close(self) -> None:
+        """Ends all of them."""
+        with self._lock:
+            streams = list(self._streams)
+        for stream in streams:
+            stream.close()
+
+
+def closed_error() -> UsageError:
+    """For a request to a Runtime after `close`."""
+    return UsageError("this Runtime is closed", "Make a new one")
 
 
 class AsyncStream:
@@ -154,7 +194,7 @@ def _generate(
     wait: bool,
     on_end: Callable[[Reply], None],
 ) -> Generator[Chunk, None, None]:
-    answer.start_clock()
+    answer.requested_at = perf_counter()
     if not lock.acquire(interrupt.is_set, wait):
         return
     try:

@@ -11,7 +11,8 @@ import numpy.typing as npt
 from oracle import Peft
 
 from dlp_edge.runtime.decoding.answer import Step
-from dlp_edge.runtime.decoding.loop import Engine, stream_answer
+from dlp_edge.runtime.decoding.engine import Engine
+from dlp_edge.runtime.decoding.loop import stream_answer
 from dlp_edge.runtime.decoding.sampling import Sampler
 from dlp_edge.runtime.engine.interrupt import Interrupt
 from dlp_edge.types import Chunk, KvPolicy
@@ -41,12 +42,15 @@ class ScriptedAnswer:
     def begin(self) -> Fusion:
         return self.script[-1]
 
-    def take(self, logits: npt.NDArray[np.floating]) -> Step:
+    def take(self, logits: npt.NDArray[np.floating], drafted: int | None = None) -> Step:
         self.logits.append(logits.copy())
         self.tokens.append(self.sampler(logits))
         at = len(self.tokens) - 1
         self.done = len(self.tokens) == self.count
         return Step([], self.script.get(at))
+
+    def draft(self, most: int) -> list[int]:
+        return []
 
     def finish(self) -> list[Chunk]:
         return []

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from dlp_edge.bundle.bundle import BACKBONE, open_bundle
 from dlp_edge.errors import AdapterError
 from dlp_edge.export.pipeline import export_bundle
-from dlp_edge.runtime.decoding.loop import Engine, make_engine
+from dlp_edge.runtime.decoding.engine import Engine, make_engine
 from dlp_edge.runtime.engine.backbone import open_backbone
 from dlp_edge.runtime.engine.device import choose_device
 

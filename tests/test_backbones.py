@@ -15,7 +15,7 @@ from dlp_edge.bundle.bundle import BACKBONE, open_bundle
 from dlp_edge.errors import BackboneError
 from dlp_edge.export.pipeline import export_bundle
 from dlp_edge.models.architectures import SUPPORTED
-from dlp_edge.runtime.decoding.loop import Engine, make_engine
+from dlp_edge.runtime.decoding.engine import Engine, make_engine
 from dlp_edge.runtime.engine.backbone import ROWS, open_backbone
 from dlp_edge.runtime.engine.device import choose_device
 

@@ -12,7 +12,7 @@ import pytest
 from dlp_edge import Runtime
 from dlp_edge.bundle.bundle import open_bundle
 from dlp_edge.export.pipeline import export_bundle
-from dlp_edge.runtime.decoding.loop import Engine, make_engine
+from dlp_edge.runtime.decoding.engine import Engine, make_engine
 from dlp_edge.runtime.engine.backbone import open_backbone
 from dlp_edge.runtime.engine.cuda_graphs import NEVER, Captures
 from dlp_edge.runtime.engine.device import Device

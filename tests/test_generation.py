@@ -16,7 +16,8 @@ from tokenizers import Tokenizer
 
 from dlp_edge.bundle.manifest import SelectionRule
 from dlp_edge.runtime.decoding.answer import Answer, Vocabulary
-from dlp_edge.runtime.decoding.loop import Engine, stream_answer
+from dlp_edge.runtime.decoding.engine import Engine
+from dlp_edge.runtime.decoding.loop import stream_answer
 from dlp_edge.runtime.engine.interrupt import Interrupt
 from dlp_edge.runtime.request import Decoding, RoutingSchedule
 from dlp_edge.runtime.routing.policy import Pinned, Routed, RoutingPolicy

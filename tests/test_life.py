@@ -135,7 +135,7 @@ def test_a_stream_iterated_in_place_is_closed_with_the_runtime(tiny_bundle: Path
     thread = threading.Thread(target=talk)
     thread.start()
     assert started.wait(10)
-    known = len(runtime._streams)
+    known = len(runtime._streams._streams)
     runtime.close()
     thread.join(10)
     assert known == 1

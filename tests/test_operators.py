@@ -21,7 +21,7 @@ from dlp_edge.export.quantized_matrix import Levels
 from dlp_edge.onnx_bytes.protobuf import parts, read_message, write_message
 from dlp_edge.onnx_bytes.reader import FLOAT, FLOAT16, GRAPH, INT64, MODEL, NODE, UINT8
 from dlp_edge.onnx_bytes.writer import make_model, make_node, make_value
-from dlp_edge.runtime.decoding.loop import make_engine
+from dlp_edge.runtime.decoding.engine import make_engine
 from dlp_edge.runtime.engine.backbone import open_backbone
 from dlp_edge.runtime.engine.device import Device, open_session
 from dlp_edge.runtime.engine.operators import DOMAIN, SWITCH, find_operators

@@ -9,7 +9,7 @@ import pytest
 from oracle import Peft
 
 from dlp_edge.bundle.bundle import BACKBONE, open_bundle
-from dlp_edge.runtime.decoding.loop import Engine, make_engine
+from dlp_edge.runtime.decoding.engine import Engine, make_engine
 from dlp_edge.runtime.engine.backbone import open_backbone
 from dlp_edge.runtime.engine.device import choose_device
 

@@ -12,7 +12,7 @@ from policies import ScriptedAnswer, by_peft, by_the_loop, script_of
 
 from dlp_edge.bundle.bundle import BACKBONE, open_bundle
 from dlp_edge.export.pipeline import export_bundle
-from dlp_edge.runtime.decoding.loop import Engine, make_engine
+from dlp_edge.runtime.decoding.engine import Engine, make_engine
 from dlp_edge.runtime.decoding.sampling import Sampler, make_sampler
 from dlp_edge.runtime.engine.backbone import open_backbone
 from dlp_edge.runtime.engine.device import choose_device

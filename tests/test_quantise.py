@@ -32,7 +32,7 @@ from dlp_edge.export.nf4 import BLOCK as NF4_BLOCK
 from dlp_edge.export.nf4 import NF4, round_nf4
 from dlp_edge.export.pipeline import export_bundle
 from dlp_edge.export.quantized_matrix import BLOCK, Levels, round_int4, round_int8
-from dlp_edge.runtime.decoding.loop import make_engine
+from dlp_edge.runtime.decoding.engine import make_engine
 from dlp_edge.runtime.engine.backbone import open_backbone
 from dlp_edge.runtime.engine.device import choose_device
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from dlp_edge import BusyError, ContextLengthError, Runtime, UsageError
-from dlp_edge.runtime.decoding.loop import Engine
+from dlp_edge.runtime.decoding.engine import Engine
 from dlp_edge.runtime.session import Session
 from dlp_edge.types import Chunk
 

@@ -19,7 +19,8 @@ from dlp_edge.bundle.manifest import SelectionRule
 from dlp_edge.errors import NonFiniteError, UsageError
 from dlp_edge.runtime.decoding import prompt_lookup as drafts
 from dlp_edge.runtime.decoding.answer import Answer, Vocabulary
-from dlp_edge.runtime.decoding.loop import Engine, stream_answer
+from dlp_edge.runtime.decoding.engine import Engine
+from dlp_edge.runtime.decoding.loop import stream_answer
 from dlp_edge.runtime.decoding.prompt_lookup import GRAM, PromptLookup
 from dlp_edge.runtime.engine.backbone import ROWS
 from dlp_edge.runtime.engine.interrupt import Interrupt

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dlp_edge.bundle.adapter_stack import AdapterStack, LoraPair, pack
-from dlp_edge.runtime.decoding.loop import Engine, make_engine
+from dlp_edge.runtime.decoding.engine import Engine, make_engine
 from dlp_edge.runtime.loaded_bundle import LoadedBundle
 from dlp_edge.runtime.routing.router import Router
 

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 
 from dlp_edge.errors import NonFiniteError
 from dlp_edge.runtime.decoding.json_constraint import JsonConstraint, grammar_tokenizer
+from dlp_edge.runtime.decoding.prompt_lookup import PromptLookup
 from dlp_edge.runtime.decoding.sampling import log_probabilities, make_sampler, penalise
 from dlp_edge.runtime.request import Decoding
 from dlp_edge.runtime.routing.policy import RoutingPolicy, SentenceFusion
@@ -65,10 +66,13 @@ class Step:
     Attributes:
         chunks: the text that it completed, a chunk per sentence.
         fusion: the adapters that write from the next pass on, where that is a change.
+        as_drafted: whether the pass goes on with the next drafted token: this was the one drafted,
+            and the fusion stays.
     """
 
     chunks: list[Chunk]
     fusion: dict[str, float] | None = None
+    as_drafted: bool = False
 
 
 class Answer:
@@ -82,6 +86,8 @@ class Answer:
     Attributes:
         tokens: the answer's, the newest last.
         limit: the most tokens that the answer may have.
+        requested_at: when it was asked for, which the time to the first token counts from; 0 until
+            it begins, if nobody sets it.
         done: whether the answer is complete.
     """
 
@@ -98,6 +104,7 @@ class Answer:
         self.room = room
         self.kv = decoding.kv
         self.speculate = decoding.speculate
+        self.requested_at = 0.0
         self.tokens: list[int] = []
         self.done = False
         self.timings = Timings()
@@ -127,23 +134,22 @@ class Answer:
         self._text = ""  # what was given out
         self._finish_reason: FinishReason = "cancelled"  # until the answer ends by itself
         self._starts: list[_SentenceStart] = []
-        self._clock_started = 0.0
-
-    def start_clock(self) -> None:
-        """Starts measuring the time to the first token, unless that runs already."""
-        self._clock_started = self._clock_started or perf_counter()
+        self._lookup = PromptLookup(prompt_ids) if decoding.speculate else None
 
     def begin(self) -> dict[str, float]:
         """Routes on the prompt; returns the adapters that write the first sentence."""
-        self.start_clock()
         started = perf_counter()
+        self.requested_at = self.requested_at or started
         written_by = self._policy.at_prompt(self._user_text)
         self._record_routing(written_by, started)
         self._starts = [_SentenceStart(0, written_by)]
         return written_by.weights
 
-    def take(self, logits: npt.NDArray[np.floating]) -> Step:
+    def take(self, logits: npt.NDArray[np.floating], drafted: int | None = None) -> Step:
         """Samples the next token from logits [V].
+
+        Args:
+            drafted: the token that the same pass has read already.
 
         Raises:
             NonFiniteError: NaN or infinity among the logits.
@@ -156,7 +162,7 @@ class Answer:
             )
         token = self._choose(logits)
         if not self.tokens:
-            self.record(first_token=perf_counter() - self._clock_started)
+            self.record(first_token=perf_counter() - self.requested_at)
         if token in self._ends:
             self._end("stop")
             return Step(self.finish())
@@ -172,7 +178,14 @@ class Answer:
         elif len(self.tokens) >= self.limit:
             self._end("length")
             chunks += self.finish()
-        return Step(chunks, fusion)
+        return Step(chunks, fusion, not self.done and fusion is None and token == drafted)
+
+    def draft(self, most: int) -> list[int]:
+        """Tokens that may follow the newest one, fewer than `most`; none where they are not
+        likely enough, or near the end of the context."""
+        if self._lookup is None or len(self.prompt_ids) + len(self.tokens) - 1 + most > self.room:
+            return []
+        return self._lookup.propose(self.tokens, min(most, self.limit - len(self.tokens)) - 1)
 
     def finish(self) -> list[Chunk]:
         """The text that was held back, once no token follows."""

@@ -6,89 +6,50 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from time import perf_counter
 
-from dlp_edge.bundle.adapter_stack import AdapterStack
 from dlp_edge.runtime.decoding.answer import Answer, Step
-from dlp_edge.runtime.decoding.prompt_lookup import PromptLookup
-from dlp_edge.runtime.engine.backbone import ROWS, Backbone
-from dlp_edge.runtime.engine.decoder import Decoder, Logits
+from dlp_edge.runtime.decoding.engine import Engine
+from dlp_edge.runtime.engine.backbone import ROWS
+from dlp_edge.runtime.engine.decoder import Logits
 from dlp_edge.runtime.engine.interrupt import Cancelled, Interrupt
-from dlp_edge.runtime.fusion.copying import Fuser
-from dlp_edge.runtime.fusion.in_place import SpanFuser
-from dlp_edge.runtime.fusion.on_device import DeviceFuser
 from dlp_edge.runtime.memory import check_address_space
 from dlp_edge.types import Chunk
 
 
-@dataclass(frozen=True)
-class Engine:
-    """A decoder and what fills its adapter slots, for the same number of sequences.
-
-    Attributes:
-        reuse: whether a prompt keeps what the cache has of it already, if it was written under
-            the same fusion. Rounding then depends on what came before.
-    """
-
-    decoder: Decoder
-    fuser: Fuser | SpanFuser | DeviceFuser
-    reuse: bool = False
-
-
-def make_engine(
-    backbone: Backbone,
-    stack: AdapterStack,
-    max_context: int,
-    sequences: int = 1,
-    reuse: bool = False,
-    beside: Engine | None = None,
-) -> Engine:
-    """An engine whose sequences all have the base model's fusion.
-
-    Args:
-        beside: an engine over the same backbone and stack, with which it shares the adapters.
-    """
-    decoder = Decoder(backbone, max_context, sequences)
-    fuser = beside.fuser.sibling(sequences) if beside else _fuser(backbone, stack, sequences)
-    if isinstance(fuser, SpanFuser):
-        decoder.set_adapters(fuser.adapters)
-    decoder.set_fusion(fuser.fuse({}))
-    return Engine(decoder, fuser, reuse)
-
-
-def _fuser(
-    backbone: Backbone, stack: AdapterStack, sequences: int
-) -> Fuser | SpanFuser | DeviceFuser:
-    entry, device = backbone.entry, backbone.device
-    if backbone.own_operators:
-        return SpanFuser(stack, entry.slots, sequences)
-    if device.kind == "cpu":
-        return Fuser(stack, entry.slots, entry.dtype, sequences)
-    return DeviceFuser(stack, entry.slots, entry.dtype, device, sequences)
-
-
 def stream_answer(engine: Engine, answer: Answer, interrupt: Interrupt) -> Iterator[Chunk]:
     """Generates one answer; each chunk belongs to one sentence.
+
+    A pass reads the newest token and, where the answer copies, a draft of the following ones:
+    these are kept as long as they are what the answer samples anyway.
 
     Args:
         interrupt: ends the answer as "cancelled" in the middle of a pass.
     """
     decoder = engine.decoder
     try:
-        lookup = PromptLookup(answer.prompt_ids) if answer.speculate else None
+        logits = _begin(engine, answer, 0, interrupt)[None]  # route on the prompt, fuse, prefill
         draft: list[int] = []
-        logits = _prefill(engine, answer, 0, interrupt)[None]  # route on the prompt, fuse, prefill
         while True:
-            # Sample; the text up to the next sentence start, and the fusion from there on.
-            fusion = yield from _accept(decoder, answer, logits, draft, interrupt)
+            cached = int(decoder.lengths[0]) - len(draft)
+            try:
+                for row, drafted in zip(logits, (*draft, None), strict=True):
+                    step = answer.take(row, drafted)
+                    yield from step.chunks  # no time is counted while a consumer holds a chunk
+                    if not step.as_drafted:
+                        break
+                    interrupt.check()
+                    answer.record(accepted=1)
+                    cached += 1
+            finally:
+                decoder.truncate(cached)  # drops the draft's other tokens
             if answer.done:
                 return
-            if fusion is not None:
-                _refuse(engine, answer, fusion, 0, interrupt)
+            draft = answer.draft(ROWS)
+            if step.fusion is not None:  # a sentence starts under other adapters
+                _refuse(engine, answer, step.fusion, 0, interrupt)
             started = perf_counter()
-            draft = _draft(decoder, answer, lookup) if lookup else []
             forward = decoder.verify if draft else decoder.step
             logits = forward([answer.tokens[-1], *draft], interrupt)
             answer.record(decode=perf_counter() - started, decode_steps=1, drafted=len(draft))
@@ -102,73 +63,30 @@ def stream_answer(engine: Engine, answer: Answer, interrupt: Interrupt) -> Itera
         raise
 
 
-def _prefill(engine: Engine, answer: Answer, sequence: int, interrupt: Interrupt) -> Logits:
+def _begin(engine: Engine, answer: Answer, sequence: int, interrupt: Interrupt) -> Logits:
     """Routes on the prompt, fuses, and prefills; returns the logits [V] after the prompt."""
     interrupt.check()
     check_address_space()
-    _fuse(engine, answer, answer.begin(), sequence)
-    # The last token is read again in any case: its logits are wanted.
-    reused = engine.decoder.reuse(answer.prompt_ids[:-1], sequence) if engine.reuse else 0
-    engine.decoder.truncate(reused, sequence)
+    fusion = answer.begin()
     started = perf_counter()
-    logits = engine.decoder.prefill(answer.prompt_ids[reused:], sequence, interrupt)
-    answer.record(prefill=perf_counter() - started, reused=reused)
+    engine.fuse(fusion, sequence)
+    fused = perf_counter()
+    logits, reused = engine.prefill(answer.prompt_ids, sequence, interrupt)
+    answer.record(switch=fused - started, prefill=perf_counter() - fused, reused=reused)
     return logits
-
-
-def _accept(
-    decoder: Decoder, answer: Answer, logits: Logits, draft: list[int], interrupt: Interrupt
-) -> Generator[Chunk, None, dict[str, float] | None]:
-    """Samples the next token, and the following ones as long as they are those drafted: the
-    answer is what it would be without a draft. Removes the rest of the draft from the cache.
-
-    Args:
-        logits: [1 + draft, V], after the newest token and after each one drafted.
-
-    Returns:
-        The fusion of the next sentence, where the last token changed it.
-    """
-    cached = int(decoder.lengths[0]) - len(draft)
-    try:
-        for row, drafted in zip(logits, (*draft, None), strict=True):
-            step = answer.take(row)
-            yield from step.chunks  # no time is counted while a consumer holds a chunk
-            # After a change of fusion the rest of the draft was read under the wrong one.
-            if answer.done or step.fusion is not None or answer.tokens[-1] != drafted:
-                break
-            interrupt.check()
-            answer.record(accepted=1)
-            cached += 1
-    finally:
-        decoder.truncate(cached)
-    return step.fusion
 
 
 def _refuse(
     engine: Engine, answer: Answer, fusion: dict[str, float], sequence: int, interrupt: Interrupt
 ) -> None:
     """At a sentence start: fills the slots, and the cache again where the KV policy says so."""
-    _fuse(engine, answer, fusion, sequence)
+    started = perf_counter()
+    engine.fuse(fusion, sequence)
+    answer.record(switch=perf_counter() - started)
     if answer.kv == "recompute":
         started = perf_counter()
-        engine.decoder.truncate(0, sequence)
-        history = [*answer.prompt_ids, *answer.tokens[:-1]]
-        engine.decoder.prefill(history, sequence, interrupt)
+        engine.recompute([*answer.prompt_ids, *answer.tokens[:-1]], sequence, interrupt)
         answer.record(recompute=perf_counter() - started)
-
-
-def _fuse(engine: Engine, answer: Answer, fusion: dict[str, float], sequence: int) -> None:
-    started = perf_counter()
-    engine.decoder.set_fusion(engine.fuser.fuse(fusion, sequence))
-    engine.decoder.labels[sequence] = frozenset(fusion.items())
-    answer.record(switch=perf_counter() - started)
-
-
-def _draft(decoder: Decoder, answer: Answer, lookup: PromptLookup) -> list[int]:
-    """Tokens that may follow, as many as one pass can verify."""
-    if decoder.lengths[0] + ROWS > decoder.max_context:
-        return []
-    return lookup.propose(answer.tokens, min(ROWS, answer.limit - len(answer.tokens)) - 1)
 
 
 def run_batch(engine: Engine, answers: Iterable[Answer], interrupt: Interrupt) -> None:
@@ -188,7 +106,7 @@ def run_batch(engine: Engine, answers: Iterable[Answer], interrupt: Interrupt) -
                 answer = waiting.popleft()
                 running.append(answer)
                 sequence = len(running) - 1
-                step = answer.take(_prefill(engine, answer, sequence, interrupt))
+                step = answer.take(_begin(engine, answer, sequence, interrupt))
                 _follow(engine, running, sequence, step, interrupt)
             else:
                 _step_all(engine, running, interrupt)

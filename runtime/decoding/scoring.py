@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from dlp_edge.errors import UsageError
-from dlp_edge.runtime.decoding.loop import Engine
+from dlp_edge.runtime.decoding.engine import Engine
 from dlp_edge.runtime.decoding.sampling import log_probabilities
 
 ROWS = 64  # tokens a pass, since each brings logits over the whole vocabulary
@@ -32,8 +32,7 @@ def log_likelihoods(
         UsageError: a text has no tokens.
     """
     decoder = engine.decoder
-    decoder.set_fusion(engine.fuser.fuse(dict(fusion)))
-    decoder.labels[0] = frozenset(fusion.items())
+    engine.fuse(fusion)
     decoder.truncate(0)
     found = []
     for whole in wholes:

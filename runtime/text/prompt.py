@@ -1,11 +1,46 @@
-"""What a request says, as chat messages."""
+"""From what a request says to prompt ids: chat messages, the template, the tokenizer."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from dlp_edge.errors import UsageError
+from tokenizers import Tokenizer
+
+from dlp_edge.bundle.manifest import BackboneEntry
+from dlp_edge.errors import BundleError, UsageError
 from dlp_edge.types import Message
+from dlp_edge.untrusted.chat_template import ChatTemplate
+
+
+@dataclass(frozen=True)
+class PromptEncoder:
+    """A backbone's chat template and tokenizer."""
+
+    template: ChatTemplate
+    tokenizer: Tokenizer
+    backbone: BackboneEntry
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """The prompt as text; see `ChatTemplate.render`."""
+        return self.template.render(messages, self.backbone.bos_token, self.backbone.eos_token)
+
+    def encode(self, rendered: str) -> list[int]:
+        """The ids of a rendered prompt.
+
+        Raises:
+            BundleError: the backbone has no such id.
+        """
+        ids: list[int] = self.tokenizer.encode(
+            rendered, add_special_tokens=self.template.is_plain
+        ).ids
+        known = self.backbone.vocab_size
+        if max(ids, default=0) >= known:
+            raise BundleError(
+                f"the tokenizer gives the id {max(ids)}, the backbone knows {known}",
+                "Export the bundle again",
+            )
+        return ids
 
 
 def messages_of(prompt: str | Sequence[Message]) -> list[Message]:
