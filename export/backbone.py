@@ -17,11 +17,11 @@ from tokenizers import Tokenizer
 from dlp_edge.bundle.bundle import BACKBONE, BACKBONE_DATA
 from dlp_edge.bundle.manifest import BackboneEntry, Slot
 from dlp_edge.errors import BackboneError, UsageError
-from dlp_edge.export.int4 import Int4, on_grid
-from dlp_edge.export.nf4 import BLOCK as NF4_BLOCK
-from dlp_edge.export.nf4 import round_nf4
-from dlp_edge.export.quantise import HEAD, Chooser, Quantised, Quantiser, store_half
-from dlp_edge.export.quantized_matrix import round_int8
+from dlp_edge.export.quantisation.int4 import Int4, on_grid
+from dlp_edge.export.quantisation.nf4 import BLOCK as NF4_BLOCK
+from dlp_edge.export.quantisation.nf4 import round_nf4
+from dlp_edge.export.quantisation.quantise import HEAD, Chooser, Quantised, Quantiser, store_half
+from dlp_edge.export.quantisation.quantized_matrix import round_int8
 from dlp_edge.export.slots import prepare_graph
 from dlp_edge.export.source import Source
 from dlp_edge.export.suppress_output import quiet

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from dlp_edge.cli.completion import SHELLS
 from dlp_edge.cli.main import build_parser, main
 from dlp_edge.cli.options import parse_adapters
+from dlp_edge.cli.verbs.completion import SHELLS
 from dlp_edge.errors import UsageError
 
 

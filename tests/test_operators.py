@@ -17,7 +17,7 @@ from dlp_edge import Runtime
 from dlp_edge.bundle.bundle import BACKBONE, BACKBONE_DATA, Bundle, open_bundle
 from dlp_edge.errors import BundleError
 from dlp_edge.export.pipeline import export_bundle
-from dlp_edge.export.quantized_matrix import Levels
+from dlp_edge.export.quantisation.quantized_matrix import Levels
 from dlp_edge.onnx_bytes.protobuf import parts, read_message, write_message
 from dlp_edge.onnx_bytes.reader import FLOAT, FLOAT16, GRAPH, INT64, MODEL, NODE, UINT8
 from dlp_edge.onnx_bytes.writer import make_model, make_node, make_value

@@ -24,14 +24,14 @@ from safetensors.numpy import load_file, save_file
 from dlp_edge.bundle.bundle import BACKBONE, open_bundle
 from dlp_edge.errors import UsageError
 from dlp_edge.export.backbone import FORMATS, check_format
-from dlp_edge.export.gptq import round_gptq
 from dlp_edge.export.greedy import greedy_answers
-from dlp_edge.export.grid_detection import find_grid
-from dlp_edge.export.int4 import divergence
-from dlp_edge.export.nf4 import BLOCK as NF4_BLOCK
-from dlp_edge.export.nf4 import NF4, round_nf4
 from dlp_edge.export.pipeline import export_bundle
-from dlp_edge.export.quantized_matrix import BLOCK, Levels, round_int4, round_int8
+from dlp_edge.export.quantisation.gptq import round_gptq
+from dlp_edge.export.quantisation.grid_detection import find_grid
+from dlp_edge.export.quantisation.int4 import divergence
+from dlp_edge.export.quantisation.nf4 import BLOCK as NF4_BLOCK
+from dlp_edge.export.quantisation.nf4 import NF4, round_nf4
+from dlp_edge.export.quantisation.quantized_matrix import BLOCK, Levels, round_int4, round_int8
 from dlp_edge.runtime.decoding.engine import make_engine
 from dlp_edge.runtime.engine.backbone import open_backbone
 from dlp_edge.runtime.engine.device import choose_device

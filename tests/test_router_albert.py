@@ -121,7 +121,7 @@ def test_refuses_what_are_no_weights(tmp_path: Path) -> None:
 def test_the_command_line_names_options_that_do_not_fit(tiny_tasks: Path, tmp_path: Path) -> None:
     import argparse
 
-    from dlp_edge.cli import train_router as verb
+    from dlp_edge.cli.verbs import train_router as verb
 
     parser = argparse.ArgumentParser()
     verb.add_parser(parser.add_subparsers())

@@ -45,7 +45,7 @@ class LoraPair:
 
 
 @dataclass(frozen=True)
-class Rows:
+class AdapterSpan:
     """Where one adapter lies in the stacked tensors of one linear layer."""
 
     offset: int
@@ -73,19 +73,19 @@ class AdapterStack:
     starts: dict[str, int] = field(default_factory=dict)
     a: dict[str, Array] = field(default_factory=dict)
     b: dict[str, Array] = field(default_factory=dict)
-    rows: dict[str, dict[str, Rows]] = field(default_factory=dict)
+    rows: dict[str, dict[str, AdapterSpan]] = field(default_factory=dict)
 
 
 def pack(adapters: Mapping[str, Mapping[str, LoraPair]], dtype: str) -> AdapterStack:
     """Stacks adapters (name -> module -> pair) in the given order, as `dtype`."""
     sizes: dict[str, tuple[int, int]] = {}
     height: dict[str, int] = {}
-    rows: dict[str, dict[str, Rows]] = {}
+    rows: dict[str, dict[str, AdapterSpan]] = {}
     for name, pairs in adapters.items():
         rows[name] = {}
         for module, pair in pairs.items():
             offset, rank = height.get(module, 0), pair.a.shape[0]
-            rows[name][module] = Rows(offset, rank, pair.scaling)
+            rows[name][module] = AdapterSpan(offset, rank, pair.scaling)
             height[module] = offset + rank
             sizes[module] = (pair.a.shape[1], pair.b.shape[1])
     places: dict[str, tuple[int, tuple[int, ...]]] = {}
@@ -105,7 +105,7 @@ def pack(adapters: Mapping[str, Mapping[str, LoraPair]], dtype: str) -> AdapterS
 def _views(
     numbers: Array,
     places: Mapping[str, tuple[int, tuple[int, ...]]],
-    rows: dict[str, dict[str, Rows]],
+    rows: dict[str, dict[str, AdapterSpan]],
 ) -> AdapterStack:
     """A stack over numbers; `places` has the first one and the shape of each tensor."""
     tensors = {
@@ -178,10 +178,10 @@ def from_bytes(data: bytes) -> AdapterStack:
     return stack
 
 
-def _parse_rows(offset: object, rank: object, scaling: object) -> Rows:
+def _parse_rows(offset: object, rank: object, scaling: object) -> AdapterSpan:
     if type(offset) is not int or type(rank) is not int or type(scaling) not in (int, float):
         raise ValueError(f"rows are given as {offset!r}, {rank!r}, {scaling!r}")
-    return Rows(offset, rank, float(scaling))  # type: ignore[arg-type]
+    return AdapterSpan(offset, rank, float(scaling))  # type: ignore[arg-type]
 
 
 def _check_rows(stack: AdapterStack) -> None:
@@ -197,7 +197,7 @@ def _check_rows(stack: AdapterStack) -> None:
             )
         if not (np.isfinite(a).all() and np.isfinite(b).all()):
             raise BundleError(f"the stacked tensors of {module} are not finite", _REEXPORT)
-    taken: dict[str, list[Rows]] = {}
+    taken: dict[str, list[AdapterSpan]] = {}
     for name, modules in stack.rows.items():
         for module, at in modules.items():
             inside = module in stack.a and at.rank > 0 and at.offset >= 0

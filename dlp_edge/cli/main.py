@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from dlp_edge import __version__
-from dlp_edge.cli import (
+from dlp_edge.cli import output
+from dlp_edge.cli.verbs import (
     add,
     bench,
     chat,
@@ -22,7 +23,6 @@ from dlp_edge.cli import (
     eval,
     export,
     inspect,
-    output,
     remove,
     route,
     run,

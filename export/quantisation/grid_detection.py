@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dlp_edge.export.quantized_matrix import BLOCK, Levels, cut, round_int4
+from dlp_edge.export.quantisation.quantized_matrix import BLOCK, Levels, cut, round_int4
 
 Array = npt.NDArray[np.floating]
 # How far from its level a weight may lie, in steps: sources are rounded to fp16 or bf16. Weights

@@ -11,9 +11,9 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper
 
-from dlp_edge.export.nf4 import BLOCK as NF4_BLOCK
-from dlp_edge.export.nf4 import NF4, Nf4
-from dlp_edge.export.quantized_matrix import BLOCK, Levels, round_int8
+from dlp_edge.export.quantisation.nf4 import BLOCK as NF4_BLOCK
+from dlp_edge.export.quantisation.nf4 import NF4, Nf4
+from dlp_edge.export.quantisation.quantized_matrix import BLOCK, Levels, round_int8
 from dlp_edge.export.weights import WeightFile
 
 HEAD = "/lm_head/MatMul"

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from dlp_edge.cli import options, output
-from dlp_edge.cli.export import require_extra
+from dlp_edge.cli.verbs.export import require_extra
 
 SHELLS = ("bash", "zsh", "fish", "powershell", "tcsh")
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from dlp_edge.cli import options, output
-from dlp_edge.cli.export import progress_bar, require_extra
+from dlp_edge.cli.verbs.export import progress_bar, require_extra
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

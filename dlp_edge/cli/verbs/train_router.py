@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from dlp_edge.cli import options, output
-from dlp_edge.cli.export import progress_bar, require_extra
+from dlp_edge.cli.verbs.export import progress_bar, require_extra
 from dlp_edge.errors import UsageError
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dlp_edge.export.quantized_matrix import BLOCK, Levels, cut
+from dlp_edge.export.quantisation.quantized_matrix import BLOCK, Levels, cut
 
 Array = npt.NDArray[np.floating]
 DAMPING = 0.01  # of the mean of the products' diagonal, so that they can be inverted

@@ -23,11 +23,18 @@ import onnxruntime as ort
 from tokenizers import Tokenizer
 
 from dlp_edge.bundle.manifest import BackboneEntry
-from dlp_edge.export.activation_stats import TEXT, cut, first_pass, input_products
-from dlp_edge.export.gptq import round_gptq
-from dlp_edge.export.grid_detection import find_grid
-from dlp_edge.export.quantise import HEAD, Extended, Parted, Quantised, Quantiser, matrices
-from dlp_edge.export.quantized_matrix import Levels, round_int8
+from dlp_edge.export.quantisation.activation_stats import TEXT, cut, first_pass, input_products
+from dlp_edge.export.quantisation.gptq import round_gptq
+from dlp_edge.export.quantisation.grid_detection import find_grid
+from dlp_edge.export.quantisation.quantise import (
+    HEAD,
+    Extended,
+    Parted,
+    Quantised,
+    Quantiser,
+    matrices,
+)
+from dlp_edge.export.quantisation.quantized_matrix import Levels, round_int8
 from dlp_edge.export.weights import WeightFile
 
 Array = npt.NDArray[np.floating]

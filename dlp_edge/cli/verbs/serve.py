@@ -8,7 +8,7 @@ import os
 import traceback
 
 from dlp_edge.cli import options, output
-from dlp_edge.cli.export import require_extra
+from dlp_edge.cli.verbs.export import require_extra
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from dlp_edge.bundle.bundle import open_bundle
 from dlp_edge.bundle.signing import read_signature
 from dlp_edge.cli import options, output
-from dlp_edge.cli.export import parse_named_folders
+from dlp_edge.cli.verbs.export import parse_named_folders
 from dlp_edge.tasks.samples import read_samples
 
 

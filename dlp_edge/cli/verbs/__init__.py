@@ -1,0 +1,1 @@
+"""The verbs of `dlp-edge`, a file each: arguments in `add`, work in `run`."""

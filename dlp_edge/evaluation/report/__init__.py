@@ -1,0 +1,1 @@
+"""From results to a report: summaries, tables, plots, HTML and Markdown."""
