@@ -18,12 +18,12 @@ from dlp_edge.runtime.engine.backbone import Backbone, open_backbone
 from dlp_edge.runtime.engine.device import Device
 from dlp_edge.runtime.engine.ort_errors import ANSWERING, memory_for
 from dlp_edge.runtime.fusion.copying import parse_weights
-from dlp_edge.runtime.memory import check_address_space, check_room
+from dlp_edge.runtime.memory import check_address_space, check_memory
 from dlp_edge.runtime.options import GenerateOptions, check_option_names, decoding_of
 from dlp_edge.runtime.routing.policy import Pinned, Steering, check_routing, load_router, route_with
 from dlp_edge.runtime.routing.router import Router
 from dlp_edge.runtime.session_caches import SessionCaches
-from dlp_edge.runtime.text.prompt import check_prompt, last_user_text, messages_of
+from dlp_edge.runtime.text.prompt import check_prompt, last_user_text, to_messages
 from dlp_edge.types import Likelihood, Message
 from dlp_edge.untrusted.chat_template import ChatTemplate
 
@@ -56,7 +56,7 @@ class Loaded:
             ResourceError: memory ran out.
         """
         check_option_names(options)
-        messages = messages_of(prompt)
+        messages = to_messages(prompt)
         steering = self._steering(**options)
         ids = self._encode(self._render(messages))
         if not ids:
@@ -83,7 +83,7 @@ class Loaded:
             raise UsageError("the continuations are one text", "Give a list of texts")
         for text in continuations:
             check_prompt(text)
-        messages = messages_of(prompt)
+        messages = to_messages(prompt)
         steering = self._steering(**options)
         rendered = self._render(messages)
         asked = self._encode(rendered)
@@ -161,7 +161,7 @@ def read(
     entry = bundle.manifest.backbone
     stack = bundle.adapters()
     model, graph = bundle.graph()
-    check_room(bundle)
+    check_memory(bundle)
     template = ChatTemplate(bundle.manifest.chat_template)
     tell("tokenizer", 0.05)
     tokenizer = bundle.tokenizer(files.TOKENIZER)

@@ -23,7 +23,7 @@ from dlp_edge.runtime.engine.device import choose_device
 from dlp_edge.runtime.engine.interrupt import Interrupt
 from dlp_edge.runtime.engine.ort_errors import ANSWERING, CHANGING, LOADING, let_go, memory_for
 from dlp_edge.runtime.loaded_bundle import Loaded, Progress, read
-from dlp_edge.runtime.memory import estimate, give_back, trim
+from dlp_edge.runtime.memory import estimate, release_memory, trim
 from dlp_edge.runtime.options import (
     GenerateOptions,
     RouteOptions,
@@ -110,7 +110,7 @@ class Runtime:
         except BaseException as error:
             self._loaded = None
             let_go(error)
-            give_back()
+            release_memory()
             raise
 
     @staticmethod
@@ -334,7 +334,7 @@ class Runtime:
         self._turn.acquire(self._end_streams)
         self._loaded = None
         self._turn.release()
-        give_back()
+        release_memory()
 
     def _end_streams(self) -> bool:
         """Closes all streams; False, since closing the Runtime is never given up."""

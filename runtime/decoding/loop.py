@@ -10,12 +10,12 @@ from time import perf_counter
 from dlp_edge.bundle.adapter_stack import AdapterStack
 from dlp_edge.runtime.decoding.answer import Answer
 from dlp_edge.runtime.decoding.prompt_lookup import Drafts
-from dlp_edge.runtime.engine.backbone import ROWS, Backbone
+from dlp_edge.runtime.engine.backbone import VERIFY_TOKENS, Backbone
 from dlp_edge.runtime.engine.decoder import Decoder, Logits
 from dlp_edge.runtime.engine.interrupt import Cancelled, Interrupt
-from dlp_edge.runtime.fusion.copying import Fuser
-from dlp_edge.runtime.fusion.in_place import SpanFuser
-from dlp_edge.runtime.fusion.on_device import DeviceFuser
+from dlp_edge.runtime.fusion.copying import CopyingFuser
+from dlp_edge.runtime.fusion.in_place import InPlaceFuser
+from dlp_edge.runtime.fusion.on_device import OnDeviceFuser
 from dlp_edge.runtime.memory import check_address_space
 from dlp_edge.types import Chunk
 
@@ -30,7 +30,7 @@ class Engine:
     """
 
     decoder: Decoder
-    fuser: Fuser | SpanFuser | DeviceFuser
+    fuser: CopyingFuser | InPlaceFuser | OnDeviceFuser
     reuse: bool = False
 
 
@@ -49,21 +49,21 @@ def make_engine(
     """
     decoder = Decoder(backbone, max_context, sequences)
     fuser = beside.fuser.sibling(sequences) if beside else _fuser(backbone, stack, sequences)
-    if isinstance(fuser, SpanFuser):
-        decoder.set_adapters(fuser.adapters)
+    if isinstance(fuser, InPlaceFuser):
+        decoder.set_shared_inputs(fuser.shared_inputs)
     decoder.set_fusion(fuser.fuse({}))
     return Engine(decoder, fuser, reuse)
 
 
 def _fuser(
     backbone: Backbone, stack: AdapterStack, sequences: int
-) -> Fuser | SpanFuser | DeviceFuser:
+) -> CopyingFuser | InPlaceFuser | OnDeviceFuser:
     entry, device = backbone.entry, backbone.device
     if backbone.own_operators:
-        return SpanFuser(stack, entry.slots, sequences)
+        return InPlaceFuser(stack, entry.slots, sequences)
     if device.kind == "cpu":
-        return Fuser(stack, entry.slots, entry.dtype, sequences)
-    return DeviceFuser(stack, entry.slots, entry.dtype, device, sequences)
+        return CopyingFuser(stack, entry.slots, entry.dtype, sequences)
+    return OnDeviceFuser(stack, entry.slots, entry.dtype, device, sequences)
 
 
 def stream_answer(engine: Engine, answer: Answer, interrupt: Interrupt) -> Iterator[Chunk]:
@@ -98,9 +98,9 @@ def stream_answer(engine: Engine, answer: Answer, interrupt: Interrupt) -> Itera
 
 def _draft(decoder: Decoder, answer: Answer, drafts: Drafts) -> list[int]:
     """What may follow an answer's newest token, as far as one pass can check it."""
-    if decoder.lengths[0] + ROWS > decoder.max_context:
+    if decoder.lengths[0] + VERIFY_TOKENS > decoder.max_context:
         return []
-    return drafts.propose(answer.tokens, min(ROWS, answer.limit - len(answer.tokens)) - 1)
+    return drafts.propose(answer.tokens, min(VERIFY_TOKENS, answer.limit - len(answer.tokens)) - 1)
 
 
 def _take(

@@ -62,7 +62,7 @@ class Routed:
         Args:
             before: the decision for the sentence before, which inertia holds on to.
         """
-        found = self.router.judge(prompt, generated)
+        found = self.router.classify(prompt, generated)
         allowed = {n: y for n, y in found.probabilities.items() if n not in self.forbidden}
         total = sum(allowed.values())
         probabilities = {name: y / total for name, y in allowed.items()} if total > 0 else {}

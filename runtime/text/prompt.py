@@ -8,7 +8,7 @@ from dlp_edge.errors import UsageError
 from dlp_edge.types import Message
 
 
-def messages_of(prompt: str | Sequence[Message]) -> list[Message]:
+def to_messages(prompt: str | Sequence[Message]) -> list[Message]:
     """The prompt as chat messages, of which the user has said something.
 
     Raises:
