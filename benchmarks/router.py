@@ -35,7 +35,7 @@ from dlp_edge.models.router_albert import RouterAlbert
 from dlp_edge.models.router_folder import read_card, read_router
 from dlp_edge.models.tasks import Task, read_tasks
 from dlp_edge.models.training import train_router
-from dlp_edge.runtime.adapters.fit_router_row import learn
+from dlp_edge.runtime.adapters.fit_router_row import fit_router_row
 from dlp_edge.runtime.routing.router import Router
 from dlp_edge.runtime.text.sentences import SentenceSplitter
 from dlp_edge.tasks.boilerplate import CommonText
@@ -169,7 +169,7 @@ def calibration_error(pairs: Iterable[tuple[float, bool]], bins: int = 15) -> fl
 
 def top(router: Router, prompt: str, generated: str = "") -> tuple[str, float, float]:
     """The most probable adapter, its probability, and the confidence in it."""
-    found = router.judge(prompt, generated)
+    found = router.classify(prompt, generated)
     name = max(found.probabilities, key=lambda label: found.probabilities[label])
     y = found.probabilities[name]
     return name, y, y * (1 - found.doubt)
@@ -264,7 +264,7 @@ def measure_time(tasks: Sequence[Task], folders: Sequence[Path], albert: bool) -
                 continue
             for kind, generated in asked:
                 begun = time.perf_counter()
-                router.judge(text, generated)
+                router.classify(text, generated)
                 spent.setdefault((name, kind), []).append((time.perf_counter() - begun) * 1e3)
     print(f"{len(texts)} prompts of {TOKENS} tokens, ms")
     for (name, kind), times in spent.items():
@@ -287,7 +287,7 @@ def measure_adding(tasks_folder: Path, left_out: Sequence[str], examples: int) -
         for seed in range(3):
             samples = random.Random(seed).sample(new.train, examples)
             begun = time.perf_counter()
-            head = learn(router, samples)
+            head = fit_router_row(router, samples)
             seconds = time.perf_counter() - begun
             labels = (*router.labels, new.name)
             after = router.with_head(head, replace(router.settings, labels=labels))

@@ -32,7 +32,7 @@ from dlp_edge.export.report import HELDOUT
 from dlp_edge.runtime.decoding.engine import Engine, make_engine
 from dlp_edge.runtime.engine.backbone import open_backbone
 from dlp_edge.runtime.engine.device import choose_device
-from dlp_edge.runtime.fusion.copying import Fuser
+from dlp_edge.runtime.fusion.copying import CopyingFuser
 
 Array = npt.NDArray[np.float32]
 TOP = 2
@@ -73,7 +73,7 @@ def stacked(stack: AdapterStack, slot: Slot, chosen: list[str]) -> tuple[Array, 
     """A [N, rho, h] and B [N, rho, d] of a slot, scaled; smaller ranks are padded with zeros."""
     pairs = []
     for name in chosen:
-        fused = Fuser(stack, [slot], "float32").fuse({name: 1.0})
+        fused = CopyingFuser(stack, [slot], "float32").fuse({name: 1.0})
         pairs.append((fused[f"{slot.name}.A"][0], fused[f"{slot.name}.B"][0]))
     rho = max(a.shape[0] for a, _ in pairs)
     a, b = (

@@ -29,7 +29,7 @@ from dlp_edge.errors import RouterError
 from dlp_edge.models.network import RouterNetwork
 from dlp_edge.models.router_folder import RouterFolder, read_card, read_router
 from dlp_edge.models.router_mlp import RouterMLP
-from dlp_edge.runtime.routing.router_input import PROMPT_SEGMENTS, SEGMENTS, WindowReader
+from dlp_edge.runtime.routing.router_input import PROMPT_SEGMENTS, SEGMENTS, RouterInputEncoder
 
 OPSET = 17
 TOLERANCE = 1e-4
@@ -269,9 +269,9 @@ class _Graph:
 def _compare(network: RouterNetwork, model: bytes, folder: RouterFolder) -> None:
     """Raises RouterError unless onnxruntime gives torch's features on the probes."""
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    reader = WindowReader(folder.tokenizer, folder.card.settings)
+    reader = RouterInputEncoder(folder.tokenizer, folder.card.settings)
     for prompt, generated in PROBES:
-        ids = np.array([reader.window(prompt, generated)], np.int64)
+        ids = np.array([reader.encode(prompt, generated)], np.int64)
         (found,) = session.run(["features"], {"input_ids": ids})
         with torch.no_grad():
             whole = torch.ones(ids.shape, dtype=torch.bool)

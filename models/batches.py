@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dlp_edge.models.router_examples import Example
-from dlp_edge.runtime.routing.router_input import ANSWER_SEGMENTS, WindowReader
+from dlp_edge.runtime.routing.router_input import ANSWER_SEGMENTS, RouterInputEncoder
 
 # Shares of a window's tokens that are left out in training, so that no single word is leaned on.
 GAPS = (0.0, 0.1, 0.3)
@@ -31,12 +31,12 @@ class Windows:
     def __init__(
         self,
         examples: Sequence[Example],
-        reader: WindowReader,
+        reader: RouterInputEncoder,
         num_rows: int,
         separator: int,
         loose: Sequence[list[int]] = (),
     ) -> None:
-        found = (reader.window(example.prompt, example.generated) for example in examples)
+        found = (reader.encode(example.prompt, example.generated) for example in examples)
         self.ids = [np.array(ids, np.int32) for ids in chain(found, loose)]
         self.separator = separator
         self.targets = torch.zeros(len(self.ids), num_rows)

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 
 class RouterNetwork(nn.Module, ABC):
-    """Scores R rows for windows of token ids (`dlp_edge.runtime.routing.router.WindowReader`).
+    """Scores R rows for router inputs
+    (`dlp_edge.runtime.routing.router_input.RouterInputEncoder`).
 
     Attributes:
         separator: the id between a window's segments.

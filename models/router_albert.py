@@ -29,7 +29,7 @@ LONGEST = 512  # positions that ALBERT knows
 
 
 class RouterAlbert(RouterNetwork):
-    """Features of windows of token ids (`dlp_edge.runtime.routing.router_input.WindowReader`).
+    """Features of router inputs (`dlp_edge.runtime.routing.router_input.RouterInputEncoder`).
 
     Args:
         vocab_size: the tokenizer's ids and, last, the separator between segments.

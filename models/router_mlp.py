@@ -45,7 +45,7 @@ _MATCHING = (0.0, 0.1, 0.3, 0.6, 1.0)
 
 class RouterMLP(RouterNetwork):
     """Scores R rows for windows of token ids
-    (`dlp_edge.runtime.routing.router_input.WindowReader`).
+    (`dlp_edge.runtime.routing.router_input.RouterInputEncoder`).
 
     Args:
         vocab_size: the tokenizer's ids and, last, the separator between segments.

@@ -39,7 +39,7 @@ from dlp_edge.models.router_report import write_report
 from dlp_edge.models.router_tokenizer import open_tokenizer, train_tokenizer
 from dlp_edge.models.tasks import read_tasks
 from dlp_edge.runtime.adapters.fit_router_row import KEPT_FEATURES
-from dlp_edge.runtime.routing.router_input import WindowReader
+from dlp_edge.runtime.routing.router_input import RouterInputEncoder
 
 Progress = Callable[[str, float], None]
 Architecture = Literal["mlp", "albert"]
@@ -107,7 +107,7 @@ def train_router(
     pieces = train_tokenizer(found) if str(tokenizer) == "train" else open_tokenizer(tokenizer)
     labels = tuple(task.name for task in found)
     settings = RouterSettings(labels, PROMPT_TOKENS, GENERATED_TOKENS, temperature=1.0, spread=True)
-    reader = WindowReader(pieces, settings, WORD_MEMORY)
+    reader = RouterInputEncoder(pieces, settings, WORD_MEMORY)
     separator = pieces.get_vocab_size()
 
     tell("making examples", 0.08)
@@ -117,7 +117,7 @@ def train_router(
         if max_examples is not None:
             examples = rng.sample(examples, min(len(examples), max_examples))
         loose = [
-            reader.unanswered(ids)
+            reader.encode_prompt_ids(ids)
             for ids in random_pieces(int(LOOSE_SHARE * len(examples)), separator, rng)
         ]
         training = Windows(examples, reader, len(labels) + 1, separator, loose)

@@ -18,12 +18,12 @@ from dlp_edge.runtime.engine.backbone import Backbone, open_backbone
 from dlp_edge.runtime.engine.device import Device
 from dlp_edge.runtime.engine.interrupt import Interrupt
 from dlp_edge.runtime.engine.ort_errors import ANSWERING, memory_for
-from dlp_edge.runtime.memory import check_address_space, check_room
+from dlp_edge.runtime.memory import check_address_space, check_memory
 from dlp_edge.runtime.request import RequestOptions
 from dlp_edge.runtime.routing.policy import load_router, policy_for
 from dlp_edge.runtime.routing.router import Router
 from dlp_edge.runtime.session_caches import SessionCaches
-from dlp_edge.runtime.text.prompt import PromptEncoder, check_prompt, last_user_text, messages_of
+from dlp_edge.runtime.text.prompt import PromptEncoder, check_prompt, last_user_text, to_messages
 from dlp_edge.types import Likelihood, Message
 from dlp_edge.untrusted.chat_template import ChatTemplate
 
@@ -53,7 +53,7 @@ class LoadedBundle:
             ResourceError: memory ran out.
         """
         policy = policy_for(options.routing, self.router, self.manifest)
-        messages = messages_of(prompt)
+        messages = to_messages(prompt)
         user_text = last_user_text(messages)
         check_address_space()
         ids = self.encoder.encode(self.encoder.render(messages))
@@ -86,7 +86,7 @@ class LoadedBundle:
             raise UsageError("the continuations are one text", "Give a list of texts")
         for text in continuations:
             check_prompt(text)
-        messages = messages_of(prompt)
+        messages = to_messages(prompt)
         policy = policy_for(options.routing, self.router, self.manifest)
         check_address_space()
         rendered = self.encoder.render(messages)
@@ -144,7 +144,7 @@ def load(
     entry = bundle.manifest.backbone
     stack = bundle.adapters()
     model, graph = bundle.graph()
-    check_room(bundle)
+    check_memory(bundle)
     template = ChatTemplate(bundle.manifest.chat_template)
     on_progress("tokenizer", 0.05)
     tokenizer = bundle.tokenizer(files.TOKENIZER)

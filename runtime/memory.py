@@ -20,8 +20,8 @@ from dlp_edge.types import Estimate
 
 # What onnxruntime holds of a backbone on a CPU, over the size of its file: it packs weights anew,
 # reads a shared head twice, and widens fp16. Measured on the demo backbone (docs/decisions.md).
-RESIDENT = {"int8": 1.45, "int4": 1.4, "nf4": 0.82, "fp16": 2.43, "fp32": 1.21}
-IN_PLACE = {"int8": 1.05, "int4": 1.05}  # on our own operators, which read what was read
+RESIDENT_FACTORS = {"int8": 1.45, "int4": 1.4, "nf4": 0.82, "fp16": 2.43, "fp32": 1.21}
+IN_PLACE_FACTORS = {"int8": 1.05, "int4": 1.05}  # on our own operators, which read what was read
 TOKENIZER = 4.5  # over the size of its JSON
 ROUTER = 3.0
 
@@ -55,7 +55,7 @@ def estimate(path: str | Path, max_context: int) -> Estimate:
     return _estimate(open_bundle(path).manifest, max_context)
 
 
-def check_room(bundle: Bundle) -> None:
+def check_memory(bundle: Bundle) -> None:
     """Raises ResourceError where a bundle cannot be loaded for want of memory. The cache is left
     out: only what is used of it is committed."""
     found = _estimate(bundle.manifest, 1)
@@ -80,7 +80,7 @@ def _estimate(manifest: Manifest, max_context: int) -> Estimate:
         return entry.size if entry else 0
 
     in_place = on_cpu and backbone.quantisation in _in_place()
-    factors = {**RESIDENT, **_in_place()} if on_cpu else {}
+    factors = {**RESIDENT_FACTORS, **_in_place()} if on_cpu else {}
     factor = factors.get(backbone.quantisation, 1.0)
     router = size(files.ROUTER) + size(files.ROUTER_HEAD)
     texts = TOKENIZER * (size(files.TOKENIZER) + size(files.ROUTER_TOKENIZER))
@@ -95,7 +95,7 @@ def _estimate(manifest: Manifest, max_context: int) -> Estimate:
 
 
 def _in_place() -> dict[str, float]:
-    return IN_PLACE if find_operators() is not None else {}
+    return IN_PLACE_FACTORS if find_operators() is not None else {}
 
 
 def available() -> int:
@@ -147,7 +147,7 @@ def _cgroup_limits(
                     yield limit, used - int(stat.get(names[2], 0))
 
 
-def give_back() -> None:
+def release_memory() -> None:
     """Collects garbage and returns freed memory to the operating system."""
     gc.collect()
     trim()

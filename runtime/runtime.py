@@ -20,7 +20,7 @@ from dlp_edge.runtime.engine.device import choose_device
 from dlp_edge.runtime.engine.interrupt import Interrupt
 from dlp_edge.runtime.engine.ort_errors import ANSWERING, CHANGING, LOADING, let_go, memory_for
 from dlp_edge.runtime.loaded_bundle import LoadedBundle, Progress, load
-from dlp_edge.runtime.memory import estimate, give_back, trim
+from dlp_edge.runtime.memory import estimate, release_memory, trim
 from dlp_edge.runtime.options import (
     GenerateOptions,
     RouteOptions,
@@ -109,7 +109,7 @@ class Runtime:
         except BaseException as error:
             self._loaded = None
             let_go(error)
-            give_back()
+            release_memory()
             raise
 
     @staticmethod
@@ -320,7 +320,7 @@ class Runtime:
         self._lock.acquire(self._end_streams)
         self._loaded = None
         self._lock.release()
-        give_back()
+        release_memory()
 
     def _end_streams(self) -> bool:
         """Ends all streams; False, since closing is never given up."""

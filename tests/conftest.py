@@ -14,7 +14,7 @@ import pytest
 from families import make_adapter
 from hypothesis import settings
 
-from dlp_edge.runtime.engine.operators import SWITCH, find_operators
+from dlp_edge.runtime.engine.operators import OPERATORS_VARIABLE, find_operators
 
 # A busy machine is not a failure.
 settings.register_profile("patient", deadline=None)
@@ -55,7 +55,7 @@ def operators(request: pytest.FixtureRequest) -> Iterator[bool]:
     if own and find_operators() is None:
         pytest.skip("our own operator could not be built, or not for this processor")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(SWITCH, "1" if own else "0")
+        patch.setenv(OPERATORS_VARIABLE, "1" if own else "0")
         yield own
 
 

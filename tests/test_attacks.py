@@ -16,7 +16,7 @@ from dlp_edge import Runtime
 from dlp_edge.bundle.bundle import open_bundle
 from dlp_edge.bundle.peft_reader import read_adapter
 from dlp_edge.runtime.adapters.edit import _slot_sizes
-from dlp_edge.runtime.memory import give_back
+from dlp_edge.runtime.memory import release_memory
 
 MAX_SECONDS = 5.0
 MAX_BYTES = 200 << 20
@@ -25,7 +25,7 @@ MAX_BYTES = 200 << 20
 def cost(call: Callable[[], object], expected: type[Exception]) -> tuple[float, int]:
     """Seconds and bytes above the baseline that a call takes to raise the expected error."""
     process = psutil.Process()
-    give_back()
+    release_memory()
     baseline = process.memory_info().rss
     peak, done = [baseline], threading.Event()
 

@@ -16,7 +16,7 @@ from dlp_edge.errors import BackboneError
 from dlp_edge.export.pipeline import export_bundle
 from dlp_edge.models.architectures import SUPPORTED
 from dlp_edge.runtime.decoding.engine import Engine, make_engine
-from dlp_edge.runtime.engine.backbone import ROWS, open_backbone
+from dlp_edge.runtime.engine.backbone import VERIFY_TOKENS, open_backbone
 from dlp_edge.runtime.engine.device import choose_device
 
 FUSIONS: list[dict[str, float]] = [{}, {"all": 1.0}, {"attention": 1.0}, {"all": 0.6, "some": 0.4}]
@@ -76,7 +76,7 @@ def test_logits_equal_pefts_in_one_pass_and_token_by_token(
         assert np.abs(stepped - expected[half:]).max() <= 1e-3
 
 
-def test_a_rowwise_pass_is_steps_bit_for_bit(
+def test_a_verify_pass_equals_steps_bit_for_bit(
     exported: tuple[Engine, Peft, dict[str, Any]],
 ) -> None:
     engine, _, _ = exported
@@ -86,10 +86,14 @@ def test_a_rowwise_pass_is_steps_bit_for_bit(
         decoder.set_fusion(engine.fuser.fuse(fusion))
         decoder.truncate(0)
         decoder.prefill(IDS[:begun])
-        ids = IDS[begun : begun + 2 * ROWS]
+        ids = IDS[begun : begun + 2 * VERIFY_TOKENS]
         stepped = np.stack([decoder.step([token])[0].copy() for token in ids])
         decoder.truncate(begun)
-        parts = (ids[:ROWS], ids[ROWS : ROWS + 3], ids[ROWS + 3 :])
+        parts = (
+            ids[:VERIFY_TOKENS],
+            ids[VERIFY_TOKENS : VERIFY_TOKENS + 3],
+            ids[VERIFY_TOKENS + 3 :],
+        )
         verified = np.concatenate([decoder.verify(part).copy() for part in parts])
         np.testing.assert_array_equal(verified, stepped)
 

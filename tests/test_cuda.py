@@ -14,9 +14,9 @@ from dlp_edge.bundle.bundle import open_bundle
 from dlp_edge.export.pipeline import export_bundle
 from dlp_edge.runtime.decoding.engine import Engine, make_engine
 from dlp_edge.runtime.engine.backbone import open_backbone
-from dlp_edge.runtime.engine.cuda_graphs import NEVER, Captures
+from dlp_edge.runtime.engine.cuda_graphs import NOT_CAPTURED, CudaGraphs
 from dlp_edge.runtime.engine.device import Device
-from dlp_edge.runtime.fusion.on_device import DeviceFuser
+from dlp_edge.runtime.fusion.on_device import OnDeviceFuser
 
 FUSIONS = [{}, {"sums": 1.0}, {"sql": 0.6, "sums": 0.4}, {"email": 0.5, "sql": 0.5}]
 PROMPT = list(range(40, 90))
@@ -50,7 +50,7 @@ def make(bundle: Path, kind: str, gathered: bool, sequences: int = 1) -> Engine:
     engine = make_engine(backbone, opened.adapters(), 128, sequences)
     if not gathered:
         return engine
-    fuser = DeviceFuser(opened.adapters(), entry.slots, entry.dtype, device, sequences)
+    fuser = OnDeviceFuser(opened.adapters(), entry.slots, entry.dtype, device, sequences)
     return replace(engine, fuser=fuser)
 
 
@@ -80,7 +80,7 @@ def test_captured_steps_are_told_apart_by_where_their_tensors_lie(cuda_bundle: P
     """Only a GPU captures; which graph a step would be, and its arithmetic, are the same here."""
     plain, engine = (make(cuda_bundle, "cpu", gathered=True) for _ in range(2))
     decoder = engine.decoder
-    decoder._backbone = replace(decoder._backbone, captures=Captures())
+    decoder._backbone = replace(decoder._backbone, cuda_graphs=CudaGraphs())
     numbers, found, expected = [], [], []
     for fusion in ({"sums": 1.0}, {"sql": 1.0}, {"sums": 0.5}, {"sums": 0.3, "sql": 0.7}, {}):
         for one, logits in ((engine, found), (plain, expected)):
@@ -93,7 +93,7 @@ def test_captured_steps_are_told_apart_by_where_their_tensors_lie(cuda_bundle: P
     sums, sql, again, both, base = numbers
     assert sums == again == base  # 8 rows in every slot at most
     assert sql == both != sums  # more than 16 in the slots of q, k and v
-    assert decoder._capture(0, 1, is_prompt=True) == NEVER
+    assert decoder._capture(0, 1, is_prompt=True) == NOT_CAPTURED
 
 
 @pytest.mark.gpu
@@ -102,9 +102,9 @@ def test_captured_steps_answer_as_others_do(cuda_bundle: Path) -> None:
     opened = open_bundle(cuda_bundle)
     found = []
     for captures in (False, True):
-        device = Device("cuda", 1, captures=captures)
+        device = Device("cuda", 1, cuda_graphs=captures)
         backbone = open_backbone(cuda_bundle / "backbone.onnx", opened.manifest.backbone, device)
-        assert (backbone.captures is not None) == captures
+        assert (backbone.cuda_graphs is not None) == captures
         engine = make_engine(backbone, opened.adapters(), 128)
         found.append([logits_of(engine, fusion) for fusion in (*FUSIONS, *FUSIONS)])
     assert np.abs(np.array(found[0]) - np.array(found[1])).max() < 0.05

@@ -1,4 +1,4 @@
-"""Fusing by a graph, on the CPU's provider: the same pairs as `Fuser` makes, in batches too."""
+"""`OnDeviceFuser` on the CPU's provider makes the same pairs as `CopyingFuser`, in batches too."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from dlp_edge.bundle.adapter_stack import AdapterStack, LoraPair, pack
 from dlp_edge.bundle.manifest import Slot, SlotPart
 from dlp_edge.runtime.engine.device import Device
-from dlp_edge.runtime.fusion.copying import Fuser
-from dlp_edge.runtime.fusion.on_device import DeviceFuser
+from dlp_edge.runtime.fusion.copying import CopyingFuser
+from dlp_edge.runtime.fusion.on_device import OnDeviceFuser
 
 CPU = Device("cpu", 1)
 # Two layers with q and v packed, in one of them an adapter changes less; and a single matrix.
@@ -58,8 +58,8 @@ def test_the_pairs_are_those_of_the_host(
     dtype: str, tolerance: float, fusions: list[Mapping[str, float]]
 ) -> None:
     stack = make_stack(dtype)
-    host = Fuser(stack, SLOTS, dtype).sibling(3)
-    device = DeviceFuser(stack, SLOTS, dtype, CPU).sibling(3)
+    host = CopyingFuser(stack, SLOTS, dtype).sibling(3)
+    device = OnDeviceFuser(stack, SLOTS, dtype, CPU).sibling(3)
     for sequence, fusion in enumerate(fusions):
         expected, found = host.fuse(fusion, sequence), device.fuse(fusion, sequence)
     expected, found = host.move(2, 0), device.move(2, 0)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from dlp_edge.bundle.adapter_stack import LoraPair, pack, unpack
 from dlp_edge.bundle.manifest import Slot, SlotPart
 from dlp_edge.errors import UsageError
-from dlp_edge.runtime.fusion.copying import Fuser
+from dlp_edge.runtime.fusion.copying import CopyingFuser
 from dlp_edge.runtime.options import parse_weights
 
 PACKED = Slot("qkv", 6, 11, (SlotPart("q", 0, 5), SlotPart("v", 8, 11)))
@@ -20,7 +20,9 @@ SINGLE = Slot("down", 4, 6, (SlotPart("down", 0, 6),))
 SIZES = {"q": (6, 5), "v": (6, 3), "down": (4, 6)}
 
 
-def make_stack(ranks: dict[str, dict[str, int]]) -> tuple[Fuser, dict[str, dict[str, LoraPair]]]:
+def make_stack(
+    ranks: dict[str, dict[str, int]],
+) -> tuple[CopyingFuser, dict[str, dict[str, LoraPair]]]:
     rng = np.random.default_rng(0)
     adapters = {
         name: {
@@ -34,7 +36,9 @@ def make_stack(ranks: dict[str, dict[str, int]]) -> tuple[Fuser, dict[str, dict[
         for name, modules in ranks.items()
     }
     stack = pack(adapters, "float32")
-    return Fuser(stack, [PACKED, SINGLE], "float32"), {n: unpack(stack, n) for n in stack.rows}
+    return CopyingFuser(stack, [PACKED, SINGLE], "float32"), {
+        n: unpack(stack, n) for n in stack.rows
+    }
 
 
 RANKS = {"a": {"q": 2, "v": 3}, "b": {"q": 4, "down": 1}, "c": {"v": 1, "down": 2}}

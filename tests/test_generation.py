@@ -21,7 +21,7 @@ from dlp_edge.runtime.decoding.loop import stream_answer
 from dlp_edge.runtime.engine.interrupt import Interrupt
 from dlp_edge.runtime.request import Decoding, RoutingSchedule
 from dlp_edge.runtime.routing.policy import Pinned, Routed, RoutingPolicy
-from dlp_edge.runtime.routing.router import Judgement
+from dlp_edge.runtime.routing.router import Classification
 from dlp_edge.types import Chunk, Reply
 
 EOS = 256
@@ -76,10 +76,10 @@ class KeywordRouter:
     def __init__(self) -> None:
         self.seen: list[tuple[str, str]] = []
 
-    def judge(self, prompt: str, generated: str = "") -> Judgement:
+    def classify(self, prompt: str, generated: str = "") -> Classification:
         self.seen.append((prompt, generated))
         b = 0.9 if "B" in generated else 0.1
-        return Judgement({"a": 1 - b, "b": b}, doubt=0.0)
+        return Classification({"a": 1 - b, "b": b}, doubt=0.0)
 
 
 class Generation:
@@ -145,7 +145,7 @@ def test_inertia_mixes_what_all_sentences_said(inertia: float, said: list[float]
     before = None
     expected = said[0]
     for b in said:
-        router.judge = lambda *_, b=b: Judgement({"a": 1 - b, "b": b}, doubt=b)  # type: ignore[method-assign]
+        router.classify = lambda *_, b=b: Classification({"a": 1 - b, "b": b}, doubt=b)  # type: ignore[method-assign]
         before = replace(policy, schedule=RoutingSchedule(inertia=inertia)).decide(
             "question", "x", before
         )

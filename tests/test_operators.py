@@ -24,7 +24,7 @@ from dlp_edge.onnx_bytes.writer import make_model, make_node, make_value
 from dlp_edge.runtime.decoding.engine import make_engine
 from dlp_edge.runtime.engine.backbone import open_backbone
 from dlp_edge.runtime.engine.device import Device, open_session
-from dlp_edge.runtime.engine.operators import DOMAIN, SWITCH, find_operators
+from dlp_edge.runtime.engine.operators import DOMAIN, OPERATORS_VARIABLE, find_operators
 from dlp_edge.runtime.options import GenerateOptions
 
 Array = npt.NDArray[Any]
@@ -38,7 +38,7 @@ several = settings(max_examples=60, suppress_health_check=[HealthCheck.function_
 
 @pytest.fixture(params=["avx2", "best"])
 def vectors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv(SWITCH, request.param)
+    monkeypatch.setenv(OPERATORS_VARIABLE, request.param)
     return str(request.param)
 
 
@@ -245,7 +245,7 @@ def test_a_slots_attributes_must_fit() -> None:
 
 
 def test_they_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(SWITCH, "0")
+    monkeypatch.setenv(OPERATORS_VARIABLE, "0")
     assert find_operators() is None
 
 

@@ -27,13 +27,13 @@ from dlp_edge.bundle.router_head import RouterHead, head_from_bytes
 from dlp_edge.errors import RouterError
 from dlp_edge.export.router import build_graph, export_router
 from dlp_edge.models.router_mlp import BASE, EARLIER, RouterMLP
-from dlp_edge.runtime.routing.router import BEGINNINGS, Router
+from dlp_edge.runtime.routing.router import PREFIX_LENGTHS, Router
 from dlp_edge.runtime.routing.router_input import (
     ANSWER_SEGMENTS,
-    MAX_WINDOW,
+    MAX_ROUTER_INPUT,
     PROMPT_SEGMENTS,
     SEGMENTS,
-    WindowReader,
+    RouterInputEncoder,
 )
 
 WORDS = [f"w{i}" for i in range(50)]
@@ -85,8 +85,8 @@ class TestWindow:
     def test_never_exceeds_its_limits(
         self, word_tokenizer: Tokenizer, prompt: str, generated: str, spread: bool
     ) -> None:
-        reader = WindowReader(word_tokenizer, settings(spread=spread))
-        window = reader.window(prompt, generated)
+        reader = RouterInputEncoder(word_tokenizer, settings(spread=spread))
+        window = reader.encode(prompt, generated)
         assert len(segments(window)) == SEGMENTS
         assert len(asked(window)) <= 10
         assert sum(map(len, segments(window)[PROMPT_SEGMENTS:])) <= 20
@@ -95,27 +95,27 @@ class TestWindow:
     def test_ends_with_the_last_generated_token(
         self, word_tokenizer: Tokenizer, prompt: str, generated: str
     ) -> None:
-        window = WindowReader(word_tokenizer, settings()).window(prompt, generated)
+        window = RouterInputEncoder(word_tokenizer, settings()).encode(prompt, generated)
         ids = word_tokenizer.encode(generated.rstrip()).ids
         assert segments(window)[-1][-1:] == ids[-1:]
 
     def test_keeps_head_and_tail_of_a_long_prompt(self, word_tokenizer: Tokenizer) -> None:
-        window = WindowReader(word_tokenizer, settings()).window(" ".join(WORDS), "")
+        window = RouterInputEncoder(word_tokenizer, settings()).encode(" ".join(WORDS), "")
         assert asked(window) == [1, 2, 3, 4, 5, 46, 47, 48, 49, 50]
 
     def test_parts_of_a_prompt_are_equal_and_not_tiny(self, word_tokenizer: Tokenizer) -> None:
-        reader = WindowReader(word_tokenizer, settings(prompt_tokens=128))
-        short = segments(reader.window(" ".join(WORDS[:10]), ""))
+        reader = RouterInputEncoder(word_tokenizer, settings(prompt_tokens=128))
+        short = segments(reader.encode(" ".join(WORDS[:10]), ""))
         assert [len(part) for part in short[:PROMPT_SEGMENTS]] == [8, 2, 0, 0, 0, 0, 0, 0]
-        long = segments(reader.window(" ".join(WORDS * 2), ""))
+        long = segments(reader.encode(" ".join(WORDS * 2), ""))
         assert [len(part) for part in long[:PROMPT_SEGMENTS]] == [13] * 7 + [9]
 
     def test_reads_a_long_prompt_all_over(self, word_tokenizer: Tokenizer) -> None:
-        reader = WindowReader(word_tokenizer, settings(prompt_tokens=24, spread=True))
-        parts = segments(reader.window(" ".join(WORDS[:28]), ""))[:PROMPT_SEGMENTS]
+        reader = RouterInputEncoder(word_tokenizer, settings(prompt_tokens=24, spread=True))
+        parts = segments(reader.encode(" ".join(WORDS[:28]), ""))[:PROMPT_SEGMENTS]
         assert parts == [[at + 1, at + 2, at + 3] for at in (0, 3, 7, 10, 14, 17, 21, 24)]
         longer = " ".join(WORDS * 4)
-        parts = segments(reader.window(longer, ""))[:PROMPT_SEGMENTS]
+        parts = segments(reader.encode(longer, ""))[:PROMPT_SEGMENTS]
         assert [len(part) for part in parts] == [3] * PROMPT_SEGMENTS
         assert parts[0] == [1, 2, 3]
         assert parts[-1][-1] in (48, 49, 50)
@@ -125,9 +125,9 @@ class TestWindow:
             assert run in [flat[at : at + 3] for at in range(len(flat))]
 
     def test_lines_are_read_from_their_beginning(self, word_tokenizer: Tokenizer) -> None:
-        reader = WindowReader(word_tokenizer, settings(prompt_tokens=24, spread=True))
+        reader = RouterInputEncoder(word_tokenizer, settings(prompt_tokens=24, spread=True))
         line = " ".join(["w9"] * 30)
-        window = reader.window(f"{line}\nw1 w2 w3 {line}\nw4 w5 w6 {line}", "")
+        window = reader.encode(f"{line}\nw1 w2 w3 {line}\nw4 w5 w6 {line}", "")
         parts = segments(window)[:PROMPT_SEGMENTS]
         assert [2, 3, 4] in parts
         assert [5, 6, 7] in parts
@@ -135,14 +135,14 @@ class TestWindow:
     def test_beginnings_of_a_prompt_have_its_first_tokens_alone(
         self, word_tokenizer: Tokenizer
     ) -> None:
-        reader = WindowReader(word_tokenizer, settings(prompt_tokens=128))
-        begun = list(reader.beginnings(" ".join(WORDS), BEGINNINGS))
-        assert begun == [reader.window(" ".join(WORDS[:count]), "") for count in BEGINNINGS]
+        reader = RouterInputEncoder(word_tokenizer, settings(prompt_tokens=128))
+        begun = list(reader.encode_prefixes(" ".join(WORDS), PREFIX_LENGTHS))
+        assert begun == [reader.encode(" ".join(WORDS[:count]), "") for count in PREFIX_LENGTHS]
 
     def test_keeps_apart_what_is_done_and_what_begins(self, word_tokenizer: Tokenizer) -> None:
-        reader = WindowReader(word_tokenizer, settings(generated_tokens=24))
+        reader = RouterInputEncoder(word_tokenizer, settings(generated_tokens=24))
         line = " ".join(WORDS[10:30])
-        window = reader.window("w0", f"w1 w2\n{line}")
+        window = reader.encode("w0", f"w1 w2\n{line}")
         assert segments(window)[PROMPT_SEGMENTS:] == [
             [2, 3],
             [11, 12, 13, 14, 15, 16],
@@ -150,19 +150,19 @@ class TestWindow:
             [21, 22, 23, 24, 25, 26, 27, 28],
             [29, 30],
         ]
-        begun = segments(reader.window("w0", "w1 w2\nw3\n"))[PROMPT_SEGMENTS:]
+        begun = segments(reader.encode("w0", "w1 w2\nw3\n"))[PROMPT_SEGMENTS:]
         assert begun == [[2, 3], [], [], [], [4]]
-        assert segments(reader.window("", "")) == [[]] * SEGMENTS
+        assert segments(reader.encode("", "")) == [[]] * SEGMENTS
 
     def test_keeps_the_beginning_of_a_long_line(self, word_tokenizer: Tokenizer) -> None:
-        window = WindowReader(word_tokenizer, settings()).window("", " ".join(WORDS[:40]))
+        window = RouterInputEncoder(word_tokenizer, settings()).encode("", " ".join(WORDS[:40]))
         assert segments(window)[PROMPT_SEGMENTS + 1] == [1, 2, 3, 4, 5, 6]
         assert len(segments(window)) - PROMPT_SEGMENTS == ANSWER_SEGMENTS
 
     def test_reads_a_huge_text_by_its_ends_only(self, word_tokenizer: Tokenizer) -> None:
-        reader = WindowReader(word_tokenizer, settings())
+        reader = RouterInputEncoder(word_tokenizer, settings())
         huge = "w1 " + "? " * 1_000_000 + "w2"
-        window = reader.window(huge, huge)
+        window = reader.encode(huge, huge)
         assert (asked(window)[0], asked(window)[-1], segments(window)[-1][-1]) == (2, 3, 3)
 
 
@@ -296,7 +296,7 @@ def edit_settings(folder: Path, **changes: Any) -> None:
 
 class TestRouter:
     def test_picks_the_task(self, router: Router) -> None:
-        y = router.judge("Tom has 12 apples and buys 7. How many?").probabilities
+        y = router.classify("Tom has 12 apples and buys 7. How many?").probabilities
         assert max(y, key=lambda name: y[name]) == "sums"
         assert router.labels == tuple(y) == ("email", "sql", "sums")
 
@@ -306,7 +306,7 @@ class TestRouter:
             ("Dear friend, it is late. Kind", "email"),
             ("Dear friend, it is late. Kind regards.\nHe", "sums"),
         ):
-            y = router.judge(prompt, generated).probabilities
+            y = router.classify(prompt, generated).probabilities
             assert max(y, key=lambda name: y[name]) == expected
 
     def test_what_is_asked_first_leads(self, router: Router) -> None:
@@ -315,7 +315,7 @@ class TestRouter:
             "sums": "Tom has 13 apples and buys 13 more of them at the shop. How many has he now?",
         }
         for first, second in (("email", "sums"), ("sums", "email")):
-            y = router.judge(f"{asked_for[first]}\n{asked_for[second]}").probabilities
+            y = router.classify(f"{asked_for[first]}\n{asked_for[second]}").probabilities
             assert max(y, key=lambda name: y[name]) == first
 
     @pytest.mark.parametrize(
@@ -344,14 +344,14 @@ class TestRouter:
         doubt: float,
         expected: list[float],
     ) -> None:
-        looks = [*begun, *[begun[-1]] * (len(BEGINNINGS) - len(begun))]
+        looks = [*begun, *[begun[-1]] * (len(PREFIX_LENGTHS) - len(begun))]
         read = iter([(np.array(shares), 0.0), *((np.array(look), doubt) for look in looks)])
         monkeypatch.setattr(router, "_shares", lambda window: next(read))
-        assert list(router.judge("any text").probabilities.values()) == expected
+        assert list(router.classify("any text").probabilities.values()) == expected
 
     @given(prompt=st.text(max_size=400), generated=st.text(max_size=400))
     def test_probabilities_sum_to_one(self, router: Router, prompt: str, generated: str) -> None:
-        found = router.judge(prompt, generated)
+        found = router.classify(prompt, generated)
         assert math.isclose(sum(found.probabilities.values()), 1, abs_tol=1e-12)
         assert 0 <= found.doubt <= 1
 
@@ -361,8 +361,8 @@ class TestRouter:
         folder, found = exported
         soft = load(folder, replace(found, temperature=4.0))
         prompt = "Tom has 12 apples and buys 7. How many?"
-        assert max(soft.judge(prompt).probabilities.values()) < max(
-            router.judge(prompt).probabilities.values()
+        assert max(soft.classify(prompt).probabilities.values()) < max(
+            router.classify(prompt).probabilities.values()
         )
 
     @pytest.mark.parametrize(
@@ -375,7 +375,7 @@ class TestRouter:
         ],
     )
     def test_doubts_text_of_no_task(self, router: Router, text: str) -> None:
-        assert router.judge(text).doubt > 0.5  # more likely nobody's than anybody's
+        assert router.classify(text).doubt > 0.5  # more likely nobody's than anybody's
 
     @pytest.mark.parametrize(
         ("changes", "cause"),
@@ -384,7 +384,7 @@ class TestRouter:
             ({"labels": tuple("abcdef")}, "4 outputs for 6 labels"),
             ({"prompt_tokens": 0}, "reads 0"),
             ({"generated_tokens": 16}, "reads 10 . 16"),
-            ({"prompt_tokens": MAX_WINDOW}, "reads 256"),
+            ({"prompt_tokens": MAX_ROUTER_INPUT}, "reads 256"),
             ({"temperature": 0.0}, "temperature"),
             ({"temperature": math.nan}, "temperature"),
         ],

@@ -18,7 +18,7 @@ from dlp_edge.models import router_albert
 from dlp_edge.models.router_albert import RouterAlbert
 from dlp_edge.models.training import Recipe, train_router
 from dlp_edge.runtime.routing.router import Router
-from dlp_edge.runtime.routing.router_input import WindowReader
+from dlp_edge.runtime.routing.router_input import RouterInputEncoder
 
 SMALL = {
     "embedding_size": 16,
@@ -51,7 +51,7 @@ def test_serves_through_the_same_interface_as_the_mlp(trained: Path, tmp_path: P
         Tokenizer.from_file(str(tmp_path / "router_tokenizer.json")),
         entry.settings,
     )
-    found = router.judge("Tom has 12 apples and buys 7. How many?")
+    found = router.classify("Tom has 12 apples and buys 7. How many?")
     assert tuple(found.probabilities) == router.labels == ("email", "sql", "sums")
     assert sum(found.probabilities.values()) == pytest.approx(1)
     assert 0 <= found.doubt <= 1
@@ -69,9 +69,9 @@ def test_graph_reads_windows_of_any_length(trained: Path, tmp_path: Path) -> Non
     session = onnxruntime.InferenceSession(
         str(tmp_path / "router.onnx"), providers=["CPUExecutionProvider"]
     )
-    reader = WindowReader(folder.tokenizer, folder.card.settings)
+    reader = RouterInputEncoder(folder.tokenizer, folder.card.settings)
     for prompt, generated in (("", ""), ("Select it", ""), ("How many? " * 60, "One.\nTwo " * 40)):
-        ids = np.array([reader.window(prompt, generated)], np.int64)
+        ids = np.array([reader.encode(prompt, generated)], np.int64)
         (found,) = session.run(["features"], {"input_ids": ids})
         with torch.no_grad():
             whole = torch.ones(ids.shape, dtype=torch.bool)

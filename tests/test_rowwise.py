@@ -1,4 +1,4 @@
-"""A rowwise pass is as many steps, bit for bit: else speculation would change answers."""
+"""A verify pass over k tokens equals k steps bit for bit; otherwise speculation changes answers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dlp_edge import Runtime
 from dlp_edge.errors import ResourceError
 from dlp_edge.export.pipeline import export_bundle
 from dlp_edge.onnx_bytes.protobuf import BYTES, VARINT, Field, read_message, write_message
-from dlp_edge.runtime.engine.backbone import ROWS
+from dlp_edge.runtime.engine.backbone import VERIFY_TOKENS
 from dlp_edge.runtime.engine.decoder import Decoder
 from dlp_edge.runtime.engine.interrupt import Cancelled, Interrupt
 
@@ -36,7 +36,7 @@ def runtime(
     tiny_adapters: dict[str, Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Runtime]:
-    out = tmp_path_factory.mktemp("rowwise") / "bundle"
+    out = tmp_path_factory.mktemp("verify") / "bundle"
     export_bundle(str(tiny_backbone), tiny_adapters, None, out, quantisation=request.param)
     with Runtime(out, max_context=200, threads=2) as loaded:
         yield loaded
@@ -60,7 +60,11 @@ def cache_of(decoder: Decoder) -> np.ndarray:
 @given(
     fusion=st.sampled_from(FUSIONS),
     begun=st.integers(1, 60),
-    passes=st.lists(st.tuples(st.integers(1, ROWS), st.integers(0, ROWS)), min_size=1, max_size=6),
+    passes=st.lists(
+        st.tuples(st.integers(1, VERIFY_TOKENS), st.integers(0, VERIFY_TOKENS)),
+        min_size=1,
+        max_size=6,
+    ),
 )
 def test_it_is_steps_bit_for_bit(
     runtime: Runtime, fusion: dict[str, float], begun: int, passes: list[tuple[int, int]]
@@ -74,7 +78,7 @@ def test_it_is_steps_bit_for_bit(
     verified = []
     for right, wrong in passes:
         at = int(decoder.lengths[0])
-        tokens = TOKENS[at : at + right] + [7] * min(wrong, ROWS - right)
+        tokens = TOKENS[at : at + right] + [7] * min(wrong, VERIFY_TOKENS - right)
         verified.append(decoder.verify(tokens)[:right].copy())
         decoder.truncate(at + right)
     np.testing.assert_array_equal(np.concatenate(verified), stepped)
@@ -84,11 +88,11 @@ def test_it_is_steps_bit_for_bit(
 
 def test_it_needs_room_for_all_its_rows(runtime: Runtime) -> None:
     decoder = begin(runtime, {}, 100)
-    decoder.prefill(TOKENS[: 100 - ROWS])
+    decoder.prefill(TOKENS[: 100 - VERIFY_TOKENS])
     assert len(decoder.verify([1])) == 1
     with pytest.raises(ResourceError, match="holds 200 tokens, 201 are needed"):
         decoder.verify([1, 2])
-    assert decoder.lengths[0] == 201 - ROWS
+    assert decoder.lengths[0] == 201 - VERIFY_TOKENS
 
 
 def test_it_can_be_interrupted(runtime: Runtime) -> None:
@@ -98,7 +102,7 @@ def test_it_can_be_interrupted(runtime: Runtime) -> None:
 
     def read_on() -> None:
         while True:
-            decoder.verify(TOKENS[:ROWS], interrupt)
+            decoder.verify(TOKENS[:VERIFY_TOKENS], interrupt)
             decoder.truncate(50)
 
     timer.start()
@@ -106,7 +110,7 @@ def test_it_can_be_interrupted(runtime: Runtime) -> None:
         read_on()
     timer.join()
     assert decoder.lengths[0] == 50
-    assert len(decoder.verify(TOKENS[:ROWS])) == ROWS
+    assert len(decoder.verify(TOKENS[:VERIFY_TOKENS])) == VERIFY_TOKENS
 
 
 @given(

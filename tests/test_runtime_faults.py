@@ -35,10 +35,10 @@ from dlp_edge import (
 )
 from dlp_edge.bundle.bundle import BACKBONE_DATA
 from dlp_edge.errors import NonFiniteError, RouterError
-from dlp_edge.runtime.engine.bound_tensor import Rows
+from dlp_edge.runtime.engine.bound_tensor import BoundTensor
 from dlp_edge.runtime.engine.decoder import Decoder
-from dlp_edge.runtime.fusion.copying import Fuser
-from dlp_edge.runtime.fusion.in_place import SpanFuser
+from dlp_edge.runtime.fusion.copying import CopyingFuser
+from dlp_edge.runtime.fusion.in_place import InPlaceFuser
 from dlp_edge.runtime.options import GenerateOptions
 from dlp_edge.runtime.stream import Stream
 
@@ -309,19 +309,19 @@ def test_a_router_that_fails_leaves_nothing_behind(
 @pytest.mark.parametrize(
     ("owner", "method", "ways"),
     [
-        (Fuser, "_with_room", tuple(WAYS)),
-        (Fuser, "fuse", tuple(WAYS)),
-        (SpanFuser, "_make_room", tuple(WAYS)),
-        (SpanFuser, "fuse", tuple(WAYS)),
-        (Rows, "__init__", ("generate", "session", "generate_batch")),
-        (Rows, "bind_input", ("generate", "session", "generate_batch")),
+        (CopyingFuser, "_with_room", tuple(WAYS)),
+        (CopyingFuser, "fuse", tuple(WAYS)),
+        (InPlaceFuser, "_make_room", tuple(WAYS)),
+        (InPlaceFuser, "fuse", tuple(WAYS)),
+        (BoundTensor, "__init__", ("generate", "session", "generate_batch")),
+        (BoundTensor, "bind_input", ("generate", "session", "generate_batch")),
     ],
 )
 def test_memory_that_runs_out_while_adapters_are_fused(
     runtime: Runtime, switching: GenerateOptions, owner: type, method: str, ways: tuple[str, ...]
 ) -> None:
     """Slot by slot: some have the new adapters then, others still the old ones."""
-    if owner in (Fuser, SpanFuser) and type(runtime._open().engine.fuser) is not owner:
+    if owner in (CopyingFuser, InPlaceFuser) and type(runtime._open().engine.fuser) is not owner:
         pytest.skip("these operators are fed by another fuser")
     no_room = before(MemoryError())
     for way in ways:

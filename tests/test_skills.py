@@ -29,7 +29,7 @@ from dlp_edge.errors import (
     RouterError,
     UsageError,
 )
-from dlp_edge.runtime.adapters import fit_router_row as teaching
+from dlp_edge.runtime.adapters import fit_router_row
 from dlp_edge.runtime.adapters.fit_router_row import fit_row
 
 PARROT = [f"Repeat after me the word {word}" for word in "sun moon star tree lake hill".split()]
@@ -383,16 +383,18 @@ class TestHead:
         head = RouterHead(weight, np.zeros(2, np.float32), old.astype(np.float16), rows)
         new = old[:40].copy()
         new[:, 5] += 8
-        read = teaching._unused(head, 1)
+        read = fit_router_row._unused_features(head, 1)
         assert read.tolist() == [False] * 4 + [True] * 4
         row, bias = fit_row(head, new[:20], 1.0, read)
         after = head.with_row(2, row, bias, new[:20].astype(np.float16))
         assert not row[:4].any()
         assert (after.scores(new[20:]).argmax(1) == 2).mean() > 0.9
         assert (after.scores(old).argmax(1) == rows).mean() > 0.95
-        assert teaching._unused(after, 1).tolist() == read.tolist()  # the next one reads the same
+        assert (
+            fit_router_row._unused_features(after, 1).tolist() == read.tolist()
+        )  # the next one reads the same
         whole = RouterHead(np.ones((2, 8), np.float32), head.bias, head.features, rows)
-        assert teaching._unused(whole, 1).all()
+        assert fit_router_row._unused_features(whole, 1).all()
 
 
 def some_head(rng: np.random.Generator, rows: int, kept: int) -> RouterHead:

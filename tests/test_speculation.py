@@ -22,11 +22,11 @@ from dlp_edge.runtime.decoding.answer import Answer, Vocabulary
 from dlp_edge.runtime.decoding.engine import Engine
 from dlp_edge.runtime.decoding.loop import stream_answer
 from dlp_edge.runtime.decoding.prompt_lookup import GRAM, PromptLookup
-from dlp_edge.runtime.engine.backbone import ROWS
+from dlp_edge.runtime.engine.backbone import VERIFY_TOKENS
 from dlp_edge.runtime.engine.interrupt import Interrupt
 from dlp_edge.runtime.request import Decoding
 from dlp_edge.runtime.routing.policy import Routed
-from dlp_edge.runtime.routing.router import Judgement
+from dlp_edge.runtime.routing.router import Classification
 from dlp_edge.types import Chunk, Reply
 
 EOS = 256
@@ -153,10 +153,10 @@ class KeywordRouter:
     def __init__(self) -> None:
         self.seen: list[str] = []
 
-    def judge(self, prompt: str, generated: str = "") -> Judgement:
+    def classify(self, prompt: str, generated: str = "") -> Classification:
         self.seen.append(generated)
         b = 0.99 if generated.endswith("B") else 0.01
-        return Judgement({"a": 1 - b, "b": b}, doubt=0.0)
+        return Classification({"a": 1 - b, "b": b}, doubt=0.0)
 
 
 @dataclass
@@ -256,7 +256,7 @@ def test_copied_text_takes_fewer_passes() -> None:
 
 
 @pytest.mark.parametrize("kv", ["keep", "recompute"])
-@pytest.mark.parametrize("place", range(ROWS))
+@pytest.mark.parametrize("place", range(VERIFY_TOKENS))
 def test_a_fusion_that_changes_inside_a_draft_ends_it(kv: Any, place: int) -> None:
     """Both fusions say the same up to a B, where the answer copies the prompt; what the draft has
     behind it was read under the old fusion, which would have taken it."""

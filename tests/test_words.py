@@ -9,7 +9,7 @@ from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
-from dlp_edge.runtime.routing.word_cache import WordEncoder
+from dlp_edge.runtime.routing.word_cache import CachingEncoder
 
 TEXTS = ["Name all 12 books, please.", "It's over; isn't it?", "a b c d e f g"]
 
@@ -37,7 +37,10 @@ def with_spaces() -> Tokenizer:
 
 
 WORDWISE, SPACED = by_words(), with_spaces()
-ENCODERS = {"by words": (WORDWISE, WordEncoder(WORDWISE)), "spaced": (SPACED, WordEncoder(SPACED))}
+ENCODERS = {
+    "by words": (WORDWISE, CachingEncoder(WORDWISE)),
+    "spaced": (SPACED, CachingEncoder(SPACED)),
+}
 
 
 @pytest.mark.parametrize("kind", ENCODERS)
@@ -52,16 +55,16 @@ def test_gives_the_tokenizers_ids(kind: str, text: str) -> None:
 
 def test_finds_out_which_tokenizers_work_by_words(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
-    separately, whole = WordEncoder._separately, WordEncoder._whole
+    separately, whole = CachingEncoder._separately, CachingEncoder._whole
     monkeypatch.setattr(
-        WordEncoder, "_separately", lambda self, new: asked.append(new) or separately(self, new)
+        CachingEncoder, "_separately", lambda self, new: asked.append(new) or separately(self, new)
     )
     monkeypatch.setattr(
-        WordEncoder, "_whole", lambda self, text: asked.append(text) or whole(self, text)
+        CachingEncoder, "_whole", lambda self, text: asked.append(text) or whole(self, text)
     )
     text = "Name  all books, Name"
     for tokenizer, expected in ((WORDWISE, [["Name", "all", "books,"]]), (SPACED, [text, text])):
-        encoder = WordEncoder(tokenizer)
+        encoder = CachingEncoder(tokenizer)
         asked.clear()
         encoder.encode(text)
         encoder.encode(text)
@@ -69,7 +72,7 @@ def test_finds_out_which_tokenizers_work_by_words(monkeypatch: pytest.MonkeyPatc
 
 
 def test_forgets_words_beyond_its_limit() -> None:
-    encoder = WordEncoder(WORDWISE, memory=120)
+    encoder = CachingEncoder(WORDWISE, capacity=120)
     for number in range(200):
         text = f"word{number} and {number}"
         assert encoder.encode(text) == WORDWISE.encode(text, add_special_tokens=False).ids

@@ -187,7 +187,7 @@ def _run(case: Case, work: Work, samples: Samples) -> None:
 def _begin_sentence(case: Case, generated: str, fusion: Fusion, samples: Samples) -> None:
     begun = time.perf_counter()
     if case.router is not None:
-        case.router.judge(TEXT, generated)
+        case.router.classify(TEXT, generated)
         samples.router.append(time.perf_counter() - begun)
         begun = time.perf_counter()
     case.engine.decoder.set_fusion(case.engine.fuser.fuse(fusion))

@@ -14,7 +14,7 @@ from dlp_edge.bundle.manifest import Manifest, RouterEntry
 from dlp_edge.bundle.peft_reader import read_adapter
 from dlp_edge.bundle.router_head import RouterHead, head_to_bytes
 from dlp_edge.errors import AdapterError, UsageError
-from dlp_edge.runtime.adapters.fit_router_row import as_samples, learn
+from dlp_edge.runtime.adapters.fit_router_row import as_samples, fit_router_row
 from dlp_edge.runtime.options import check_names
 from dlp_edge.runtime.routing.router import Router
 
@@ -52,7 +52,7 @@ def add_skill(
             raise AdapterError(
                 f"adapters {entry.name} and {name} have the same weights", "Leave one of them out"
             )
-    entry_after, head = _taught(manifest.router, router, name, examples)
+    entry_after, head = _fit_router(manifest.router, router, name, examples)
     pairs = _pairs(bundle.adapters())
     packed = adapter_stack.pack({**pairs, name: adapter.pairs}, manifest.backbone.dtype)
     after = replace(manifest, adapters=(*manifest.adapters, adapter.entry), router=entry_after)
@@ -86,7 +86,7 @@ def remove_skill(bundle: Bundle, router: Router | None, name: str) -> Bundle:
     )
 
 
-def _taught(
+def _fit_router(
     entry: RouterEntry | None, router: Router | None, name: str, examples: Examples
 ) -> tuple[RouterEntry | None, RouterHead | None]:
     """The router's entry and last layer after the examples."""
@@ -97,7 +97,7 @@ def _taught(
             "the bundle has no router that could learn from examples",
             "Leave them out and pin the adapter, or export with --router",
         )
-    head = learn(router, as_samples(examples))
+    head = fit_router_row(router, as_samples(examples))
     labels = (*entry.settings.labels, name)
     return replace(entry, settings=replace(entry.settings, labels=labels)), head
 

@@ -23,13 +23,13 @@ from dlp_edge.runtime.text.sentences import SentenceSplitter
 from dlp_edge.tasks.boilerplate import CommonText
 from dlp_edge.tasks.samples import Sample, as_sample
 
-LEAST_EXAMPLES = 5
+MIN_EXAMPLES = 5
 MAX_EXAMPLES = 1_000
 KEPT_FEATURES = 48  # of each skill, for rows that are fitted later
 RIDGE = 1e-3  # on the weights, over the mean loss
 STEPS = 30
 
-Rows = npt.NDArray[np.float64]
+Array = npt.NDArray[np.float64]
 
 
 def as_samples(examples: Sequence[str | Mapping[str, object]]) -> list[Sample]:
@@ -41,10 +41,10 @@ def as_samples(examples: Sequence[str | Mapping[str, object]]) -> list[Sample]:
     """
     if isinstance(examples, str) or not isinstance(examples, Sequence):
         raise UsageError("the examples are no list", "Give a list of prompts")
-    if not LEAST_EXAMPLES <= len(examples) <= MAX_EXAMPLES:
+    if not MIN_EXAMPLES <= len(examples) <= MAX_EXAMPLES:
         raise UsageError(
             f"{len(examples)} examples were given",
-            f"Give {LEAST_EXAMPLES} to {MAX_EXAMPLES}, best 20 or more; or none at all, and the "
+            f"Give {MIN_EXAMPLES} to {MAX_EXAMPLES}, best 20 or more; or none at all, and the "
             "adapter can be pinned but is never routed to",
         )
     return [
@@ -57,17 +57,17 @@ def as_samples(examples: Sequence[str | Mapping[str, object]]) -> list[Sample]:
     ]
 
 
-def learn(router: Router, samples: Sequence[Sample]) -> RouterHead:
+def fit_router_row(router: Router, samples: Sequence[Sample]) -> RouterHead:
     """The router's last layer with a row for a new skill, after those of its labels."""
-    found = np.stack([router.features(*window) for window in windows_of(samples)])
+    found = np.stack([router.features(*window) for window in router_texts(samples)])
     head, scale = router.head, router.settings.temperature
-    head = head.without(_returned(head, found, len(router.labels)))
-    weight, bias = fit_row(head, found, scale, _unused(head, len(router.labels)))
-    kept = found[_spread(len(found), KEPT_FEATURES)]
+    head = head.without(_obsolete_rows(head, found, len(router.labels)))
+    weight, bias = fit_row(head, found, scale, _unused_features(head, len(router.labels)))
+    kept = found[_sample_indices(len(found), KEPT_FEATURES)]
     return head.with_row(len(router.labels), weight, bias, kept.astype(np.float16))
 
 
-def _returned(head: RouterHead, found: npt.NDArray[np.float32], num_labels: int) -> list[int]:
+def _obsolete_rows(head: RouterHead, found: npt.NDArray[np.float32], num_labels: int) -> list[int]:
     """Rows of removed skills that most of the new skill's windows would go to: the skill has come
     back, and what is left of it would speak against it. They are behind the labels' rows and
     nobody's own."""
@@ -75,14 +75,14 @@ def _returned(head: RouterHead, found: npt.NDArray[np.float32], num_labels: int)
     return [row for row in range(num_labels + 1, len(winners)) if 2 * winners[row] > len(found)]
 
 
-def _unused(head: RouterHead, nobody: int) -> npt.NDArray[np.bool_]:
+def _unused_features(head: RouterHead, nobody: int) -> npt.NDArray[np.bool_]:
     """The features that the trained rows do not read [F], if there are some, else all: what the
     trained skills did not need is still in them."""
     unused: npt.NDArray[np.bool_] = head.weight[nobody] == 0
     return unused if unused.any() else ~unused
 
 
-def windows_of(samples: Sequence[Sample]) -> list[tuple[str, str]]:
+def router_texts(samples: Sequence[Sample]) -> list[tuple[str, str]]:
     """What the router will read of the samples: (prompt, answer so far), with and without the
     wording that the prompts share, and at the sentence starts of the answers."""
     common = CommonText([sample.prompt for sample in samples])
@@ -131,12 +131,12 @@ def fit_row(
     return weight, float(row[-1] * temperature - weight[read] @ centre)
 
 
-def _log_sum_exp(z: Rows) -> Rows:
+def _log_sum_exp(z: Array) -> Array:
     highest = z.max(1)
-    total: Rows = highest + np.log(np.exp(z - highest[:, None]).sum(1))
+    total: Array = highest + np.log(np.exp(z - highest[:, None]).sum(1))
     return total
 
 
-def _spread(count: int, most: int) -> list[int]:
+def _sample_indices(count: int, most: int) -> list[int]:
     """At most `most` of `count` indices, drawn evenly."""
     return sorted(random.Random(0).sample(range(count), min(count, most)))

@@ -9,9 +9,9 @@ from dlp_edge.bundle.adapter_stack import AdapterStack
 from dlp_edge.runtime.engine.backbone import Backbone
 from dlp_edge.runtime.engine.decoder import Decoder, Logits
 from dlp_edge.runtime.engine.interrupt import Interrupt
-from dlp_edge.runtime.fusion.copying import Fuser
-from dlp_edge.runtime.fusion.in_place import SpanFuser
-from dlp_edge.runtime.fusion.on_device import DeviceFuser
+from dlp_edge.runtime.fusion.copying import CopyingFuser
+from dlp_edge.runtime.fusion.in_place import InPlaceFuser
+from dlp_edge.runtime.fusion.on_device import OnDeviceFuser
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Engine:
     """
 
     decoder: Decoder
-    fuser: Fuser | SpanFuser | DeviceFuser
+    fuser: CopyingFuser | InPlaceFuser | OnDeviceFuser
     reuse: bool = False
 
     def fuse(self, fusion: Mapping[str, float], sequence: int = 0) -> None:
@@ -63,18 +63,18 @@ def make_engine(
     """
     decoder = Decoder(backbone, max_context, sequences)
     fuser = beside.fuser.sibling(sequences) if beside else _fuser(backbone, stack, sequences)
-    if isinstance(fuser, SpanFuser):
-        decoder.set_adapters(fuser.adapters)
+    if isinstance(fuser, InPlaceFuser):
+        decoder.set_shared_inputs(fuser.shared_inputs)
     decoder.set_fusion(fuser.fuse({}))
     return Engine(decoder, fuser, reuse)
 
 
 def _fuser(
     backbone: Backbone, stack: AdapterStack, sequences: int
-) -> Fuser | SpanFuser | DeviceFuser:
+) -> CopyingFuser | InPlaceFuser | OnDeviceFuser:
     entry, device = backbone.entry, backbone.device
     if backbone.own_operators:
-        return SpanFuser(stack, entry.slots, sequences)
+        return InPlaceFuser(stack, entry.slots, sequences)
     if device.kind == "cpu":
-        return Fuser(stack, entry.slots, entry.dtype, sequences)
-    return DeviceFuser(stack, entry.slots, entry.dtype, device, sequences)
+        return CopyingFuser(stack, entry.slots, entry.dtype, sequences)
+    return OnDeviceFuser(stack, entry.slots, entry.dtype, device, sequences)

@@ -11,7 +11,7 @@ from time import perf_counter
 
 from dlp_edge.runtime.decoding.answer import Answer, Step
 from dlp_edge.runtime.decoding.engine import Engine
-from dlp_edge.runtime.engine.backbone import ROWS
+from dlp_edge.runtime.engine.backbone import VERIFY_TOKENS
 from dlp_edge.runtime.engine.decoder import Logits
 from dlp_edge.runtime.engine.interrupt import Cancelled, Interrupt
 from dlp_edge.runtime.memory import check_address_space
@@ -46,7 +46,7 @@ def stream_answer(engine: Engine, answer: Answer, interrupt: Interrupt) -> Itera
                 decoder.truncate(cached)  # drops the draft's other tokens
             if answer.done:
                 return
-            draft = answer.draft(ROWS)
+            draft = answer.draft(VERIFY_TOKENS)
             if step.fusion is not None:  # a sentence starts under other adapters
                 _refuse(engine, answer, step.fusion, 0, interrupt)
             started = perf_counter()

@@ -10,7 +10,7 @@ from dlp_edge.errors import UsageError
 from dlp_edge.runtime.decoding.engine import Engine
 from dlp_edge.runtime.decoding.sampling import log_probabilities
 
-ROWS = 64  # tokens a pass, since each brings logits over the whole vocabulary
+SCORE_CHUNK = 64  # tokens a pass, since each brings logits over the whole vocabulary
 
 
 def log_likelihoods(
@@ -46,9 +46,9 @@ def log_likelihoods(
         fed = whole[first - 1 :] if ends else whole[first - 1 : -1]
         targets = [[token] for token in whole[first:]] + ([list(ends)] if ends else [])
         total = 0.0
-        for at in range(0, len(fed), ROWS):
-            rows = decoder.all_logits(fed[at : at + ROWS])
-            for row, ids in zip(rows, targets[at : at + ROWS], strict=True):
+        for at in range(0, len(fed), SCORE_CHUNK):
+            rows = decoder.all_logits(fed[at : at + SCORE_CHUNK])
+            for row, ids in zip(rows, targets[at : at + SCORE_CHUNK], strict=True):
                 total += float(np.logaddexp.reduce(log_probabilities(row)[ids]))
         found.append((total, len(whole) - first))
     return found

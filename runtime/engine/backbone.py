@@ -12,12 +12,12 @@ import onnxruntime as ort
 from dlp_edge.bundle.manifest import BackboneEntry, Slot
 from dlp_edge.bundle.weight_file import Weights
 from dlp_edge.errors import BundleError
-from dlp_edge.runtime.engine.cuda_graphs import Captures, is_capturing
+from dlp_edge.runtime.engine.cuda_graphs import CudaGraphs, uses_cuda_graphs
 from dlp_edge.runtime.engine.device import Device, open_session
 from dlp_edge.runtime.engine.operator_graph import slot_inputs, with_operators
-from dlp_edge.runtime.engine.verify_graph import rowwise
+from dlp_edge.runtime.engine.verify_graph import make_verify_graph
 
-ROWS = 8  # tokens of a rowwise pass
+VERIFY_TOKENS = 8  # tokens of a verify pass
 
 
 @dataclass(frozen=True)
@@ -26,18 +26,19 @@ class Backbone:
 
     Attributes:
         own_operators: whether it runs on our own operators (`operator_graph.py`).
-        captures: the CUDA graphs of its steps; None where it captures none.
+        cuda_graphs: the CUDA graphs of its steps; None if it captures none.
         weights: what the session reads where it is, and would not keep.
-        rowwise: the same graph for ROWS tokens at once (`rowwise.py`); the first call loads it.
+        verify_session: the same graph for VERIFY_TOKENS tokens at once (`verify_graph.py`), loaded
+            on the first call.
     """
 
     session: ort.InferenceSession
     entry: BackboneEntry
     device: Device
     own_operators: bool
-    captures: Captures | None
+    cuda_graphs: CudaGraphs | None
     weights: Weights
-    rowwise: Callable[[], ort.InferenceSession]
+    verify_session: Callable[[], ort.InferenceSession]
 
 
 def open_backbone(
@@ -53,7 +54,7 @@ def open_backbone(
     Args:
         path: its file, with the weights beside it.
         model, weights: what these files hold, where it was read already.
-        reread: gives the weights once more, where the rowwise graph is asked for.
+        reread: gives the weights once more, where the verify graph is asked for.
 
     Raises:
         BundleError: onnxruntime cannot read it, or it is not as the manifest says.
@@ -68,18 +69,18 @@ def open_backbone(
     if own:
         graph, weights = _rewrite(graph, entry, weights)
     folder = path.parent if own or weights is None else None
-    session = open_session(graph, device, weights, folder, device.captures)
+    session = open_session(graph, device, weights, folder, device.cuda_graphs)
     _check_inputs(session, entry, own)
     kept = weights if own and weights else {}
     read_by_onnxruntime = weights is None
 
     @cache
-    def by_rows() -> ort.InferenceSession:
+    def open_verify_session() -> ort.InferenceSession:
         again = None if read_by_onnxruntime else kept or reread()
-        return open_session(rowwise(graph, ROWS), device, again, folder)
+        return open_session(make_verify_graph(graph, VERIFY_TOKENS), device, again, folder)
 
-    captures = Captures() if is_capturing(session) else None
-    return Backbone(session, entry, device, own, captures, kept, by_rows)
+    cuda_graphs = CudaGraphs() if uses_cuda_graphs(session) else None
+    return Backbone(session, entry, device, own, cuda_graphs, kept, open_verify_session)
 
 
 def _rewrite(

@@ -12,7 +12,7 @@ Shape = tuple[int, ...]
 Place = tuple[int, Shape]
 
 
-class Rows:
+class BoundTensor:
     """An array [G, ...] on the device, of which a range of rows can be bound to a graph.
 
     On a CPU it is the array itself; elsewhere a copy, which `upload` brings up to date.
@@ -23,7 +23,7 @@ class Rows:
         self._kind = kind
         self._value = ort.OrtValue.ortvalue_from_numpy(array, kind, 0)
 
-    def is_of(self, source: object) -> bool:
+    def is_backed_by(self, source: object) -> bool:
         """Whether these are the rows of this very array."""
         return self.host is source
 
@@ -45,7 +45,7 @@ class Rows:
         row = self.host.nbytes // max(1, len(self.host))
         return self._value.data_ptr() + first * row, (count, *self.host.shape[1:])
 
-    def copy_tokens(self, other: Rows, source: int, target: int, length: int) -> None:
+    def copy_tokens(self, other: BoundTensor, source: int, target: int, length: int) -> None:
         """Copies the first `length` tokens of a sequence of a cache [G, heads, tokens, size]."""
         if self._kind != "cpu":  # onnxruntime's Python interface copies nothing inside a device
             self.host, other.host = self._value.numpy(), other._value.numpy()
@@ -64,7 +64,7 @@ class Rows:
         return self._kind, 0, self.host.dtype.type, shape, address
 
 
-class DeviceRows:
+class DeviceTensor:
     """One layer [G, rho, n] of a tensor [L, G, rho, n] that a graph has written on a device."""
 
     def __init__(
@@ -73,7 +73,7 @@ class DeviceRows:
         self._value, self._layer, self._dtype, self._kind = value, layer, dtype, kind
         self.shape: Shape = tuple(value.shape()[1:])
 
-    def is_of(self, source: object) -> bool:
+    def is_backed_by(self, source: object) -> bool:
         return self is source
 
     def upload(self) -> None:

@@ -11,26 +11,26 @@ from collections.abc import Hashable
 
 import onnxruntime as ort
 
-NEVER = -1  # the number of a pass that is neither captured nor replayed
-_NUMBER = "gpu_graph_id"
+NOT_CAPTURED = -1  # the number of a pass that is neither captured nor replayed
+_GRAPH_ID = "gpu_graph_id"
 
 
-class Captures:
+class CudaGraphs:
     """The numbers of a session's captured graphs."""
 
     def __init__(self) -> None:
-        self._numbers: dict[Hashable, int] = {}
+        self._graph_ids: dict[Hashable, int] = {}
 
-    def number(self, places: Hashable) -> int:
+    def graph_id(self, places: Hashable) -> int:
         """The number for steps over tensors in these places."""
-        return self._numbers.setdefault(places, len(self._numbers) + 1)
+        return self._graph_ids.setdefault(places, len(self._graph_ids) + 1)
 
 
-def tell_number(options: ort.RunOptions, number: int) -> None:
-    options.add_run_config_entry(_NUMBER, str(number))
+def set_graph_id(options: ort.RunOptions, graph_id: int) -> None:
+    options.add_run_config_entry(_GRAPH_ID, str(graph_id))
 
 
-def is_capturing(session: ort.InferenceSession) -> bool:
+def uses_cuda_graphs(session: ort.InferenceSession) -> bool:
     """Whether the session was opened for it."""
     provider = session.get_provider_options().get("CUDAExecutionProvider", {})
     return str(provider.get("enable_cuda_graph", "0")) == "1"

@@ -14,9 +14,9 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from dlp_edge.errors import ResourceError, UsageError
-from dlp_edge.runtime.engine.backbone import ROWS, Backbone
-from dlp_edge.runtime.engine.bound_tensor import DeviceRows, Rows
-from dlp_edge.runtime.engine.cuda_graphs import NEVER
+from dlp_edge.runtime.engine.backbone import VERIFY_TOKENS, Backbone
+from dlp_edge.runtime.engine.bound_tensor import BoundTensor, DeviceTensor
+from dlp_edge.runtime.engine.cuda_graphs import NOT_CAPTURED
 from dlp_edge.runtime.engine.interrupt import Interrupt, run_bound
 from dlp_edge.runtime.engine.ort_errors import engine_errors
 from dlp_edge.runtime.engine.verifier import Verifier
@@ -51,14 +51,16 @@ class Decoder:
         self._bound: tuple[int, int] | None = None  # first and number of the sequences bound
         self._places: Hashable = None  # of all that is bound; None: not known yet
         self._cache = self._make_cache(entry.num_layers, entry.num_kv_heads, entry.head_size)
-        self._adapters: dict[str, Rows] = {}
-        self._slots: dict[str, Rows | DeviceRows] = {}
+        self._adapters: dict[str, BoundTensor] = {}
+        self._slots: dict[str, BoundTensor | DeviceTensor] = {}
         # What each cache was made of: its tokens, each with the label that it was read under.
         self._written: list[list[tuple[int, Hashable]]] = [[] for _ in range(sequences)]
-        self._tokens = Rows(np.zeros((sequences, 1), np.int64), self._kind)
-        self._seqlens = Rows(np.zeros(sequences, np.int32), self._kind)
-        self._logits = Rows(np.zeros((sequences, 1, self._vocab_size), self._dtype), self._kind)
-        self._position = Rows(np.zeros(1, np.int64), self._kind)
+        self._tokens = BoundTensor(np.zeros((sequences, 1), np.int64), self._kind)
+        self._seqlens = BoundTensor(np.zeros(sequences, np.int32), self._kind)
+        self._logits = BoundTensor(
+            np.zeros((sequences, 1, self._vocab_size), self._dtype), self._kind
+        )
+        self._position = BoundTensor(np.zeros(1, np.int64), self._kind)
         self._total = np.zeros((), np.int32)  # attention wants it in the host's memory
         self._total_value = ort.OrtValue.ortvalue_from_numpy(self._total)
         self._binding.bind_ortvalue_input("total_sequence_length", self._total_value)
@@ -70,26 +72,30 @@ class Decoder:
         """Size of the caches of all sequences, filled or not."""
         return sum(buffer.host.nbytes for buffer in self._cache.values())
 
-    def set_adapters(self, adapters: Mapping[str, npt.NDArray[Any]]) -> None:
+    def set_shared_inputs(self, adapters: Mapping[str, npt.NDArray[Any]]) -> None:
         """Binds what is the same for all fusions and sequences, by the names of the inputs."""
-        self._adapters = {name: Rows(stacked, self._kind) for name, stacked in adapters.items()}
+        self._adapters = {
+            name: BoundTensor(stacked, self._kind) for name, stacked in adapters.items()
+        }
         for name, stacked in self._adapters.items():
             stacked.bind_input(self._binding, name, 0, stacked.shape[0])
 
-    def set_fusion(self, tensors: Mapping[str, npt.NDArray[Any] | DeviceRows]) -> None:
+    def set_fusion(self, tensors: Mapping[str, npt.NDArray[Any] | DeviceTensor]) -> None:
         """Binds what a fuser gives, by the names of the inputs [G, ...]; it is in force from the
         next pass on."""
         with engine_errors(self._kind):
             for name, tensor in tensors.items():
                 self._fill(name, tensor)
 
-    def _fill(self, name: str, tensor: npt.NDArray[Any] | DeviceRows) -> None:
+    def _fill(self, name: str, tensor: npt.NDArray[Any] | DeviceTensor) -> None:
         known = self._slots.get(name)
-        if known is not None and known.is_of(tensor):
+        if known is not None and known.is_backed_by(tensor):
             known.upload()  # where it lies is bound already
             return
         self._places = None
-        self._slots[name] = tensor if isinstance(tensor, DeviceRows) else Rows(tensor, self._kind)
+        self._slots[name] = (
+            tensor if isinstance(tensor, DeviceTensor) else BoundTensor(tensor, self._kind)
+        )
         if self._bound is not None:
             self._slots[name].bind_input(self._binding, name, *self._bound)
 
@@ -164,8 +170,10 @@ class Decoder:
         """Appends tokens to the first sequence; returns the logits [S, V] after each of them
         (for measuring)."""
         chunk = np.asarray(ids, np.int64)[None]
-        logits = Rows(np.zeros((1, chunk.shape[1], self._vocab_size), self._dtype), self._kind)
-        positions = Rows(np.arange(chunk.shape[1], dtype=np.int64), self._kind)
+        logits = BoundTensor(
+            np.zeros((1, chunk.shape[1], self._vocab_size), self._dtype), self._kind
+        )
+        positions = BoundTensor(np.arange(chunk.shape[1], dtype=np.int64), self._kind)
         self._bind(0, 1)
         positions.bind_input(self._binding, "logit_positions", 0, chunk.shape[1])
         logits.bind_output(self._binding, "logits", 0, 1)
@@ -180,17 +188,21 @@ class Decoder:
         return found
 
     def verify(self, tokens: Sequence[int], interrupt: Interrupt | None = None) -> Logits:
-        """Appends at most ROWS tokens to the first sequence in one pass; returns the logits
-        [S, V] after each of them (valid until the next call). They and the cache are those of S
-        steps, bit for bit. The first call loads the weights a second time.
+        """Appends at most VERIFY_TOKENS tokens to the first sequence in one pass.
+
+        Logits and cache equal those of S steps bit for bit. The first call loads the weights a
+        second time.
+
+        Returns:
+            The logits [S, V] after each token, valid until the next call.
 
         Raises:
-            ResourceError: the cache has no room for ROWS tokens.
+            ResourceError: the cache has no room for VERIFY_TOKENS tokens.
             Cancelled: the interrupt was set; the cache is as before.
         """
         if interrupt is not None:
             interrupt.check()
-        self._check_room(int(self.lengths[0]) + ROWS)
+        self._check_room(int(self.lengths[0]) + VERIFY_TOKENS)
         if self._verifier is None:
             self._verifier = Verifier(self._backbone, self._cache, self._adapters)
         with engine_errors(self._kind):
@@ -224,11 +236,13 @@ class Decoder:
             self._seqlens.upload()
             capture = self._capture(first, count, chunk is not None)
             # A captured step is launched with the total that it was captured with.
-            self._total[()] = self.max_context if capture not in (None, NEVER) else longest
+            self._total[()] = self.max_context if capture not in (None, NOT_CAPTURED) else longest
             self._position.host[0] = added - 1
             self._position.upload()
             if chunk is not None:
-                prompt = Rows(chunk, self._kind)  # a name, because a binding holds no reference
+                prompt = BoundTensor(
+                    chunk, self._kind
+                )  # a name, because a binding holds no reference
                 prompt.bind_input(self._binding, "input_ids", 0, 1)
             try:
                 run_bound(self._session, self._binding, interrupt, capture)
@@ -239,12 +253,12 @@ class Decoder:
         self.lengths[first : first + count] = totals
 
     def _capture(self, first: int, count: int, is_prompt: bool) -> int | None:
-        """The number of the pass's CUDA graph; None where the session captures none."""
-        captures = self._backbone.captures
-        if captures is None:
+        """The number of the pass's CUDA graph; None if the session captures none."""
+        cuda_graphs = self._backbone.cuda_graphs
+        if cuda_graphs is None:
             return None
         if is_prompt:
-            return NEVER
+            return NOT_CAPTURED
         if self._places is None:
             changing = [*self._cache.values(), *self._slots.values()]
             fixed = [self._tokens, self._seqlens, self._logits]
@@ -252,7 +266,7 @@ class Decoder:
                 self._position.place(0, 1),
                 *(rows.place(first, count) for rows in (*fixed, *changing)),
             )
-        return captures.number(self._places)
+        return cuda_graphs.graph_id(self._places)
 
     def _check_room(self, tokens: int) -> None:
         if tokens > self.max_context:
@@ -277,14 +291,14 @@ class Decoder:
             slot.bind_input(self._binding, name, first, count)
         self._bound = (first, count)
 
-    def _make_cache(self, layers: int, heads: int, head_size: int) -> dict[str, Rows]:
+    def _make_cache(self, layers: int, heads: int, head_size: int) -> dict[str, BoundTensor]:
         """For each layer one buffer [G, kv heads, max_context, head size] for keys, one for
         values."""
         shape = (len(self.lengths), heads, self.max_context, head_size)
         try:
             # Zeros are committed by the operating system only where they are written.
             return {
-                f"{layer}.{kind}": Rows(np.zeros(shape, self._dtype), self._kind)
+                f"{layer}.{kind}": BoundTensor(np.zeros(shape, self._dtype), self._kind)
                 for layer in range(layers)
                 for kind in ("key", "value")
             }

@@ -12,9 +12,9 @@ import onnxruntime as ort
 from dlp_edge.bundle.weight_file import Weights
 from dlp_edge.errors import BundleError, DeviceError, UsageError
 from dlp_edge.runtime.engine.operators import find_operators
-from dlp_edge.runtime.engine.ort_errors import first_line, ran_out
+from dlp_edge.runtime.engine.ort_errors import first_line, is_out_of_memory
 
-CAPTURE = "DLP_EDGE_CUDA_GRAPHS"  # 1 asks for them; off as long as no GPU has run them
+CUDA_GRAPHS_VARIABLE = "DLP_EDGE_CUDA_GRAPHS"  # 1 asks for them; off as long as no GPU has run them
 _FOLDER = "session.model_external_initializers_file_folder_path"
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -26,13 +26,13 @@ class Device:
     Attributes:
         kind: "cpu" or "cuda".
         operators: the library with our own operators, where they can be used.
-        captures: whether steps are captured as CUDA graphs.
+        cuda_graphs: whether steps are captured as CUDA graphs.
     """
 
     kind: str
     threads: int
     operators: Path | None = None
-    captures: bool = False
+    cuda_graphs: bool = False
 
     def __str__(self) -> str:
         return f"cpu ({self.threads} threads)" if self.kind == "cpu" else self.kind
@@ -62,8 +62,8 @@ def choose_device(asked: str, target: str, threads: int | None) -> Device:
             "Install dlp-edge[cuda] instead of dlp-edge[cpu]",
         )
     operators = find_operators() if kind == "cpu" else None
-    captures = kind == "cuda" and os.environ.get(CAPTURE) == "1"
-    return Device(kind, threads or _default_threads(), operators, captures)
+    cuda_graphs = kind == "cuda" and os.environ.get(CUDA_GRAPHS_VARIABLE) == "1"
+    return Device(kind, threads or _default_threads(), operators, cuda_graphs)
 
 
 def open_session(
@@ -108,7 +108,7 @@ def open_session(
         in_place = bool(values) and folder is not None
         session = _open(model, options, provider, capture, in_place)
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
-        if ran_out(error):
+        if is_out_of_memory(error):
             raise MemoryError(first_line(error)) from error
         raise BundleError(
             f"onnxruntime cannot load the graph ({first_line(error)})", "Export the bundle again"

@@ -6,7 +6,7 @@ import threading
 
 import onnxruntime as ort
 
-from dlp_edge.runtime.engine.cuda_graphs import tell_number
+from dlp_edge.runtime.engine.cuda_graphs import set_graph_id
 
 
 class Cancelled(Exception):  # noqa: N818 - a signal, not an error
@@ -51,7 +51,7 @@ def run_bound(
     options = interrupt.options if interrupt is not None else None
     if capture is not None:
         options = options or ort.RunOptions()
-        tell_number(options, capture)
+        set_graph_id(options, capture)
     try:
         session.run_with_iobinding(binding, options)
     except Exception as error:

@@ -1,8 +1,9 @@
 """A backbone's graph, rewritten for our own operator (`runtime/native/operators.c`).
 
 `Linear` multiplies by a matrix of 4 or 8 bits. It computes the block means of its input itself, so
-the nodes that append them (`export/quantisation/quantise.py`) go, and the three nodes of each slot. All slots share their inputs: the numbers of all adapters, as they lie in the bundle, and
-a table of which rows of them are in force, and with what weights.
+the nodes that append them (`export/quantisation/quantise.py`) go, and the three nodes of each slot.
+All slots share their inputs: the matrices of all adapters, as the bundle stacks them, and a table
+of which rows are fused, with which weights.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from pathlib import Path
 import onnxruntime as ort
 
 DOMAIN = "dlp_edge"
-SWITCH = "DLP_EDGE_OPERATORS"  # 0 leaves them out, avx2 keeps to vectors of 256 bits
+OPERATORS_VARIABLE = "DLP_EDGE_OPERATORS"  # 0 leaves them out, avx2 keeps to vectors of 256 bits
 
 
 def library_file() -> Path | None:
@@ -26,7 +26,7 @@ def library_file() -> Path | None:
 
 def find_operators() -> Path | None:
     """The library, if this processor can run it, and it is not switched off."""
-    return None if os.environ.get(SWITCH) == "0" else _usable()
+    return None if os.environ.get(OPERATORS_VARIABLE) == "0" else _usable()
 
 
 @cache

@@ -30,7 +30,7 @@ def memory_for(what: tuple[str, str]) -> Iterator[None]:
         raise ResourceError(*what) from error
 
 
-def ran_out(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """Whether what onnxruntime raised says that there is no memory, on the host or the device:
     its exceptions share no class of their own."""
     said = str(error).lower()
@@ -60,7 +60,7 @@ def engine_errors(kind: str) -> Iterator[None]:
     except Cancelled:
         raise
     except Exception as error:
-        if ran_out(error):
+        if is_out_of_memory(error):
             raise MemoryError(first_line(error)) from error
         if kind != "cpu" and "CUDA" in str(error).upper():
             raise DeviceError(

@@ -23,72 +23,74 @@ from dlp_edge.onnx_bytes.writer import (
     make_node,
 )
 
-_SIZES = "rowwise/sizes"  # of the pieces that a Split makes: 1, 1, ...
-_SHAPE = "rowwise/shape"  # [1, rows, -1]
+_SIZES = "verify/sizes"  # of the pieces that a Split makes: 1, 1, ...
+_SHAPE = "verify/shape"  # [1, tokens, -1]
 _LENGTHS = ("seqlens_k", "total_sequence_length")
 
 
-def rowwise(model: bytes, rows: int) -> bytes:
+def make_verify_graph(model: bytes, tokens: int) -> bytes:
     """An ONNX backbone as a bundle has it -> one for exactly so many tokens of one sequence.
 
     Inputs and outputs are the same, but `seqlens_k` and `total_sequence_length` are those of the
-    first token, and after all but the last token there are more outputs (`presents`): they are to
+    first token, and all but the last token have outputs of their own (`present_after`): they are to
     be bound to the same buffers as `past_key_values` and `present`.
     """
     message = read_message(memoryview(model), MODEL)
     graph = read_message(parts(message, 7)[0], GRAPH)
     fed = {text(read_message(value, VALUE), 1) for value in parts(graph, 11)}
-    nodes: list[bytes | memoryview] = [*_lengths(rows)]
+    nodes: list[bytes | memoryview] = [*_lengths(tokens)]
     for part in parts(graph, 1):
         node = read_message(part, NODE)
         kind, inputs = text(node, 4), texts(node, 1)
         if kind == "GroupQueryAttention":
-            nodes += _attention(node, rows)
+            nodes += _attention(node, tokens)
         elif kind in ("MatMul", "FusedMatMul") and inputs[1] in fed:
             nodes += _product(node)
         else:
             nodes.append(part)
-    constants = [make_constant(f"rowwise/{row}", INT32, [], [row]) for row in range(rows)]
-    constants += [make_constant(_SIZES, INT64, [rows], [1] * rows)]
-    constants += [make_constant(_SHAPE, INT64, [3], [1, rows, -1])]
+    constants = [make_constant(f"verify/{token}", INT32, [], [token]) for token in range(tokens)]
+    constants += [make_constant(_SIZES, INT64, [tokens], [1] * tokens)]
+    constants += [make_constant(_SHAPE, INT64, [3], [1, tokens, -1])]
     outputs = [
-        write_message({**value, 1: [presents(text(value, 1), row).encode()]})
+        write_message({**value, 1: [present_after(text(value, 1), token).encode()]})
         for value in (read_message(part, VALUE) for part in parts(graph, 12))
         if text(value, 1).startswith("present.")
-        for row in range(rows - 1)
+        for token in range(tokens - 1)
     ]
     changed: Fields = {1: nodes, 5: [*graph[5], *constants], 12: [*graph[12], *outputs]}
     return write_message({**message, 7: [write_message({**graph, **changed})]})
 
 
-def presents(name: str, row: int) -> str:
+def present_after(name: str, token: int) -> str:
     """The output of a cache `present.*` after a token that is not the last."""
-    return f"{name}/{row}"
+    return f"{name}/{token}"
 
 
-def _lengths(rows: int) -> Iterator[bytes]:
+def _lengths(tokens: int) -> Iterator[bytes]:
     """The two lengths that attention wants, for each token."""
-    for row in range(rows):
+    for token in range(tokens):
         for name in _LENGTHS:
-            yield make_node("Add", [name, f"rowwise/{row}"], [f"{name}/{row}"])
+            yield make_node("Add", [name, f"verify/{token}"], [f"{name}/{token}"])
 
 
-def _attention(node: Message, rows: int) -> Iterator[bytes]:
+def _attention(node: Message, tokens: int) -> Iterator[bytes]:
     """Attention token by token, each reading the cache as the one before has left it."""
     inputs, (result, *caches) = texts(node, 1), texts(node, 2)
     new = [name for name in inputs[:3] if name]  # queries, keys and values, packed or not
     for name in new:
-        yield make_node("Split", [name, _SIZES], [f"{name}/{row}" for row in range(rows)], axis=1)
-    for row in range(rows):
-        lengths = [f"{name}/{row}" for name in _LENGTHS]
-        own = [name and f"{name}/{row}" for name in inputs[:3]]
+        yield make_node(
+            "Split", [name, _SIZES], [f"{name}/{token}" for token in range(tokens)], axis=1
+        )
+    for token in range(tokens):
+        lengths = [f"{name}/{token}" for name in _LENGTHS]
+        own = [name and f"{name}/{token}" for name in inputs[:3]]
         taken = [*own, *inputs[3:5], *lengths, *inputs[7:]]
-        last = row == rows - 1
-        inputs[3:5] = caches if last else [presents(name, row) for name in caches]
-        given = [f"{result}/out{row}", *inputs[3:5]]
+        last = token == tokens - 1
+        inputs[3:5] = caches if last else [present_after(name, token) for name in caches]
+        given = [f"{result}/out{token}", *inputs[3:5]]
         changed: Fields = {1: encoded(taken), 2: encoded(given)}
-        yield write_message({**node, **changed, 3: [f"{result}/{row}".encode()]})
-    yield make_node("Concat", [f"{result}/out{row}" for row in range(rows)], [result], axis=1)
+        yield write_message({**node, **changed, 3: [f"{result}/{token}".encode()]})
+    yield make_node("Concat", [f"{result}/out{token}" for token in range(tokens)], [result], axis=1)
 
 
 def _product(node: Message) -> Iterator[bytes]:

@@ -44,7 +44,7 @@ class _Piece:
     place: tuple[slice, int]
 
 
-class Fuser:
+class CopyingFuser:
     """Writes fusions of a stack's adapters for a backbone's slots, one for each of G sequences.
 
     The pairs lie in buffers that are used again: a fusion is valid until the next one is made.
@@ -60,7 +60,7 @@ class Fuser:
         self._pieces = {slot.name: _pieces_of(slot, stack) for slot in slots}
         self._begin(sequences)
 
-    def sibling(self, sequences: int) -> Fuser:
+    def sibling(self, sequences: int) -> CopyingFuser:
         """Another one, for so many sequences, that shares what this one knows of the stack."""
         other = copy.copy(self)
         other._begin(sequences)

@@ -18,20 +18,20 @@ from dlp_edge.runtime.engine.operator_graph import ADAPTERS, SPANS, WEIGHTS
 from dlp_edge.runtime.fusion.copying import Tensors
 
 
-class SpanFuser:
+class InPlaceFuser:
     """Gives each of G sequences a fusion of a stack's adapters.
 
     The tables are written in place: a fusion is valid until the next one is made. They are as wide
     as the most adapters of any sequence; what is left over has rank 0.
 
     Attributes:
-        adapters: the input that is the same for all fusions, the numbers of all adapters (fp16).
+        shared_inputs: inputs that no fusion changes: the numbers of all adapters (fp16).
     """
 
     def __init__(self, stack: AdapterStack, slots: Sequence[Slot], sequences: int = 1) -> None:
         parts = [part for slot in slots for part in slot.parts]
         numbers = converted(stack, "float16").numbers
-        self.adapters: Tensors = {ADAPTERS: numbers} if parts else {}
+        self.shared_inputs: Tensors = {ADAPTERS: numbers} if parts else {}
         # For each adapter: where A and B begin among the numbers and its rank [P, 3], scaling [P].
         self._known: dict[str, tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]] = {}
         for name, rows in stack.rows.items():
@@ -47,7 +47,7 @@ class SpanFuser:
         self._parts = len(parts)
         self._begin(sequences)
 
-    def sibling(self, sequences: int) -> SpanFuser:
+    def sibling(self, sequences: int) -> InPlaceFuser:
         """Another one, for so many sequences, over the same adapters."""
         other = copy.copy(self)
         other._begin(sequences)

@@ -15,7 +15,7 @@ from dlp_edge.bundle.adapter_stack import AdapterStack
 from dlp_edge.bundle.manifest import Slot
 from dlp_edge.onnx_bytes.reader import FLOAT, FLOAT16
 from dlp_edge.onnx_bytes.writer import gather_and_scale
-from dlp_edge.runtime.engine.bound_tensor import DeviceRows
+from dlp_edge.runtime.engine.bound_tensor import DeviceTensor
 from dlp_edge.runtime.engine.device import Device, open_session
 from dlp_edge.runtime.engine.ort_errors import engine_errors
 
@@ -24,8 +24,8 @@ _TYPES = {"float32": FLOAT, "float16": FLOAT16}
 Kind = tuple[int, int, tuple[tuple[int, int], ...]]  # sizes of slots, and the columns of its parts
 
 
-class DeviceFuser:
-    """Does what `Fuser` does, on the device.
+class OnDeviceFuser:
+    """Does what `CopyingFuser` does, on the device.
 
     Slots of one kind, of L layers, have their adapters in two tensors: A [L, R, h] and B [L, R, d],
     scaled, and zero outside of a part's columns. An adapter has the same rows in all layers; where
@@ -52,25 +52,25 @@ class DeviceFuser:
         ]
         self._chosen: list[Mapping[str, float]] = [{}] * sequences
 
-    def sibling(self, sequences: int) -> DeviceFuser:
+    def sibling(self, sequences: int) -> OnDeviceFuser:
         """Another one, for so many sequences, over the same tensors."""
         other = copy.copy(self)
         other._layers = [layers.sibling() for layers in self._layers]
         other._chosen = [{}] * sequences
         return other
 
-    def fuse(self, weights: Mapping[str, float], sequence: int = 0) -> dict[str, DeviceRows]:
+    def fuse(self, weights: Mapping[str, float], sequence: int = 0) -> dict[str, DeviceTensor]:
         """Gives one sequence the adapters with these weights; returns, of all
         sequences, `<slot>.A` [G, rho, h] and `<slot>.B` [G, rho, d] of each slot."""
         self._chosen[sequence] = {name: weight for name, weight in weights.items() if weight != 0}
         return self._tensors()
 
-    def move(self, source: int, target: int) -> dict[str, DeviceRows]:
+    def move(self, source: int, target: int) -> dict[str, DeviceTensor]:
         """Gives one sequence's fusion to another; returns those of all sequences."""
         self._chosen[target] = self._chosen[source]
         return self._tensors()
 
-    def _tensors(self) -> dict[str, DeviceRows]:
+    def _tensors(self) -> dict[str, DeviceTensor]:
         return {
             name: rows
             for layers in self._layers
@@ -83,7 +83,7 @@ class _Room:
     """Where fusions of one rank are written: A and B of all layers, and the slots' shares."""
 
     fused: list[ort.OrtValue]
-    tensors: dict[str, DeviceRows]
+    tensors: dict[str, DeviceTensor]
 
 
 class _Layers:
@@ -130,7 +130,7 @@ class _Layers:
         other._rooms = {}
         return other
 
-    def gather(self, chosen: Sequence[Mapping[str, float]]) -> dict[str, DeviceRows]:
+    def gather(self, chosen: Sequence[Mapping[str, float]]) -> dict[str, DeviceTensor]:
         """The tensors of these slots, for all sequences, which are under these fusions."""
         found = [
             [(row, weights[name]) for part in self._rows for name in weights for row in part[name]]
@@ -170,7 +170,7 @@ class _Layers:
             for size in self._sizes
         ]
         tensors = {
-            f"{name}.{side}": DeviceRows(value, layer, self._dtype, self._kind)
+            f"{name}.{side}": DeviceTensor(value, layer, self._dtype, self._kind)
             for side, value in zip("AB", fused, strict=True)
             for layer, name in enumerate(self._names)
         }

@@ -92,11 +92,11 @@ class Routed:
         Args:
             before: the decision for the sentence before, which counts by `inertia`.
         """
-        judgement = self.router.judge(prompt, generated)
-        allowed = {n: y for n, y in judgement.probabilities.items() if n not in self.forbidden}
+        classification = self.router.classify(prompt, generated)
+        allowed = {n: y for n, y in classification.probabilities.items() if n not in self.forbidden}
         total = sum(allowed.values())
         probabilities = {name: y / total for name, y in allowed.items()} if total > 0 else {}
-        doubt = judgement.doubt
+        doubt = classification.doubt
         if before is not None and self.schedule.inertia:
             old = before.probabilities
             probabilities = {n: self._mixed(y, old[n]) for n, y in probabilities.items()}

@@ -12,20 +12,20 @@ from tokenizers import Tokenizer
 from dlp_edge.bundle.manifest import RouterSettings
 from dlp_edge.bundle.router_head import RouterHead
 from dlp_edge.errors import RouterError
-from dlp_edge.runtime.engine.ort_errors import first_line, ran_out
-from dlp_edge.runtime.routing.router_input import WindowReader, check_settings
+from dlp_edge.runtime.engine.ort_errors import first_line, is_out_of_memory
+from dlp_edge.runtime.routing.router_input import RouterInputEncoder, check_settings
 
 # A prompt that asks for several skills is answered in its order. Where no skill is SURE and one is
 # RIVAL times as likely as the likeliest, and the prompt's first tokens (so many) are CLEAR about
 # it, it leads.
-BEGINNINGS = (32, 48)
+PREFIX_LENGTHS = (32, 48)
 SURE = 0.9
 RIVAL = 0.1
 CLEAR = 0.85
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Classification:
     """What the router thinks of a text.
 
     Attributes:
@@ -65,15 +65,15 @@ class Router:
                 model, options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime's errors share no base but Exception
-            if ran_out(error):
+            if is_out_of_memory(error):
                 raise MemoryError(first_line(error)) from error
             raise RouterError(
                 f"the router's model does not load ({error})", "Export the bundle again"
             ) from error
-        self._reader = WindowReader(tokenizer, settings)
+        self._reader = RouterInputEncoder(tokenizer, settings)
         self._settings = settings
         self._head = head
-        self.judge("")  # a router that does not fit its tokenizer or last layer fails here
+        self.classify("")  # a router that does not fit its tokenizer or last layer fails here
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -94,7 +94,7 @@ class Router:
         other._head, other._settings = head, settings
         return other
 
-    def judge(self, prompt: str, generated: str = "") -> Judgement:
+    def classify(self, prompt: str, generated: str = "") -> Classification:
         """What the text is for.
 
         Args:
@@ -102,11 +102,11 @@ class Router:
             generated: the answer so far, up to and including the first token of the sentence
                 that is about to be written; empty at its beginning.
         """
-        window = self._reader.window(prompt, generated)
+        window = self._reader.encode(prompt, generated)
         shares, doubt = self._shares(window)
         if not generated and len(shares) > 1 and shares.max() <= SURE:
             self._let_lead(shares, prompt)
-        return Judgement(dict(zip(self.labels, shares.tolist(), strict=True)), doubt)
+        return Classification(dict(zip(self.labels, shares.tolist(), strict=True)), doubt)
 
     def _shares(self, window: list[int]) -> tuple[npt.NDArray[np.float64], float]:
         """The adapters' probabilities [N], given that one is meant, and the doubt."""
@@ -120,7 +120,7 @@ class Router:
         """Swaps the likeliest skill's probability with that of the one that the prompt begins
         with, where it clearly begins with another likely one."""
         likeliest = int(shares.argmax())
-        for window in self._reader.beginnings(prompt, BEGINNINGS):
+        for window in self._reader.encode_prefixes(prompt, PREFIX_LENGTHS):
             begun, doubt = self._shares(window)
             first = int(begun.argmax())
             if begun[first] * (1 - doubt) >= CLEAR and shares[first] >= RIVAL * shares[likeliest]:
@@ -129,14 +129,14 @@ class Router:
 
     def features(self, prompt: str, generated: str = "") -> npt.NDArray[np.float32]:
         """What the last layer reads of a text, [F]."""
-        return self._features(self._reader.window(prompt, generated))
+        return self._features(self._reader.encode(prompt, generated))
 
     def _features(self, window: list[int]) -> npt.NDArray[np.float32]:
         try:
             ids = np.array([window], np.int64)
             (output,) = self._session.run(["features"], {"input_ids": ids})
         except Exception as error:  # onnxruntime's errors share no base but Exception
-            if ran_out(error):
+            if is_out_of_memory(error):
                 raise MemoryError(first_line(error)) from error
             raise RouterError(
                 f"the router's model does not run ({error})",

@@ -9,9 +9,9 @@ from tokenizers import Tokenizer
 
 from dlp_edge.bundle.manifest import RouterSettings
 from dlp_edge.errors import RouterError
-from dlp_edge.runtime.routing.word_cache import MEMORY, WordEncoder
+from dlp_edge.runtime.routing.word_cache import CACHE_CHARACTERS, CachingEncoder
 
-MAX_WINDOW = 256  # ids that the router reads at most
+MAX_ROUTER_INPUT = 256  # ids that the router reads at most
 # Of the window. The prompt is read in parts, so that what was asked first can be told from
 # what was asked last. Of the answer: the earlier lines, the beginning of the running line, the
 # rest of it, the tokens just before the new sentence, and its first tokens.
@@ -34,11 +34,11 @@ def check_settings(settings: RouterSettings) -> None:
     fixed = PROMPT_SEGMENTS - 1 if settings.spread else 0  # a token at least in every part
     least = min(settings.prompt_tokens - fixed, settings.generated_tokens - _FIXED_TOKENS)
     window = settings.prompt_tokens + settings.generated_tokens + SEGMENTS - 1
-    if least < 1 or window > MAX_WINDOW:
+    if least < 1 or window > MAX_ROUTER_INPUT:
         raise RouterError(
             f"the router reads {settings.prompt_tokens} + {settings.generated_tokens} tokens",
             f"Let it read {fixed + 1} and {_FIXED_TOKENS + 1} or more, "
-            f"with {SEGMENTS - 1} separators {MAX_WINDOW} at most",
+            f"with {SEGMENTS - 1} separators {MAX_ROUTER_INPUT} at most",
         )
     if not 0 < settings.temperature < float("inf"):
         raise RouterError(
@@ -46,17 +46,17 @@ def check_settings(settings: RouterSettings) -> None:
         )
 
 
-class WindowReader:
+class RouterInputEncoder:
     """Turns text into the windows of ids that routers read, in training and at run time.
 
     Args:
-        memory: characters of the words whose ids are remembered.
+        capacity: characters of the words whose ids are remembered.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, settings: RouterSettings, memory: int = MEMORY
+        self, tokenizer: Tokenizer, settings: RouterSettings, capacity: int = CACHE_CHARACTERS
     ) -> None:
-        self._encode = WordEncoder(tokenizer, memory).encode
+        self._encode = CachingEncoder(tokenizer, capacity).encode
         self._separator = tokenizer.get_vocab_size()
         self._generated_tokens = settings.generated_tokens
         self._prompt_tokens = settings.prompt_tokens
@@ -64,7 +64,7 @@ class WindowReader:
         # All sentences of an answer share the prompt, which is most of the text to tokenize.
         self._prompt_ids = lru_cache(maxsize=1)(self._prompt)
 
-    def window(self, prompt: str, generated: str) -> list[int]:
+    def encode(self, prompt: str, generated: str) -> list[int]:
         """Thirteen segments of ids with the separator between them (see SEGMENTS).
 
         The network pools each apart, so it can tell what was asked first and last, what is done
@@ -72,14 +72,14 @@ class WindowReader:
         """
         return [*self._prompt_ids(prompt), *self._answer(generated)]
 
-    def unanswered(self, ids: list[int]) -> list[int]:
+    def encode_prompt_ids(self, ids: list[int]) -> list[int]:
         """The window of a prompt's ids, before anything is answered."""
         return [*self._in_parts(ids), *self._answer("")]
 
-    def beginnings(self, prompt: str, counts: Sequence[int]) -> Iterator[list[int]]:
+    def encode_prefixes(self, prompt: str, counts: Sequence[int]) -> Iterator[list[int]]:
         """Windows of a prompt's first tokens alone, so many each time."""
         ids = self._encode(prompt[: max(counts) * CHARACTERS_PER_TOKEN])
-        return (self.unanswered(ids[:count]) for count in counts)
+        return (self.encode_prompt_ids(ids[:count]) for count in counts)
 
     def _prompt(self, text: str) -> list[int]:
         """The prompt's segments."""

@@ -9,21 +9,21 @@ from itertools import chain
 
 from tokenizers import Tokenizer
 
-MEMORY = 200_000  # characters of the words remembered; beyond, all are forgotten
+CACHE_CHARACTERS = 200_000  # characters of the words remembered; beyond, all are forgotten
 # What a tokenizer that works word by word reads the same in either way.
 PROBE = "Who, me? It's 3.5 km - naïve (isn't it) Yes:no A1b2"
 
 
-class WordEncoder:
+class CachingEncoder:
     """The ids of texts, as the tokenizer gives them; white space is one space.
 
     Tokenizers that do not work word by word (GPT-2's, whose words begin with their space) are
     found by a probe, and asked for whole texts as they are.
     """
 
-    def __init__(self, tokenizer: Tokenizer, memory: int = MEMORY) -> None:
+    def __init__(self, tokenizer: Tokenizer, capacity: int = CACHE_CHARACTERS) -> None:
         self._tokenizer = tokenizer
-        self._memory = memory
+        self._capacity = capacity
         self._characters = 0
         self._known: dict[str, list[int]] = {}
         self._by_words = self._in_words(PROBE) == self._whole(PROBE)
@@ -46,7 +46,7 @@ class WordEncoder:
         new = [word for word in dict.fromkeys(words) if word not in known]
         if new:
             self._characters += sum(map(len, new))
-            if self._characters > self._memory:
+            if self._characters > self._capacity:
                 new = list(dict.fromkeys(words))
                 known = self._known = {}  # another thread may still read the old ones
                 self._characters = sum(map(len, new))

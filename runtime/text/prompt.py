@@ -43,7 +43,7 @@ class PromptEncoder:
         return ids
 
 
-def messages_of(prompt: str | Sequence[Message]) -> list[Message]:
+def to_messages(prompt: str | Sequence[Message]) -> list[Message]:
     """The prompt as chat messages, of which the user has said something.
 
     Raises:
