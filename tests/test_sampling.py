@@ -8,10 +8,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from scipy.special import softmax
+from reference_sampling import distribution
+from scipy.special import log_softmax, softmax
 from scipy.stats import chisquare
 
-from dlp_edge.runtime.decoding.sampling import distribution, make_sampler
+from dlp_edge.runtime.decoding.sampling import (
+    largest_ids,
+    log_probabilities_of,
+    make_sampler,
+)
 
 Logits = npt.NDArray[np.floating]
 # Any, and few different values, so that there are ties.
@@ -121,3 +126,87 @@ def test_samples_follow_the_distribution(
     assert counts[expected == 0].sum() == 0
     support = expected > 0
     assert chisquare(counts[support], expected[support] * SAMPLES).pvalue > 1e-3
+
+
+# Narrow, wide and flat distributions over vocabularies that are sorted whole and in part.
+large_vectors = st.builds(
+    lambda size, spread, steps, seed: (
+        np.round(np.random.default_rng(seed).standard_normal(size) * spread * steps) / steps
+    ).astype(np.float32),
+    st.sampled_from([1, 2, 128, 129, 5_000, 16_384, 20_000, 49_152]),
+    st.sampled_from([0.0, 0.1, 1.0, 3.0, 10.0]),
+    st.sampled_from([1, 100_000]),  # 1: many ties
+    st.integers(0, 2**32),
+)
+ROUNDING = 1e-5
+
+
+def may_draw(
+    logits: Logits, point: float, token: int, temperature: float, rest: tuple[float, int, float]
+) -> bool:
+    """Whether the reference draws the token at `point`, or does if its sums round otherwise."""
+    top_p, top_k, min_p = rest
+    for p, m in ((top_p, min_p), *((top_p + e, min_p * (1 + e)) for e in (-ROUNDING, ROUNDING))):
+        ids, probabilities = distribution(logits, temperature, min(p, 1.0), top_k, m)
+        place = np.flatnonzero(ids == token)
+        if len(place):
+            end = probabilities[: place[0] + 1].sum()
+            begin = end - probabilities[place[0]]
+            if begin - ROUNDING <= point <= end + ROUNDING:
+                return True
+    return False
+
+
+@given(
+    st.one_of(logit_vectors, large_vectors),
+    temperatures,
+    st.one_of(st.just(1.0), st.floats(0.01, 1)),
+    st.one_of(st.just(0), st.integers(1, 70), st.integers(100, 6_000)),
+    st.one_of(st.just(0.0), st.floats(1e-6, 1)),
+    st.integers(0, 2**63),
+    st.booleans(),
+)
+@settings(max_examples=300)
+def test_a_sampler_draws_what_the_reference_does(
+    logits: Logits,
+    temperature: float,
+    top_p: float,
+    top_k: int,
+    min_p: float,
+    seed: int,
+    masked: bool,
+) -> None:
+    """The same token for the same seed, also with tokens that must not follow."""
+    if masked:
+        logits = logits.copy()
+        logits[np.random.default_rng(seed).permutation(len(logits))[1:][::2]] = -np.inf
+    sampler = make_sampler(temperature, top_p, top_k, seed, min_p)
+    points = np.random.default_rng(seed).random(3)
+    for point in points:
+        rest = (top_p, top_k, min_p)
+        assert may_draw(logits, point, sampler(logits), temperature, rest)
+
+
+@pytest.mark.parametrize("spread", [1.5, 3.0])
+@pytest.mark.parametrize(
+    ("temperature", "top_p", "top_k", "min_p"),
+    [(0.7, 1.0, 0, 0.0), (1.3, 0.9, 0, 0.0), (1.0, 1.0, 40, 0.0), (1.0, 1.0, 0, 0.05)],
+)
+def test_seeds_keep_their_tokens(
+    spread: float, temperature: float, top_p: float, top_k: int, min_p: float
+) -> None:
+    """Those of `Generator.choice` over the sorted vocabulary."""
+    rng, generator = np.random.default_rng(0), np.random.default_rng(5)
+    sampler = make_sampler(temperature, top_p, top_k, 5, min_p)
+    for _ in range(20):
+        logits = (rng.standard_normal(49_152) * spread).astype(np.float32)
+        ids, probabilities = distribution(logits, temperature, top_p, top_k, min_p)
+        assert sampler(logits) == generator.choice(ids, p=probabilities)
+
+
+@given(st.one_of(logit_vectors, large_vectors), st.integers(0, 200))
+def test_the_largest_logits_and_their_log_probabilities(logits: Logits, count: int) -> None:
+    ids = largest_ids(logits, count)
+    assert ids.tolist() == np.argsort(-logits, kind="stable")[:count].tolist()
+    expected = log_softmax(logits.astype(np.float64))[ids]
+    np.testing.assert_allclose(log_probabilities_of(logits, ids), expected, atol=1e-5)

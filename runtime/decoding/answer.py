@@ -18,7 +18,12 @@ from tokenizers import Tokenizer
 from dlp_edge.errors import NonFiniteError
 from dlp_edge.runtime.decoding.json_constraint import JsonConstraint, grammar_tokenizer
 from dlp_edge.runtime.decoding.prompt_lookup import PromptLookup
-from dlp_edge.runtime.decoding.sampling import log_probabilities, make_sampler, penalise
+from dlp_edge.runtime.decoding.sampling import (
+    largest_ids,
+    log_probabilities_of,
+    make_sampler,
+    penalise,
+)
 from dlp_edge.runtime.request import Decoding
 from dlp_edge.runtime.routing.policy import RoutingPolicy, SentenceFusion
 from dlp_edge.runtime.text.detokenizer import Detokenizer, StopMatcher
@@ -229,10 +234,13 @@ class Answer:
         return token
 
     def _report(self, token: int, logits: npt.NDArray[np.floating], count: int) -> Token:
-        scores = log_probabilities(logits)
-        best = np.argsort(-scores, kind="stable")[:count].tolist() if count else []
-        top = tuple((id_, self._text_of(id_), float(scores[id_])) for id_ in best)
-        return Token(token, self._text_of(token), float(scores[token]), top)
+        best = largest_ids(logits, count)
+        chosen, *scores = log_probabilities_of(logits, np.array([token, *best])).tolist()
+        top = tuple(
+            (id_, self._text_of(id_), score)
+            for id_, score in zip(best.tolist(), scores, strict=True)
+        )
+        return Token(token, self._text_of(token), chosen, top)
 
     def _text_of(self, token: int) -> str:
         text: str = self._vocabulary.tokenizer.decode([token], skip_special_tokens=False)

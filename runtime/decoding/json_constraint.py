@@ -74,9 +74,10 @@ class JsonConstraint:
         from llguidance.numpy import fill_next_token_bitmask
 
         fill_next_token_bitmask(self._matcher, self._mask)
-        allowed = np.unpackbits(self._mask.view(np.uint8)[0], bitorder="little")
-        masked = np.where(allowed[: len(logits)], logits, -np.inf)
-        return masked.astype(logits.dtype, copy=False)
+        allowed = np.unpackbits(self._mask.view(np.uint8)[0], bitorder="little").view(np.bool_)
+        masked = np.full_like(logits, -np.inf)
+        np.copyto(masked, logits, where=allowed[: len(logits)])
+        return masked
 
     def accept(self, token: int) -> None:
         """Goes on with the token that was chosen."""

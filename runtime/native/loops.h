@@ -1,18 +1,18 @@
-/* The inner loops, on vectors of 8 floats; included once for each KIND of processor: `avx2`, and
- * `vnni` with one instruction for the products of bytes. What is computed for a token is the same
- * bit for bit whatever tokens are computed beside it: each sum has its own vector, filled and
- * added up in the same order in every tile. */
+/* The inner loops, on vectors of 8 floats. Included once for each instruction set (KIND): `avx2`,
+ * and `vnni`, which multiplies and adds bytes in one instruction. A token's result is bit for bit the
+ * same whatever tokens are computed beside it: each sum has its own vector, accumulated and reduced
+ * in the same order in every tile. */
 #define JOIN2(name, kind) name##_##kind
 #define JOIN(name, kind) JOIN2(name, kind)
 #define NAME(name) JOIN(name, KIND)
 
 TARGET INLINE float NAME(sum)(__m256 v) {
-  __m128 half = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-  half = _mm_add_ps(half, _mm_movehl_ps(half, half));
-  return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+  __m128 lanes = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  lanes = _mm_add_ps(lanes, _mm_movehl_ps(lanes, lanes));
+  return _mm_cvtss_f32(_mm_add_ss(lanes, _mm_movehdup_ps(lanes)));
 }
 
-/* ---- A pair of blocks of levels times one of a token; lanes 0 to 3 belong to the first block. */
+/* ---- A pair of the matrix's blocks times the token's; lanes 0 to 3 are the first block's. */
 
 #ifdef VNNI
 enum { NAME(ZERO8) = 128 };
@@ -26,7 +26,7 @@ TARGET INLINE __m256i NAME(pair4)(__m256i even, __m256i odd, __m256i x, __m256i 
 #else
 enum { NAME(ZERO8) = 0 };
 
-/* 128 is taken off the levels, so that the sums of two products fit 16 bits. */
+/* The levels are shifted by 128, so that the sum of two products fits 16 bits. */
 TARGET INLINE __m256i NAME(block8)(__m256i levels, __m256i x) {
   __m256i number = _mm256_xor_si256(levels, _mm256_set1_epi8((char)128));
   __m256i two = _mm256_maddubs_epi16(_mm256_abs_epi8(number), _mm256_sign_epi8(x, number));
@@ -40,14 +40,14 @@ TARGET INLINE __m256i NAME(pair4)(__m256i even, __m256i odd, __m256i x, __m256i 
 
 TARGET INLINE __m256 NAME(pair)(const int bits, const uint8_t *levels, const int8_t *x) {
   const __m256i *from = (const __m256i *)levels, *with = (const __m256i *)x;
-  __m256i first = _mm256_loadu_si256(from);
+  __m256i packed = _mm256_loadu_si256(from);
   __m256i x0 = _mm256_loadu_si256(with), x1 = _mm256_loadu_si256(with + 1);
   if (bits == 4) {
     const __m256i low = _mm256_set1_epi8(15);
-    __m256i odd = _mm256_and_si256(_mm256_srli_epi16(first, 4), low);
-    return _mm256_cvtepi32_ps(NAME(pair4)(_mm256_and_si256(first, low), odd, x0, x1));
+    __m256i odd = _mm256_and_si256(_mm256_srli_epi16(packed, 4), low);
+    return _mm256_cvtepi32_ps(NAME(pair4)(_mm256_and_si256(packed, low), odd, x0, x1));
   }
-  __m256i a = NAME(block8)(first, x0), b = NAME(block8)(_mm256_loadu_si256(from + 1), x1);
+  __m256i a = NAME(block8)(packed, x0), b = NAME(block8)(_mm256_loadu_si256(from + 1), x1);
   return _mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_permute2x128_si256(a, b, 0x20),
                                              _mm256_permute2x128_si256(a, b, 0x31)));
 }
@@ -62,7 +62,7 @@ TARGET INLINE __m256 NAME(zeros)(const uint8_t *zeros) {
 
 /* ---- Linear */
 
-/* One row times `tokens` tokens; that and `bits` are known to the compiler. */
+/* One row times `tokens` tokens from the `first` on. `bits` and `tokens` are compile-time constants. */
 TARGET INLINE void NAME(row)(const Matrix *m, const int bits, size_t row, const Tokens *x,
                              size_t first, const int tokens, float *y, size_t stride) {
   const uint8_t *levels = m->levels + row * m->blocks * (BLOCK * bits / 8);
@@ -111,14 +111,14 @@ TARGET static void NAME(multiply)(const Matrix *m, int bits, size_t from, size_t
     NAME(rows)(m, 8, from, to, x, y, stride);
 }
 
-/* ---- A slot's two products */
+/* ---- The two products of a slot */
 
-TARGET INLINE __m256 NAME(widen)(const half *from) {
+TARGET INLINE __m256 NAME(widen)(const float16 *from) {
   return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)from));
 }
 
 /* `rows` rows of A times `tokens` tokens. */
-TARGET INLINE void NAME(square)(const int rows, const int tokens, const float *x, const half *a,
+TARGET INLINE void NAME(square)(const int rows, const int tokens, const float *x, const float16 *a,
                                 size_t inputs, float weight, float *hidden, size_t stride) {
   __m256 total[4][4];
   for (int r = 0; r < rows; r++)
@@ -137,14 +137,14 @@ TARGET INLINE void NAME(square)(const int rows, const int tokens, const float *x
     }
 }
 
-TARGET static void NAME(down)(const float *x, size_t count, const half *a, size_t rows,
+TARGET static void NAME(down)(const float *x, size_t count, const float16 *a, size_t rows,
                               size_t inputs, float weight, float *hidden, size_t stride) {
   for (size_t t = 0, tokens; t < count; t += tokens) {
     tokens = count - t < 4 ? 1 : 4;
     for (size_t r = 0, some; r < rows; r += some) {
       some = rows - r < 4 ? 1 : 4;
       const float *from = x + t * inputs;
-      const half *row = a + r * inputs;
+      const float16 *row = a + r * inputs;
       float *to = hidden + t * stride + r;
       if (some == 4 && tokens == 4)
         NAME(square)(4, 4, from, row, inputs, weight, to, stride);
@@ -158,9 +158,9 @@ TARGET static void NAME(down)(const float *x, size_t count, const half *a, size_
   }
 }
 
-/* `vectors` vectors of columns for `tokens` tokens. */
-TARGET INLINE void NAME(strip)(const int vectors, const int tokens, const half *adapters,
-                               const Span *spans, size_t n, size_t most, size_t columns,
+/* `vectors` vectors of columns of B times `tokens` tokens. */
+TARGET INLINE void NAME(strip)(const int vectors, const int tokens, const float16 *adapters,
+                               const Span *spans, size_t n, size_t max_rank, size_t columns,
                                size_t column, const float *hidden, size_t stride, float *y,
                                size_t y_stride) {
   __m256 total[4][4];
@@ -168,9 +168,9 @@ TARGET INLINE void NAME(strip)(const int vectors, const int tokens, const half *
     for (int v = 0; v < vectors; v++) total[t][v] = _mm256_setzero_ps();
   for (size_t i = 0; i < n; i++)
     for (int64_t r = 0; r < spans[i].rank; r++) {
-      const half *row = adapters + spans[i].b + r * columns + column;
+      const float16 *row = adapters + spans[i].b + r * columns + column;
       for (int t = 0; t < tokens; t++) {
-        __m256 factor = _mm256_set1_ps(hidden[t * stride + i * most + r]);
+        __m256 factor = _mm256_set1_ps(hidden[t * stride + i * max_rank + r]);
         for (int v = 0; v < vectors; v++)
           total[t][v] = _mm256_fmadd_ps(NAME(widen)(row + v * 8), factor, total[t][v]);
       }
@@ -182,16 +182,16 @@ TARGET INLINE void NAME(strip)(const int vectors, const int tokens, const half *
     }
 }
 
-TARGET static void NAME(up)(const half *adapters, const Span *spans, size_t n, size_t most,
+TARGET static void NAME(up)(const float16 *adapters, const Span *spans, size_t n, size_t max_rank,
                             size_t columns, size_t from, size_t to, const float *hidden,
                             size_t stride, size_t count, float *y, size_t y_stride) {
   for (size_t t = 0, tokens; t < count; t += tokens) {
     tokens = count - t < 4 ? 1 : 4;
-    const float *own = hidden + t * stride;
+    const float *factors = hidden + t * stride;
     size_t c = from;
 #define STRIP(vectors, tokens)                                                              \
   for (; c + vectors * 8 <= to; c += vectors * 8)                                           \
-    NAME(strip)(vectors, tokens, adapters, spans, n, most, columns, c, own, stride,         \
+    NAME(strip)(vectors, tokens, adapters, spans, n, max_rank, columns, c, factors, stride, \
                 y + t * y_stride + c - from, y_stride);
     if (tokens == 4) {
       STRIP(2, 4) STRIP(1, 4)
@@ -205,7 +205,7 @@ TARGET static void NAME(up)(const half *adapters, const Span *spans, size_t n, s
         for (size_t i = 0; i < n; i++)
           for (int64_t r = 0; r < spans[i].rank; r++)
             sum += _cvtsh_ss(adapters[spans[i].b + r * columns + c]) *
-                   own[token * stride + i * most + r];
+                   factors[token * stride + i * max_rank + r];
         y[(t + token) * y_stride + c - from] += sum;
       }
   }

@@ -1,11 +1,11 @@
-/* Tokens rounded to int8, block by block (x86-64 with AVX2). */
+/* Rounds tokens to int8, block by block (x86-64 with AVX2). */
 #include <math.h>
 
 #define TARGET __attribute__((target("avx2,fma")))
 
-/* 32 numbers -> int8 in their order; returns their scale. */
+/* Rounds 32 numbers to int8, in order; returns their scale. */
 TARGET INLINE float round_block(const float *x, __m256i *numbers) {
-  /* Compared by their bits, so that what is not a number counts as the largest. */
+  /* Compared as integers, so that NaN counts as the largest. */
   const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
   __m256i largest = _mm256_setzero_si256();
   __m256 part[4];
@@ -13,10 +13,10 @@ TARGET INLINE float round_block(const float *x, __m256i *numbers) {
     part[i] = _mm256_loadu_ps(x + 8 * i);
     largest = _mm256_max_epi32(largest, _mm256_and_si256(_mm256_castps_si256(part[i]), magnitude));
   }
-  __m128i half = _mm_max_epi32(_mm256_castsi256_si128(largest), _mm256_extracti128_si256(largest, 1));
-  half = _mm_max_epi32(half, _mm_shuffle_epi32(half, 0x4e));
-  half = _mm_max_epi32(half, _mm_shuffle_epi32(half, 0xb1));
-  float most = _mm_cvtss_f32(_mm_castsi128_ps(half));
+  __m128i lanes = _mm_max_epi32(_mm256_castsi256_si128(largest), _mm256_extracti128_si256(largest, 1));
+  lanes = _mm_max_epi32(lanes, _mm_shuffle_epi32(lanes, 0x4e));
+  lanes = _mm_max_epi32(lanes, _mm_shuffle_epi32(lanes, 0xb1));
+  float most = _mm_cvtss_f32(_mm_castsi128_ps(lanes));
   __m256 factor = _mm256_set1_ps(most > 0 ? 127 / most : 0);
   __m256i whole[4];
   for (int i = 0; i < 4; i++) whole[i] = _mm256_cvtps_epi32(_mm256_mul_ps(part[i], factor));
@@ -29,20 +29,20 @@ TARGET INLINE float round_block(const float *x, __m256i *numbers) {
 TARGET INLINE int sum_of(__m256i numbers) {
   __m256i sums = _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(1), numbers),
                                    _mm256_set1_epi16(1));
-  __m128i half = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
-  half = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0x4e));
-  return _mm_cvtsi128_si32(_mm_add_epi32(half, _mm_shuffle_epi32(half, 0xb1)));
+  __m128i lanes = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
+  lanes = _mm_add_epi32(lanes, _mm_shuffle_epi32(lanes, 0x4e));
+  return _mm_cvtsi128_si32(_mm_add_epi32(lanes, _mm_shuffle_epi32(lanes, 0xb1)));
 }
 
 TARGET INLINE float mean_of(const float *block) {
   __m256 sums = _mm256_add_ps(_mm256_add_ps(_mm256_loadu_ps(block), _mm256_loadu_ps(block + 8)),
                               _mm256_add_ps(_mm256_loadu_ps(block + 16), _mm256_loadu_ps(block + 24)));
-  __m128 half = _mm_add_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1));
-  half = _mm_add_ps(half, _mm_movehl_ps(half, half));
-  return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half))) / BLOCK;
+  __m128 lanes = _mm_add_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1));
+  lanes = _mm_add_ps(lanes, _mm_movehl_ps(lanes, lanes));
+  return _mm_cvtss_f32(_mm_add_ss(lanes, _mm_movehdup_ps(lanes))) / BLOCK;
 }
 
-/* Block `index` of: x [inputs], the means of x's blocks if they are wanted, zeros. */
+/* Block `index` of the token: x [inputs], then the means of its blocks if wanted, then zeros. */
 TARGET INLINE const float *block_of(const float *x, size_t inputs, int means, size_t index,
                                     float buffer[BLOCK]) {
   size_t from = index * BLOCK;
@@ -57,7 +57,7 @@ TARGET INLINE const float *block_of(const float *x, size_t inputs, int means, si
   return buffer;
 }
 
-/* x [inputs] -> one token of `blocks` blocks, for a matrix of `bits` bits. */
+/* Rounds x [inputs] into one token of `blocks` blocks, for a matrix of `bits` bits. */
 TARGET static void quantise(const float *x, size_t inputs, int means, size_t blocks, int bits,
                             const Tokens *tokens, size_t token) {
   int8_t *to = tokens->numbers + token * tokens->pairs * PAIR;
@@ -76,11 +76,11 @@ TARGET static void quantise(const float *x, size_t inputs, int means, size_t blo
       continue;
     }
     numbers = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(numbers, apart), 0xd8);
-    int8_t *half = to + block / 2 * PAIR + block % 2 * (BLOCK / 2);
-    _mm_storeu_si128((__m128i *)half, _mm256_castsi256_si128(numbers));
-    _mm_storeu_si128((__m128i *)(half + BLOCK), _mm256_extracti128_si256(numbers, 1));
+    int8_t *even = to + block / 2 * PAIR + block % 2 * (BLOCK / 2);
+    _mm_storeu_si128((__m128i *)even, _mm256_castsi256_si128(numbers));
+    _mm_storeu_si128((__m128i *)(even + BLOCK), _mm256_extracti128_si256(numbers, 1));
   }
-  /* What loops read behind the last block counts nothing, whatever it is. */
+  /* Levels that the loops read past the last block are multiplied by zero. */
   if (blocks % 2) _mm_storeu_ps(scales + blocks * (SPREAD / 2), _mm_setzero_ps());
   for (size_t block = blocks; block < tokens->padded; block++) sums[block] = 0;
 }
