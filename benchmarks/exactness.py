@@ -19,9 +19,7 @@ from tqdm import tqdm
 from dlp_edge.export.backbone import FORMATS
 from dlp_edge.export.pipeline import export_bundle
 from dlp_edge.export.suppress_output import quiet
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from families import FAMILIES, make_adapter, make_backbone
+from tests.testing.families import FAMILIES, make_adapter, make_backbone
 
 
 def main() -> None:

@@ -10,7 +10,6 @@ needs about 60 ms a token.
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from pathlib import Path
 
@@ -23,10 +22,8 @@ from dlp_edge.runtime.decoding.engine import make_engine
 from dlp_edge.runtime.decoding.sampling import make_sampler
 from dlp_edge.runtime.engine.backbone import open_backbone
 from dlp_edge.runtime.engine.device import choose_device
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from oracle import Peft
-from policies import ScriptedAnswer, by_peft, by_the_loop, script_of
+from tests.testing.oracle import Peft
+from tests.testing.scripted_answer import ScriptedAnswer, by_peft, by_the_loop, script_of
 
 
 def main() -> None:

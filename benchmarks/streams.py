@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import sys
 import threading
 import time
 from pathlib import Path
@@ -21,9 +20,7 @@ from typing import Any
 import numpy as np
 
 from dlp_edge import Runtime, Stream
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from hammer import hammer
+from tests.testing.hammer import hammer
 
 STORY = "Tell me a very long story about a lighthouse and its keeper."
 WEATHER = "The lighthouse stood on the cliff and the keeper wrote in his book every day. "

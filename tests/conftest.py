@@ -6,15 +6,16 @@ import gc
 import json
 import random
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from families import make_adapter
 from hypothesis import settings
 
 from dlp_edge.runtime.engine.operators import OPERATORS_VARIABLE, find_operators
+from tests.testing.families import make_adapter
 
 # A busy machine is not a failure.
 settings.register_profile("patient", deadline=None)
@@ -37,6 +38,50 @@ ADAPTERS: dict[str, dict[str, Any]] = {
         "layers_to_transform": [1],
     },
 }
+
+
+# What builds a model, and so needs torch.
+TORCH_FIXTURES = {"tiny_backbone", "tiny_router", "tiny_bundle", "tiny_int8_bundle", "export_tiny"}
+# Tests whose modules import torch, transformers, peft or onnx.
+TORCH_FOLDER = "export"
+TORCH_MODULES = {
+    "test_adapters.py",
+    "test_attacks.py",
+    "test_backbones.py",
+    "test_cuda.py",
+    "test_operators.py",
+    "test_parity.py",
+    "test_policies.py",
+    "test_scoring.py",
+    "test_signing.py",
+    "test_verify_graph.py",
+}
+FAST = "not slow"
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """`-m "not slow"` does not even import what needs torch."""
+    if config.option.markexpr != FAST:
+        return None
+    needs_torch = collection_path.name in TORCH_MODULES or collection_path.name == TORCH_FOLDER
+    return needs_torch or None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks as slow what needs torch."""
+    for item in items:
+        path = item.path
+        needs_torch = path.name in TORCH_MODULES or path.parent.name == TORCH_FOLDER
+        if needs_torch or TORCH_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """The fast tier fails if anything in it imported torch."""
+    heavy = sorted({"torch", "transformers", "peft", "onnx"} & set(sys.modules))
+    if session.config.option.markexpr == FAST and heavy:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        print(f"\nthe fast tier imported {', '.join(heavy)}", file=sys.stderr)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -101,6 +146,12 @@ def tiny_adapters(tiny_backbone: Path) -> dict[str, Path]:
         name: make_adapter(tiny_backbone, tiny_backbone.parent / name, **settings)
         for name, settings in ADAPTERS.items()
     }
+
+
+@pytest.fixture(scope="session")
+def parrot(tiny_backbone: Path) -> Path:
+    """An adapter that is in no bundle, but fits the tiny one's slots."""
+    return make_adapter(tiny_backbone, tiny_backbone.parent / "parrot", r=3, lora_alpha=6)
 
 
 @pytest.fixture(scope="session")

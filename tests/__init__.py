@@ -1,0 +1,1 @@
+"""The tests, a folder for each room of the code; `tests/testing` is what they share."""

@@ -1,0 +1,1 @@
+"""What users touch: CLI, server, demo, desktop example, evaluation, packages, docs."""

@@ -1,0 +1,180 @@
+"""What is shipped: the source distribution, the wheel, and programs frozen with it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from dlp_edge.runtime.engine.operators import library_file
+from tests.testing.paths import ROOT
+
+pytestmark = pytest.mark.slow
+
+LIBRARY = library_file()  # where this can be built, the wheel has it
+
+# What lies in a checkout without being part of it.
+LEFTOVERS = (".*", "__pycache__", "build", "dist", "*.egg-info", "*.so", "*.pyd")
+# Folder of the checkout -> package.
+PACKAGES = {
+    "dlp_edge": "dlp_edge",
+    "export": "dlp_edge/export",
+    "models": "dlp_edge/models",
+    "runtime": "dlp_edge/runtime",
+}
+SCRIPT = """
+import sys
+from pathlib import Path
+from dlp_edge import Runtime
+
+with Runtime(Path(__file__).with_name("bundle"), threads=1) as runtime:
+    reply = runtime.generate("Select the city of row 12", max_new_tokens=40)
+    print(ascii(reply.text), reply.sentences[0].fusion, runtime.route("Write an email").selected)
+print(sorted(name for name in ("torch", "transformers", "peft", "onnx") if name in sys.modules))
+"""
+
+
+def run(folder: Path, *command: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A command that must succeed, in a folder, since the checkout would be imported from."""
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=folder,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def files_below(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clean copy: building leaves files behind."""
+    copy = tmp_path_factory.mktemp("checkout") / "dlp-edge"
+    return Path(shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*LEFTOVERS)))
+
+
+@pytest.fixture(scope="module")
+def contents(checkout: Path) -> set[str]:
+    return files_below(checkout)
+
+
+@pytest.fixture(scope="module")
+def dist(contents: set[str], checkout: Path) -> Path:
+    """The source distribution, and the wheel built from it; without the network."""
+    build = [sys.executable, "-m", "build", "--no-isolation"]
+    done = run(checkout, *build, PYTHONDONTWRITEBYTECODE="")  # if set, setuptools warns of it
+    assert "warning" not in (done.stdout + done.stderr).lower(), done.stdout + done.stderr
+    return checkout / "dist"
+
+
+@pytest.fixture(scope="module")
+def installed(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the installed wheel, to be put on PYTHONPATH: before the checkout, if that
+    is installed."""
+    folder = tmp_path_factory.mktemp("installed")
+    [wheel] = dist.glob("*.whl")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
+    run(folder, *pip, "--target", folder, wheel)
+    return folder
+
+
+@pytest.fixture
+def script(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """A program with the bundle beside it."""
+    path = tmp_path / "ask.py"
+    path.write_text(SCRIPT)
+    shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    return path
+
+
+def test_the_wheel_holds_the_packages_and_nothing_else(dist: Path, contents: set[str]) -> None:
+    [path] = dist.glob("*.whl")
+    with zipfile.ZipFile(path) as wheel:
+        found = {name for name in wheel.namelist() if ".dist-info/" not in name}
+        [entry_points] = [name for name in wheel.namelist() if name.endswith("entry_points.txt")]
+        assert "dlp_edge.freezing:hook_dirs" in wheel.read(entry_points).decode()
+    expected = {
+        package + file.removeprefix(folder)
+        for folder, package in PACKAGES.items()
+        for file in contents
+        if file.startswith(f"{folder}/") and not file.startswith("runtime/native/")
+    }
+    built = {name for name in found if "/_operators." in name}
+    assert found - built == expected
+    assert len(built) == (LIBRARY is not None)
+    for needed in (
+        "dlp_edge/py.typed",
+        "dlp_edge/demo/router/router.safetensors",
+        "dlp_edge/export/heldout.txt",
+        "dlp_edge/freezing/hook-dlp_edge.py",
+    ):
+        assert needed in found
+
+
+def test_the_source_distribution_holds_the_checkout(dist: Path, contents: set[str]) -> None:
+    [path] = dist.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        names = {member.name.split("/", 1)[1] for member in archive if member.isfile()}
+    made = {name for name in names if name.split("/")[0].endswith(".egg-info")}
+    assert names - made - {"PKG-INFO", "setup.cfg"} == contents
+
+
+def test_the_installed_wheel_answers(installed: Path, script: Path) -> None:
+    where = "import dlp_edge; print(dlp_edge.__file__)"
+    python = {"PYTHONPATH": str(installed)}
+    found = run(installed, sys.executable, "-c", where, **python).stdout
+    assert found.startswith(str(installed))
+    assert run(installed, sys.executable, script, **python).stdout.endswith("[]\n")
+
+
+def test_freezing_an_editable_install_is_refused() -> None:
+    """It would freeze, and fail at its first import."""
+    hook = ROOT / "dlp_edge" / "freezing" / "hook-dlp_edge.py"
+    command = [sys.executable, "-c", f"import runpy; runpy.run_path({str(hook)!r})"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "pip install ." in done.stderr
+
+
+def test_a_frozen_program_answers_elsewhere(installed: Path, script: Path, tmp_path: Path) -> None:
+    """One folder by PyInstaller, moved, in an environment that knows nothing of Python."""
+    python = {"PYTHONPATH": str(installed)}
+    expected = run(installed, sys.executable, script, **python).stdout
+    data = f"{script.with_name('bundle')}{os.pathsep}bundle"
+    places = ("--distpath", tmp_path / "dist", "--workpath", tmp_path / "work")
+    command = [sys.executable, "-m", "PyInstaller", "--noconfirm", "--add-data", data, *places]
+    run(
+        tmp_path,
+        *command,
+        "--specpath",
+        tmp_path,
+        script,
+        **python,
+        PYINSTALLER_CONFIG_DIR=str(tmp_path),
+    )
+    elsewhere = tmp_path / "elsewhere"
+    (tmp_path / "dist" / "ask").rename(elsewhere)
+    for path in (script, script.with_name("bundle"), tmp_path / "work"):
+        path.unlink() if path.is_file() else shutil.rmtree(path)
+    program = "ask.exe" if os.name == "nt" else "ask"
+    keep = {name: os.environ[name] for name in ("SYSTEMROOT", "TEMP") if name in os.environ}
+    done = subprocess.run(
+        [elsewhere / program], cwd=elsewhere, env=keep, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == expected, done.stderr
+    built = list(elsewhere.rglob("dlp_edge/runtime/engine/_operators.*"))
+    assert len(built) == (LIBRARY is not None)
+    size = sum(path.stat().st_size for path in elsewhere.rglob("*") if not path.is_symlink())
+    assert size < 250 << 20  # 134 MB; with torch, which the hook keeps out, 1.5 GB

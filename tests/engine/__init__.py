@@ -1,0 +1,1 @@
+"""The runtime on bundles: parity with PEFT, sessions, batches, threads, faults."""

@@ -1,0 +1,1 @@
+"""Hostile input, faults of disk and memory, signatures, fuzzing."""

@@ -1,0 +1,1 @@
+"""The fuzzer: seeds, mutations and targets."""

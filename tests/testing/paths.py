@@ -1,0 +1,8 @@
+"""Where things are in a checkout."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+DATA = ROOT / "tests" / "data"
+KEPT = DATA / "bundle-v2"  # a tiny bundle, as an earlier version wrote it
+BYTES_TOKENIZER = DATA / "bytes.json"

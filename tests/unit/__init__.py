@@ -1,0 +1,1 @@
+"""Parts on their own: no bundle is loaded, no torch imported."""
