@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dlp_edge.bundle.bundle import BACKBONE, open_bundle
+from dlp_edge.bundle.bundle import open_bundle
+from dlp_edge.bundle.files import BACKBONE
 from dlp_edge.export.pipeline import export_bundle
 from dlp_edge.export.report import HELDOUT
 from dlp_edge.runtime.decoding.engine import make_engine

@@ -29,7 +29,7 @@ import onnx
 from tokenizers import Tokenizer
 
 from dlp_edge.bundle.adapter_stack import pack
-from dlp_edge.bundle.bundle import BACKBONE
+from dlp_edge.bundle.files import BACKBONE
 from dlp_edge.bundle.manifest import BackboneEntry
 from dlp_edge.export.backbone import FORMATS, DenseBackbone, attention_windows, build_graph
 from dlp_edge.export.greedy import NEW_TOKENS, greedy_answers, prompts

@@ -26,7 +26,8 @@ import onnx
 from onnx import helper, numpy_helper
 
 from dlp_edge.bundle.adapter_stack import AdapterStack
-from dlp_edge.bundle.bundle import BACKBONE, Bundle, open_bundle
+from dlp_edge.bundle.bundle import Bundle, open_bundle
+from dlp_edge.bundle.files import BACKBONE
 from dlp_edge.bundle.manifest import Slot
 from dlp_edge.export.report import HELDOUT
 from dlp_edge.runtime.decoding.engine import Engine, make_engine

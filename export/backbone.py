@@ -14,7 +14,7 @@ import numpy.typing as npt
 import onnx
 from tokenizers import Tokenizer
 
-from dlp_edge.bundle.bundle import BACKBONE, BACKBONE_DATA
+from dlp_edge.bundle.files import BACKBONE, BACKBONE_DATA
 from dlp_edge.bundle.manifest import BackboneEntry, Slot
 from dlp_edge.errors import BackboneError, UsageError
 from dlp_edge.export.quantisation.int4 import Int4, on_grid

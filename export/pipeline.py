@@ -14,8 +14,7 @@ from tokenizers import Tokenizer
 
 from dlp_edge import __version__
 from dlp_edge.atomic.staging import check_space, check_target, staged
-from dlp_edge.bundle import adapter_stack
-from dlp_edge.bundle import bundle as files
+from dlp_edge.bundle import adapter_stack, files
 from dlp_edge.bundle.bundle import dump_manifest
 from dlp_edge.bundle.manifest import BackboneEntry, FileEntry, Manifest
 from dlp_edge.bundle.peft_reader import PeftAdapter, read_adapters

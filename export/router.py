@@ -22,7 +22,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
-from dlp_edge.bundle.bundle import ROUTER, ROUTER_HEAD, ROUTER_TOKENIZER
+from dlp_edge.bundle.files import ROUTER, ROUTER_HEAD, ROUTER_TOKENIZER
 from dlp_edge.bundle.manifest import RouterEntry, SelectionRule
 from dlp_edge.bundle.router_head import head_to_bytes
 from dlp_edge.errors import RouterError

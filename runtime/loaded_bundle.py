@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from dlp_edge.bundle import bundle as files
+from dlp_edge.bundle import files
 from dlp_edge.bundle.adapter_stack import AdapterStack, converted
 from dlp_edge.bundle.bundle import Bundle
 from dlp_edge.bundle.manifest import Manifest

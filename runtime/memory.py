@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from dlp_edge.bundle import bundle as files
-from dlp_edge.bundle.bundle import Bundle, file_name, open_bundle
+from dlp_edge.bundle import files
+from dlp_edge.bundle.bundle import Bundle, open_bundle
+from dlp_edge.bundle.files import file_name
 from dlp_edge.bundle.manifest import BackboneEntry, Manifest
 from dlp_edge.errors import ResourceError, UsageError
 from dlp_edge.runtime.engine.operators import find_operators

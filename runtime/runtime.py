@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn
@@ -15,7 +14,6 @@ from dlp_edge.bundle.signing import TrustedKey
 from dlp_edge.checks import check_positive
 from dlp_edge.errors import UsageError
 from dlp_edge.runtime.adapters.edit import Examples, add_skill, remove_skill
-from dlp_edge.runtime.decoding.answer import Answer
 from dlp_edge.runtime.engine.device import choose_device
 from dlp_edge.runtime.engine.interrupt import Interrupt
 from dlp_edge.runtime.engine.ort_errors import ANSWERING, CHANGING, LOADING, let_go, memory_for
@@ -26,10 +24,10 @@ from dlp_edge.runtime.options import (
     RouteOptions,
     check_callable,
 )
-from dlp_edge.runtime.request import RequestOptions, parse_batch, parse_options
+from dlp_edge.runtime.request import parse_batch, parse_options
 from dlp_edge.runtime.routing.policy import routed
 from dlp_edge.runtime.routing.router import Router
-from dlp_edge.runtime.session import Session, SessionBackend, StreamFactory, load_session
+from dlp_edge.runtime.session import Session, SessionBackend, load_session
 from dlp_edge.runtime.stream import (
     AsyncStream,
     OpenStreams,
@@ -148,8 +146,7 @@ class Runtime:
         return self.stream(prompt, **options).finish()
 
     def stream(self, prompt: str | Sequence[Message], **options: Unpack[GenerateOptions]) -> Stream:
-        """Like `generate`, but streams: an iterator of `Chunk` with `.cancel()` and, at its end,
-        `.reply`."""
+        """Like `generate`: an iterator of `Chunk` with `.cancel()` and, at its end, `.reply`."""
         loaded = self._open()
         parsed = parse_options(options, loaded.manifest)
         answer = loaded.prepare(prompt, parsed)
@@ -158,8 +155,7 @@ class Runtime:
     def astream(
         self, prompt: str | Sequence[Message], **options: Unpack[GenerateOptions]
     ) -> AsyncStream:
-        """`stream` for asyncio: `async for chunk in rt.astream(...)`. Generation runs on its own
-        thread; cancelling the task cancels it."""
+        """`stream` for asyncio, on a thread of its own; cancelling the task cancels it."""
         return AsyncStream(self.stream(prompt, **options))
 
     def session(
@@ -180,9 +176,8 @@ class Runtime:
         """
         start: list[Message] = [] if system is None else [{"role": "system", "content": system}]
         self._open()
-        return Session(
-            self._session_backend(), [*check_messages(start), *check_messages(messages)], overflow
-        )
+        messages = [*check_messages(start), *check_messages(messages)]
+        return Session(self._session_backend(), messages, overflow)
 
     def load_session(self, path: str | Path) -> Session:
         """The conversation that `Session.save` wrote; see `session`."""
@@ -282,8 +277,7 @@ class Runtime:
         return self.adapters[-1]
 
     def remove_adapter(self, name: str) -> None:
-        """Removes an adapter from the bundle, in memory and on disk. Its text then counts as
-        out-of-scope.
+        """Removes an adapter, in memory and on disk; its text is out-of-scope from then on.
 
         Raises:
             UsageError: the bundle has no such adapter, or there is a `trusted_key`.
@@ -311,7 +305,7 @@ class Runtime:
     def close(self) -> None:
         """Ends all streams and frees the memory; later requests raise UsageError.
 
-        Does nothing in a forked process, which lacks the threads that it would wait for.
+        Does nothing in a forked process, whose threads are gone.
         """
         if self._process != os.getpid():
             return
@@ -354,30 +348,4 @@ class Runtime:
         return self._loaded
 
     def _session_backend(self) -> SessionBackend:
-        """What a session asks of this Runtime. Not kept: it refers back."""
-        return SessionBackend(
-            lambda options: parse_options(options, self._open().manifest),
-            self._prepare_turn,
-            self._copy_cache,
-        )
-
-    def _prepare_turn(
-        self, messages: Sequence[Message], options: RequestOptions
-    ) -> tuple[Answer, StreamFactory]:
-        loaded = self._open()
-        answer = loaded.prepare(messages, options)
-
-        def start(session: Session, on_end: Callable[[Reply], None]) -> Stream:
-            engine = partial(loaded.caches.engine_of, session)
-            return self._streams.add(Stream(engine, answer, self._lock, options.wait, on_end))
-
-        return answer, start
-
-    @memory_for(ANSWERING)
-    def _copy_cache(self, source: Session, target: Session) -> None:
-        caches = self._open().caches
-        if self._lock.acquire(self._closing.is_set):
-            try:
-                caches.copy(source, target)
-            finally:
-                self._lock.release()
+        return SessionBackend(self._open, self._lock, self._streams, self._closing)

@@ -9,6 +9,7 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -16,9 +17,12 @@ from dlp_edge.atomic.staging import sync_folder, write_file
 from dlp_edge.checks import check_number
 from dlp_edge.errors import BusyError, ContextLengthError, ResourceError, UsageError
 from dlp_edge.runtime.decoding.answer import Answer
+from dlp_edge.runtime.engine.interrupt import Interrupt
+from dlp_edge.runtime.engine.ort_errors import ANSWERING, memory_for
+from dlp_edge.runtime.loaded_bundle import LoadedBundle
 from dlp_edge.runtime.options import GenerateOptions
-from dlp_edge.runtime.request import RequestOptions
-from dlp_edge.runtime.stream import AsyncStream, Stream
+from dlp_edge.runtime.request import RequestOptions, parse_options
+from dlp_edge.runtime.stream import AsyncStream, OpenStreams, RequestLock, Stream
 from dlp_edge.runtime.text.prompt import check_messages
 from dlp_edge.types import Message, Overflow, Reply
 
@@ -40,17 +44,44 @@ KEPT_PART = 1 / 2
 
 @dataclass(frozen=True)
 class SessionBackend:
-    """What a session asks of its Runtime.
+    """What a session needs of its Runtime; the Runtime keeps no reference to it.
 
     Attributes:
-        parse_options: a request's options -> the same, checked.
-        prepare: (messages, options) -> an answer that has not begun, and what starts it.
-        copy_cache: (source, target): gives one session what another's cache holds.
+        open: the bundle as it is now; raises once the Runtime is closed.
+        lock, streams, closing: the Runtime's.
     """
 
-    parse_options: Callable[[GenerateOptions], RequestOptions]
-    prepare: Callable[[Sequence[Message], RequestOptions], tuple[Answer, StreamFactory]]
-    copy_cache: Callable[[Session, Session], None]
+    open: Callable[[], LoadedBundle]
+    lock: RequestLock
+    streams: OpenStreams
+    closing: Interrupt
+
+    def parse_options(self, options: GenerateOptions) -> RequestOptions:
+        """A request's options, checked."""
+        return parse_options(options, self.open().manifest)
+
+    def prepare(
+        self, messages: Sequence[Message], options: RequestOptions
+    ) -> tuple[Answer, StreamFactory]:
+        """An answer that has not begun, and what starts it on a session's cache."""
+        loaded = self.open()
+        answer = loaded.prepare(messages, options)
+
+        def start(session: Session, on_end: Callable[[Reply], None]) -> Stream:
+            engine = partial(loaded.caches.engine_of, session)
+            return self.streams.add(Stream(engine, answer, self.lock, options.wait, on_end))
+
+        return answer, start
+
+    @memory_for(ANSWERING)
+    def copy_cache(self, source: Session, target: Session) -> None:
+        """Gives one session what another's cache holds."""
+        caches = self.open().caches
+        if self.lock.acquire(self.closing.is_set):
+            try:
+                caches.copy(source, target)
+            finally:
+                self.lock.release()
 
 
 class Session:

@@ -18,7 +18,8 @@ import numpy as np
 
 from dlp_edge.bench.cases import Case, Fusion, own_cases, synthetic_cases
 from dlp_edge.bench.machine import copy_bandwidth, peak_memory
-from dlp_edge.bundle.bundle import BACKBONE_DATA, open_bundle
+from dlp_edge.bundle.bundle import open_bundle
+from dlp_edge.bundle.files import BACKBONE_DATA
 from dlp_edge.errors import UsageError
 from dlp_edge.runtime.engine.device import choose_device
 from dlp_edge.runtime.loaded_bundle import LoadedBundle, load

@@ -1,8 +1,8 @@
 """Reading and checking a bundle: the one place where a bundle's bytes are validated.
 
 Whoever made the bundle is not trusted. The rules lie in files of their own, each for one format
-(`manifest_fields`, `safetensors_header`, `onnx_graph` and `graph_rules`, `tokenizer_file`); here
-they are put in order. What is checked is what is used: a file is opened once, and its bytes are
+(`manifest_parser`, `safetensors_header`, `graph_allowlist`, `tokenizer_file`); here they are put in
+order. What is checked is what is used: a file is opened once, and its bytes are
 measured, hashed, checked and given out from that one reading.
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,10 +18,28 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from dlp_edge.bundle import adapter_stack
-from dlp_edge.bundle import manifest_parser as manifest_fields
+from dlp_edge.bundle import adapter_stack, manifest_parser
+from dlp_edge.bundle.files import (
+    ADAPTERS,
+    BACKBONE,
+    BACKBONE_DATA,
+    MANIFEST,
+    MAX_MANIFEST_BYTES,
+    REEXPORT,
+    REPORT,
+    ROUTER,
+    ROUTER_HEAD,
+    ROUTER_TOKENIZER,
+    TOKENIZER,
+    check_file,
+    check_names,
+    check_no_others,
+    damaged,
+    file_name,
+    unreadable,
+)
 from dlp_edge.bundle.graph_allowlist import check_backbone, check_router
-from dlp_edge.bundle.manifest import FORMAT, VERSION, Manifest, edition_name
+from dlp_edge.bundle.manifest import FORMAT, VERSION, Manifest
 from dlp_edge.bundle.router_head import RouterHead, head_from_bytes
 from dlp_edge.bundle.signing import TrustedKey, read_signature
 from dlp_edge.bundle.weight_file import Weights, read_weights
@@ -31,7 +48,6 @@ from dlp_edge.onnx_bytes.reader import Graph
 from dlp_edge.untrusted.chat_template import ChatTemplate
 from dlp_edge.untrusted.regular_file import (
     Tell,
-    check_regular,
     hash_at_most,
     open_regular,
     read_at_most,
@@ -39,37 +55,6 @@ from dlp_edge.untrusted.regular_file import (
 )
 from dlp_edge.untrusted.strict_json import parse
 from dlp_edge.untrusted.tokenizer_file import load_tokenizer
-
-MANIFEST = "manifest.json"
-BACKBONE = "backbone.onnx"
-BACKBONE_DATA = "backbone.onnx.data"
-ADAPTERS = "adapters.safetensors"
-ROUTER = "router.onnx"
-ROUTER_HEAD = "router_head.safetensors"
-ROUTER_TOKENIZER = "router_tokenizer.json"
-TOKENIZER = "tokenizer.json"
-REPORT = "report.json"
-
-EDITED = (ADAPTERS, ROUTER_HEAD)  # what adding or removing an adapter writes anew
-REQUIRED = (BACKBONE, BACKBONE_DATA, ADAPTERS, TOKENIZER, REPORT)
-ROUTER_FILES = (ROUTER, ROUTER_HEAD, ROUTER_TOKENIZER)
-MAX_MANIFEST_BYTES = 1 << 20
-# Files that are held in memory whole while they are checked; the largest real ones have a third.
-MAX_BYTES = {
-    BACKBONE: 32 << 20,
-    ROUTER: 96 << 20,
-    ROUTER_HEAD: 32 << 20,
-    ROUTER_TOKENIZER: 16 << 20,
-    TOKENIZER: 48 << 20,
-    REPORT: 4 << 20,
-}
-# What may lie beside the files of the manifest and is never opened: a signature, what a killed
-# change of an edition left, what file managers leave.
-_BESIDE = re.compile(
-    r"manifest\.sig|manifest\.json\.next|adapters(\.\d{1,13})?\.safetensors"
-    r"|router_head(\.\d{1,13})?\.safetensors|\.DS_Store|Thumbs\.db|desktop\.ini"
-)
-_REEXPORT = "Copy the bundle again or export it again"
 
 
 @dataclass(frozen=True)
@@ -96,7 +81,7 @@ class Bundle:
             with open_regular(self.path(name)) as file:
                 data = file.read(size + 1)
         except OSError as error:
-            raise _unreadable(name, error) from error
+            raise unreadable(name, error) from error
         self._compare(name, len(data), hashlib.sha256(data).hexdigest())
         return data
 
@@ -113,7 +98,7 @@ class Bundle:
             with open_regular(self.path(name)) as file:
                 size, digest = hash_at_most(file, self.manifest.files[name].size, tell)
         except OSError as error:
-            raise _unreadable(name, error) from error
+            raise unreadable(name, error) from error
         self._compare(name, size, digest)
 
     def graph(self) -> tuple[bytes, Graph]:
@@ -123,7 +108,7 @@ class Bundle:
         try:
             return data, check_backbone(data, self.manifest.backbone, BACKBONE_DATA, size)
         except ValueError as error:
-            raise _damaged(BACKBONE, f"is no graph of a backbone: {error}") from error
+            raise damaged(BACKBONE, f"is no graph of a backbone: {error}") from error
 
     def weights(self, graph: Graph, tell: Tell = say_nothing) -> Weights:
         """The backbone's weights by name, of a graph that `graph` gave.
@@ -137,7 +122,7 @@ class Bundle:
                 size = self.manifest.files[BACKBONE_DATA].size
                 weights, found, digest = read_weights(file, size, graph.tensors.values(), tell)
         except OSError as error:
-            raise _unreadable(BACKBONE_DATA, error) from error
+            raise unreadable(BACKBONE_DATA, error) from error
         self._compare(BACKBONE_DATA, found, digest)
         return weights
 
@@ -147,7 +132,7 @@ class Bundle:
         try:
             adapter_stack.check(loaded, self.manifest)
         except ValueError as error:
-            raise _damaged(ADAPTERS, str(error)) from error
+            raise damaged(ADAPTERS, str(error)) from error
         return loaded
 
     def router_head(self) -> RouterHead:
@@ -159,10 +144,10 @@ class Bundle:
         try:
             head = head_from_bytes(self.read(file_name(self.manifest, ROUTER_HEAD)))
         except RouterError as error:
-            raise BundleError(error.cause, _REEXPORT) from error
+            raise BundleError(error.cause, REEXPORT) from error
         entry = self.manifest.router
         if entry is not None and len(head.bias) < len(entry.settings.labels):
-            raise _damaged(ROUTER_HEAD, "has fewer rows than the router has labels")
+            raise damaged(ROUTER_HEAD, "has fewer rows than the router has labels")
         return head
 
     def router(self) -> tuple[bytes, RouterHead]:
@@ -173,14 +158,14 @@ class Bundle:
         """
         entry = self.manifest.router
         if entry is None:
-            raise _damaged(MANIFEST, "tells of no router")
+            raise damaged(MANIFEST, "tells of no router")
         data, head = self.read(ROUTER), self.router_head()
         try:
             _, width = check_router(data, entry)
         except ValueError as error:
-            raise _damaged(ROUTER, f"is no graph of a router: {error}") from error
+            raise damaged(ROUTER, f"is no graph of a router: {error}") from error
         if width != head.weight.shape[1]:
-            raise _damaged(
+            raise damaged(
                 ROUTER, f"has {width} features, its last layer reads {head.weight.shape[1]}"
             )
         return data, head
@@ -195,7 +180,7 @@ class Bundle:
         try:
             return load_tokenizer(self.read(name), size)
         except ValueError as error:
-            raise _damaged(name, f"is no tokenizer ({error})") from error
+            raise damaged(name, f"is no tokenizer ({error})") from error
 
     def report(self) -> dict[str, Any]:
         """What export measured.
@@ -206,9 +191,9 @@ class Bundle:
         try:
             content = parse(self.read(REPORT))
         except ValueError as error:
-            raise _damaged(REPORT, f"is not valid JSON ({error})") from error
+            raise damaged(REPORT, f"is not valid JSON ({error})") from error
         if not isinstance(content, dict):
-            raise _damaged(REPORT, "is no object")
+            raise damaged(REPORT, "is no object")
         return content
 
     def check(self, tell: Tell = say_nothing) -> None:
@@ -233,9 +218,9 @@ class Bundle:
     def _compare(self, name: str, size: int, digest: str) -> None:
         entry = self.manifest.files[name]
         if size != entry.size:
-            raise _damaged(name, f"has not the {entry.size} bytes that it should have")
+            raise damaged(name, f"has not the {entry.size} bytes that it should have")
         if digest != entry.sha256:
-            raise _damaged(name, "has been changed since the export")
+            raise damaged(name, "has been changed since the export")
 
 
 def open_bundle(folder: str | Path, trusted_key: TrustedKey | None = None) -> Bundle:
@@ -262,17 +247,17 @@ def open_bundle(folder: str | Path, trusted_key: TrustedKey | None = None) -> Bu
     try:
         data = read_at_most(root / MANIFEST, MAX_MANIFEST_BYTES)
     except OSError as error:
-        raise _unreadable(MANIFEST, error) from error
+        raise unreadable(MANIFEST, error) from error
     if trusted_key is not None:
         trusted_key.check(data, read_signature(root))
     try:
         document = parse(data)
     except ValueError as error:
-        raise BundleError(f"{MANIFEST} is not valid JSON ({error})", _REEXPORT) from error
+        raise BundleError(f"{MANIFEST} is not valid JSON ({error})", REEXPORT) from error
     manifest = parse_manifest(document)
     for name, entry in manifest.files.items():
-        _check_file(root, name, entry.size)
-    _check_no_others(root, manifest)
+        check_file(root, name, entry.size)
+    check_no_others(root, manifest)
     return Bundle(root, manifest)
 
 
@@ -292,19 +277,14 @@ def parse_manifest(document: Any) -> Manifest:
         )
     content = {key: value for key, value in document.items() if key not in ("format", "version")}
     if content.pop("checksum", None) != _checksum(content):
-        raise BundleError(f"{MANIFEST} has been changed since the export", _REEXPORT)
+        raise BundleError(f"{MANIFEST} has been changed since the export", REEXPORT)
     try:
-        manifest = manifest_fields.parse(Manifest, content, "manifest")
-        manifest_fields.check(manifest)
+        manifest = manifest_parser.parse(Manifest, content, "manifest")
+        manifest_parser.check(manifest)
     except ValueError as error:
-        raise BundleError(f"{MANIFEST}: {error}", _REEXPORT) from error
-    _check_names(manifest)
+        raise BundleError(f"{MANIFEST}: {error}", REEXPORT) from error
+    check_names(manifest)
     return manifest
-
-
-def file_name(manifest: Manifest, name: str) -> str:
-    """The name under which a bundle of this manifest holds a file, such as ADAPTERS."""
-    return edition_name(name, manifest.edition) if name in EDITED else name
 
 
 def dump_manifest(manifest: Manifest) -> str:
@@ -317,65 +297,3 @@ def dump_manifest(manifest: Manifest) -> str:
 def _checksum(content: Mapping[str, Any]) -> str:
     """SHA-256 of the content in a canonical form: against accidents, not against forgery."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _damaged(name: str, what: str) -> BundleError:
-    return BundleError(f"{name} {what}", _REEXPORT)
-
-
-def _unreadable(name: str, error: OSError) -> BundleError:
-    return _damaged(name, f"cannot be read ({error.strerror})")
-
-
-def _check_names(manifest: Manifest) -> None:
-    """The names are ours, every one known, so none can lead out of the folder or be two files
-    on one system and one on another."""
-    wanted = REQUIRED + (ROUTER_FILES if manifest.router else ())
-    names = {file_name(manifest, name): name for name in wanted}
-    for name in sorted(names.keys() - manifest.files.keys()):
-        raise BundleError(f"{MANIFEST} lists no {name}", _REEXPORT)
-    for name in sorted(manifest.files.keys() - names.keys()):
-        raise BundleError(
-            f"{MANIFEST} lists {name[:200]!r}, which is no file of a bundle", _REEXPORT
-        )
-    for name, entry in manifest.files.items():
-        most = MAX_BYTES.get(names[name], _most_of(manifest, names[name]))
-        if entry.size > most:
-            raise _damaged(name, f"has {entry.size} bytes, {most} at most make sense")
-
-
-def _most_of(manifest: Manifest, name: str) -> int:
-    """The most bytes that the adapters can take by their ranks; for other files no limit."""
-    if name != ADAPTERS:
-        return manifest_fields.LARGEST["file"]
-    widths = sum(
-        slot.input_size * len(slot.parts) + slot.output_size for slot in manifest.backbone.slots
-    )
-    ranks = sum(adapter.rank for adapter in manifest.adapters)
-    return 4 * widths * ranks + (16 << 20)
-
-
-def _check_file(root: Path, name: str, size: int) -> None:
-    try:
-        found = check_regular(root / name).st_size
-    except FileNotFoundError as error:
-        raise _damaged(name, "is missing") from error
-    except OSError as error:
-        raise _unreadable(name, error) from error
-    if found != size:
-        raise _damaged(name, f"has {found} bytes instead of {size}")
-
-
-def _check_no_others(root: Path, manifest: Manifest) -> None:
-    """Raises BundleError for a file that nobody needs: it may be there for another program."""
-    try:
-        with os.scandir(root) as entries:
-            for entry in entries:
-                known = entry.name in manifest.files or entry.name == MANIFEST
-                if not known and not _BESIDE.fullmatch(entry.name):
-                    raise BundleError(
-                        f"{MANIFEST} does not list {entry.name[:200]!r}, which lies in the bundle",
-                        "Remove it, or copy the bundle again",
-                    )
-    except OSError as error:
-        raise _damaged(str(root), f"cannot be listed ({error.strerror})") from error

@@ -19,14 +19,8 @@ from pathlib import Path
 
 from dlp_edge.atomic.lock import locked
 from dlp_edge.atomic.staging import resource_error, sync_folder, write_file
-from dlp_edge.bundle.bundle import (
-    EDITED,
-    MANIFEST,
-    Bundle,
-    dump_manifest,
-    file_name,
-    open_bundle,
-)
+from dlp_edge.bundle.bundle import Bundle, dump_manifest, open_bundle
+from dlp_edge.bundle.files import EDITED, MANIFEST, file_name
 from dlp_edge.bundle.manifest import FileEntry, Manifest, edition_name
 from dlp_edge.bundle.signing import SIGNATURE
 from dlp_edge.errors import BundleError

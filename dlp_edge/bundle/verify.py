@@ -10,7 +10,8 @@ from typing import Literal
 
 from dlp_edge.atomic.lock import locked
 from dlp_edge.atomic.staging import resource_error, write_file
-from dlp_edge.bundle.bundle import MANIFEST, open_bundle
+from dlp_edge.bundle.bundle import open_bundle
+from dlp_edge.bundle.files import MANIFEST
 from dlp_edge.bundle.manifest import Manifest
 from dlp_edge.bundle.signing import SIGNATURE, TrustedKey, read_signature, sign_manifest
 from dlp_edge.errors import BundleError, UsageError

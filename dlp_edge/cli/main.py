@@ -70,6 +70,7 @@ def build_parser() -> Parser:
     subparsers = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb in VERBS:
         verb.add_parser(subparsers)
+    parser.set_defaults(parser=parser)  # for `completion`, which lists all of it
     return parser
 
 

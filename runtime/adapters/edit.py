@@ -8,8 +8,9 @@ from pathlib import Path
 
 from dlp_edge.bundle import adapter_stack
 from dlp_edge.bundle.adapter_stack import AdapterStack, LoraPair
-from dlp_edge.bundle.bundle import ADAPTERS, ROUTER_HEAD, Bundle
+from dlp_edge.bundle.bundle import Bundle
 from dlp_edge.bundle.edition import check_current, write_edition
+from dlp_edge.bundle.files import ADAPTERS, ROUTER_HEAD
 from dlp_edge.bundle.manifest import Manifest, RouterEntry
 from dlp_edge.bundle.peft_reader import read_adapter
 from dlp_edge.bundle.router_head import RouterHead, head_to_bytes

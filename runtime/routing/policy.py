@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from dlp_edge.bundle.bundle import ROUTER_TOKENIZER, Bundle
+from dlp_edge.bundle.bundle import Bundle
+from dlp_edge.bundle.files import ROUTER_TOKENIZER
 from dlp_edge.bundle.manifest import Manifest, SelectionRule
 from dlp_edge.errors import BundleError, RouterError, UsageError
 from dlp_edge.runtime.options import OnRoute, parse_weights

@@ -207,6 +207,7 @@ def test_ratios_are_taken_within_rounds_and_as_far_as_both_went() -> None:
     assert "start" not in ratios["other"]
 
 
+@pytest.mark.slow
 def test_a_worker_of_some_cases_gets_their_adapters_only() -> None:
     from benchmarks.engines.prepare import CASES, Contestant
 

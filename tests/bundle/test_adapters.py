@@ -11,7 +11,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from dlp_edge.bundle.bundle import BACKBONE, open_bundle
+from dlp_edge.bundle.bundle import open_bundle
+from dlp_edge.bundle.files import BACKBONE
 from dlp_edge.errors import AdapterError
 from dlp_edge.export.pipeline import export_bundle
 from dlp_edge.runtime.decoding.engine import Engine, make_engine

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dlp_edge.bundle.bundle import MANIFEST, open_bundle
+from dlp_edge.bundle.bundle import open_bundle
+from dlp_edge.bundle.files import MANIFEST
 from dlp_edge.bundle.manifest import VERSION
 from dlp_edge.bundle.verify import verify_bundle
 from dlp_edge.errors import BundleError

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dlp_edge.bundle.bundle import BACKBONE, open_bundle
+from dlp_edge.bundle.bundle import open_bundle
+from dlp_edge.bundle.files import BACKBONE
 from dlp_edge.errors import BackboneError
 from dlp_edge.export.pipeline import export_bundle
 from dlp_edge.models.architectures import SUPPORTED

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from dlp_edge import ContextLengthError, Runtime, UsageError
-from dlp_edge.bundle.bundle import BACKBONE, open_bundle
+from dlp_edge.bundle.bundle import open_bundle
+from dlp_edge.bundle.files import BACKBONE
 from dlp_edge.runtime.decoding.engine import Engine, make_engine
 from dlp_edge.runtime.engine.backbone import open_backbone
 from dlp_edge.runtime.engine.device import choose_device

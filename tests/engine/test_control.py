@@ -158,6 +158,7 @@ def test_min_p_keeps_what_is_probable_enough_beside_the_first(
     np.testing.assert_allclose(probabilities, before[: len(ids)] / before[: len(ids)].sum())
 
 
+@pytest.mark.slow
 @given(vectors, st.floats(1, 5), st.integers(0, 2**32))
 def test_penalties_as_transformers_has_them(logits: Any, penalty: float, seed: int) -> None:
     import torch

@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dlp_edge import Runtime
-from dlp_edge.bundle.bundle import BACKBONE, BACKBONE_DATA, Bundle, open_bundle
+from dlp_edge.bundle.bundle import Bundle, open_bundle
+from dlp_edge.bundle.files import BACKBONE, BACKBONE_DATA
 from dlp_edge.errors import BundleError
 from dlp_edge.export.pipeline import export_bundle
 from dlp_edge.export.quantisation.quantized_matrix import Levels

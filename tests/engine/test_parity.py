@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dlp_edge.bundle.bundle import BACKBONE, open_bundle
+from dlp_edge.bundle.bundle import open_bundle
+from dlp_edge.bundle.files import BACKBONE
 from dlp_edge.runtime.decoding.engine import Engine, make_engine
 from dlp_edge.runtime.engine.backbone import open_backbone
 from dlp_edge.runtime.engine.device import choose_device

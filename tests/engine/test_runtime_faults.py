@@ -33,7 +33,7 @@ from dlp_edge import (
     Runtime,
     UsageError,
 )
-from dlp_edge.bundle.bundle import BACKBONE_DATA
+from dlp_edge.bundle.files import BACKBONE_DATA
 from dlp_edge.errors import NonFiniteError, RouterError
 from dlp_edge.runtime.engine.bound_tensor import BoundTensor
 from dlp_edge.runtime.engine.decoder import Decoder

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from safetensors.numpy import load_file, save_file
 
-from dlp_edge.bundle.bundle import BACKBONE, open_bundle
+from dlp_edge.bundle.bundle import open_bundle
+from dlp_edge.bundle.files import BACKBONE
 from dlp_edge.errors import UsageError
 from dlp_edge.export.backbone import FORMATS, check_format
 from dlp_edge.export.greedy import greedy_answers

@@ -17,7 +17,8 @@ import pytest
 from dlp_edge import Runtime
 from dlp_edge.atomic import staging
 from dlp_edge.atomic.staging import staged
-from dlp_edge.bundle.bundle import MANIFEST, open_bundle
+from dlp_edge.bundle.bundle import open_bundle
+from dlp_edge.bundle.files import MANIFEST
 from dlp_edge.bundle.verify import verify_bundle
 from dlp_edge.errors import DlpEdgeError, ResourceError
 from dlp_edge.runtime.adapters.edit import add_skill, remove_skill

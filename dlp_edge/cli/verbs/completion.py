@@ -26,11 +26,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(arguments: argparse.Namespace) -> int:
     with require_extra("completion"):
         import shtab
-    from dlp_edge.cli.main import build_parser
 
-    parser = build_parser()
-    _complete_paths(parser, shtab.FILE)
-    script = shtab.complete(parser, arguments.shell)
+    _complete_paths(arguments.parser, shtab.FILE)
+    script = shtab.complete(arguments.parser, arguments.shell)
     if arguments.json:
         output.print_json({"shell": arguments.shell, "script": script})
     else:
