@@ -60,6 +60,7 @@ class CopyingFuser:
     def __init__(
         self, stack: AdapterStack, slots: Sequence[Slot], dtype: str, sequences: int = 1
     ) -> None:
+        self.shared_inputs: Tensors = {}  # every input changes with the fusion
         self._slots = tuple(slots)
         self._dtype = np.dtype(dtype)
         self._pieces = {slot.name: _pieces_of(slot, stack) for slot in slots}

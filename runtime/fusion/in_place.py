@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,8 @@ import numpy.typing as npt
 from dlp_edge.bundle.adapter_stack import AdapterStack, converted
 from dlp_edge.bundle.manifest import Slot
 from dlp_edge.runtime.engine.operator_graph import ADAPTERS, SPANS, WEIGHTS
-from dlp_edge.runtime.fusion.copying import Tensors
+
+Tensors = dict[str, npt.NDArray[Any]]  # graph input -> tensor
 
 
 class InPlaceFuser:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +43,7 @@ class OnDeviceFuser:
         device: Device,
         sequences: int = 1,
     ) -> None:
+        self.shared_inputs: dict[str, npt.NDArray[Any]] = {}  # every input changes with the fusion
         session = open_session(gather_and_scale(_TYPES[dtype]), device)
         kinds: dict[Kind, list[Slot]] = {}
         for slot in slots:
