@@ -190,7 +190,7 @@ def _assemble(
     cache_budget: int | None,
 ) -> Loaded:
     """Engines over the bundle's adapters, beside its other parts."""
-    if backbone.own_operators:
+    if backbone.custom_operators:
         stack = converted(stack, "float16")  # as they are read; the rest is given back
     engine = make_engine(backbone, stack, max_context)
     caches = SessionCaches(

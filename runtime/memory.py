@@ -123,14 +123,14 @@ def _address_space() -> Iterator[tuple[int, int]]:
 
 
 def _cgroup_limits(
-    root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
+    root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")
 ) -> Iterator[tuple[int, int]]:
     """Limits and usage of this process's control group and its parents.
 
     Linux only: cgroup v2, or the memory controller of v1. Reclaimable page cache does not count.
     """
     try:
-        lines = own.read_text().splitlines()
+        lines = membership.read_text().splitlines()
     except OSError:
         return
     for line in lines:

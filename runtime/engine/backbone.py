@@ -25,7 +25,7 @@ class Backbone:
     """A loaded graph. Several decoders, each with its own KV cache, can share it.
 
     Attributes:
-        own_operators: whether it runs on the custom operators (`operator_graph.py`).
+        custom_operators: whether it runs on the custom operators (`operator_graph.py`).
         cuda_graphs: graph ids of its decode steps; None if the session captures none.
         weights: arrays that the session reads in place; held here to keep them alive.
         verify_session: opens the graph of a verify pass (`verify_graph.py`) on the first call.
@@ -34,7 +34,7 @@ class Backbone:
     session: ort.InferenceSession
     entry: BackboneEntry
     device: Device
-    own_operators: bool
+    custom_operators: bool
     cuda_graphs: CudaGraphs | None
     weights: Weights
     verify_session: Callable[[], ort.InferenceSession]
@@ -64,13 +64,13 @@ def open_backbone(
     # Linear reads weights in place; onnxruntime's operators repack them. Bundles for CUDA are fp16
     # and have other nodes.
     quantised = entry.quantisation in ("int4", "int8") and entry.dtype == "float32"
-    own = device.operators is not None and quantised
-    if own:
+    custom = device.operators is not None and quantised
+    if custom:
         graph, weights = _rewrite(graph, entry, weights)
-    folder = path.parent if own or weights is None else None
+    folder = path.parent if custom or weights is None else None
     session = open_session(graph, device, weights, folder, device.cuda_graphs)
-    _check_inputs(session, entry, own)
-    in_place = weights if own and weights else {}
+    _check_inputs(session, entry, custom)
+    in_place = weights if custom and weights else {}
     onnxruntime_reads_files = weights is None
 
     @cache
@@ -79,7 +79,7 @@ def open_backbone(
         return open_session(make_verify_graph(graph, VERIFY_TOKENS), device, again, folder)
 
     cuda_graphs = CudaGraphs() if uses_cuda_graphs(session) else None
-    return Backbone(session, entry, device, own, cuda_graphs, in_place, open_verify_session)
+    return Backbone(session, entry, device, custom, cuda_graphs, in_place, open_verify_session)
 
 
 def _rewrite(
@@ -102,11 +102,11 @@ def _rewrite(
     return graph, weights
 
 
-def _check_inputs(session: ort.InferenceSession, entry: BackboneEntry, own: bool) -> None:
+def _check_inputs(session: ort.InferenceSession, entry: BackboneEntry, custom: bool) -> None:
     """Raise BundleError unless the graph has the inputs and shapes that the manifest states."""
     inputs = {value.name: value for value in session.get_inputs()}
     expected = {"input_ids", "seqlens_k", "total_sequence_length", "logit_positions"}
-    expected |= slot_inputs(entry.slots) if own else _pair_inputs(entry.slots)
+    expected |= slot_inputs(entry.slots) if custom else _pair_inputs(entry.slots)
     for layer in range(entry.num_layers):
         for kind in ("key", "value"):
             name = f"past_key_values.{layer}.{kind}"
@@ -115,7 +115,7 @@ def _check_inputs(session: ort.InferenceSession, entry: BackboneEntry, own: bool
                 raise _mismatch(name)
     for name in expected ^ inputs.keys():
         raise _mismatch(name)
-    for slot in entry.slots if not own else ():
+    for slot in entry.slots if not custom else ():
         sizes = (inputs[f"{slot.name}.A"].shape[2], inputs[f"{slot.name}.B"].shape[2])
         if sizes != (slot.input_size, slot.output_size):
             raise _mismatch(slot.name)

@@ -88,9 +88,9 @@ class Decoder:
                 self._bind_slot(name, tensor)
 
     def _bind_slot(self, name: str, tensor: npt.NDArray[Any] | DeviceTensor) -> None:
-        known = self._slots.get(name)
-        if known is not None and known.is_backed_by(tensor):
-            known.upload()  # its address is bound already
+        current = self._slots.get(name)
+        if current is not None and current.is_backed_by(tensor):
+            current.upload()  # its address is bound already
             return
         self._locations = None
         self._slots[name] = (
@@ -113,13 +113,13 @@ class Decoder:
             The number of tokens kept.
         """
         written, label = self._written[sequence], self.labels[sequence]
-        same = 0
-        for token, (known, under) in zip(ids, written, strict=False):
-            if token != known or under != label:
+        kept = 0
+        for token, cached in zip(ids, written, strict=False):
+            if cached != (token, label):
                 break
-            same += 1
-        self.truncate(same, sequence)
-        return same
+            kept += 1
+        self.truncate(kept, sequence)
+        return kept
 
     def move(self, source: int, target: int) -> None:
         """Copy one sequence's cache over another's; the caller moves the fusion."""
@@ -278,7 +278,7 @@ class Decoder:
             fixed = [self._tokens, self._seqlens, self._logits]
             self._locations = (
                 self._position.location(0, 1),
-                *(rows.location(first, count) for rows in (*fixed, *changing)),
+                *(tensor.location(first, count) for tensor in (*fixed, *changing)),
             )
         return cuda_graphs.graph_id(self._locations)
 

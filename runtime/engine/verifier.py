@@ -48,8 +48,8 @@ class Verifier:
         for name, buffer in cache.items():
             buffer.bind_input(self._binding, f"past_key_values.{name}", 0, 1)
             buffer.bind_output(self._binding, f"present.{name}", 0, 1)
-            for row in range(VERIFY_TOKENS - 1):
-                buffer.bind_output(self._binding, present_after(f"present.{name}", row), 0, 1)
+            for token in range(VERIFY_TOKENS - 1):
+                buffer.bind_output(self._binding, present_after(f"present.{name}", token), 0, 1)
 
     def bind_slots(self, slots: Mapping[str, BoundTensor | DeviceTensor]) -> None:
         """Bind the slots of the first sequence.

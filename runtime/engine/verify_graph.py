@@ -82,8 +82,8 @@ def _attention(node: Message, tokens: int) -> Iterator[bytes]:
         )
     for token in range(tokens):
         lengths = [f"{name}/{token}" for name in _LENGTHS]
-        own = [name and f"{name}/{token}" for name in inputs[:3]]
-        node_inputs = [*own, *inputs[3:5], *lengths, *inputs[7:]]
+        token_inputs = [name and f"{name}/{token}" for name in inputs[:3]]
+        node_inputs = [*token_inputs, *inputs[3:5], *lengths, *inputs[7:]]
         last = token == tokens - 1
         inputs[3:5] = caches if last else [present_after(name, token) for name in caches]
         node_outputs = [f"{result}/out{token}", *inputs[3:5]]

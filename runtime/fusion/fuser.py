@@ -41,7 +41,7 @@ class Fuser(Protocol):
 def make_fuser(backbone: Backbone, stack: AdapterStack, sequences: int) -> Fuser:
     """The fuser for the backbone's graph and device; all sequences start on the base model."""
     entry, device = backbone.entry, backbone.device
-    if backbone.own_operators:
+    if backbone.custom_operators:
         return InPlaceFuser(stack, entry.slots, sequences)
     if device.kind == "cpu":
         return CopyingFuser(stack, entry.slots, entry.dtype, sequences)
