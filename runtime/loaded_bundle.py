@@ -174,7 +174,7 @@ def _assemble(
     cache_budget: int | None,
 ) -> LoadedBundle:
     """Engines over the bundle's adapters, beside its other parts."""
-    if backbone.own_operators:
+    if backbone.custom_operators:
         stack = converted(stack, "float16")  # as they are read; the rest is given back
     engine = make_engine(backbone, stack, max_context)
     caches = SessionCaches(

@@ -1,4 +1,4 @@
-"""Memory: what a bundle will take, what there is, and giving it back."""
+"""Estimate the memory of a bundle, check what is available, and release it."""
 
 from __future__ import annotations
 
@@ -19,36 +19,37 @@ from dlp_edge.errors import ResourceError, UsageError
 from dlp_edge.runtime.engine.operators import find_operators
 from dlp_edge.types import Estimate
 
-# What onnxruntime holds of a backbone on a CPU, over the size of its file: it packs weights anew,
-# reads a shared head twice, and widens fp16. Measured on the demo backbone (docs/decisions.md).
+# Resident size of a backbone on a CPU over its file's size: onnxruntime repacks weights, loads a
+# shared head twice, and widens fp16. Measured on the demo backbone (docs/decisions.md).
 RESIDENT_FACTORS = {"int8": 1.45, "int4": 1.4, "nf4": 0.82, "fp16": 2.43, "fp32": 1.21}
-IN_PLACE_FACTORS = {"int8": 1.05, "int4": 1.05}  # on our own operators, which read what was read
-TOKENIZER = 4.5  # over the size of its JSON
-ROUTER = 3.0
+IN_PLACE_FACTORS = {"int8": 1.05, "int4": 1.05}  # the custom operators read weights in place
+TOKENIZER_FACTOR = 4.5  # over the size of its JSON
+ROUTER_FACTOR = 3.0  # over the size of its files
 
-
-RESERVE = 4 << 20  # bytes of address space that a request leaves to the tokenizer
+RESERVE = 4 << 20  # bytes of address space reserved for the tokenizer
 
 
 def check_address_space() -> None:
-    """Raises MemoryError where nearly all address space that the process may have is taken: the
-    tokenizers library ends the process when it gets none."""
+    """Raise MemoryError if the process's address space is nearly exhausted.
+
+    The tokenizers library aborts the process when an allocation fails.
+    """
     for limit, used in _address_space():
         if limit - used < RESERVE:
             raise MemoryError
 
 
 def cache_bytes(backbone: BackboneEntry, tokens: int) -> int:
-    """Size of a KV cache for so many tokens: keys and values of all layers."""
+    """Size of a KV cache for this many tokens: keys and values of all layers."""
     per_token = 2 * backbone.num_layers * backbone.num_kv_heads * backbone.head_size
     return per_token * tokens * np.dtype(backbone.dtype).itemsize
 
 
 def estimate(path: str | Path, max_context: int) -> Estimate:
-    """What loading a bundle will take; only its manifest is read.
+    """Estimate the memory that loading a bundle takes, from its manifest alone.
 
     Raises:
-        BundleError: it is no bundle.
+        BundleError: it is not a bundle.
         UsageError: max_context < 1.
     """
     if max_context < 1:
@@ -57,17 +58,19 @@ def estimate(path: str | Path, max_context: int) -> Estimate:
 
 
 def check_memory(bundle: Bundle) -> None:
-    """Raises ResourceError where a bundle cannot be loaded for want of memory. The cache is left
-    out: only what is used of it is committed."""
-    found = _estimate(bundle.manifest, 1)
-    # While onnxruntime packs the weights anew, they are there as they were read, too.
-    needed = found.total
+    """Raise ResourceError if there is not enough memory to load the bundle.
+
+    The KV cache does not count: its pages are committed as they are used.
+    """
+    memory = _estimate(bundle.manifest, 1)
+    # While onnxruntime repacks the weights, they are in memory twice.
+    needed = memory.total
     if bundle.manifest.backbone.quantisation not in _in_place():
         needed += bundle.manifest.files[files.BACKBONE_DATA].size
-    if found.available is not None and needed > found.available:
+    if memory.available is not None and needed > memory.available:
         raise ResourceError(
-            f"loading takes about {needed / 1e9:.1f} GB of memory, and "
-            f"{found.available / 1e9:.1f} GB are free",
+            f"loading takes about {needed / 1e9:.1f} GB of memory, but only "
+            f"{memory.available / 1e9:.1f} GB are free",
             "Close other programs, or use a smaller or quantised bundle",
         )
 
@@ -84,11 +87,11 @@ def _estimate(manifest: Manifest, max_context: int) -> Estimate:
     factors = {**RESIDENT_FACTORS, **_in_place()} if on_cpu else {}
     factor = factors.get(backbone.quantisation, 1.0)
     router = size(files.ROUTER) + size(files.ROUTER_HEAD)
-    texts = TOKENIZER * (size(files.TOKENIZER) + size(files.ROUTER_TOKENIZER))
+    texts = TOKENIZER_FACTOR * (size(files.TOKENIZER) + size(files.ROUTER_TOKENIZER))
     return Estimate(
         weights=int(factor * size(files.BACKBONE_DATA)),
-        adapters=size(files.ADAPTERS) // (2 if in_place else 1),  # halved when they are loaded
-        router=int(ROUTER * router),
+        adapters=size(files.ADAPTERS) // (2 if in_place else 1),  # loaded as fp16
+        router=int(ROUTER_FACTOR * router),
         tokenizers=int(texts),
         cache=cache_bytes(backbone, min(max_context, backbone.context_length)),
         available=available() if on_cpu else None,
@@ -100,15 +103,18 @@ def _in_place() -> dict[str, float]:
 
 
 def available() -> int:
-    """Bytes of memory that this process can still take: what the machine has free, or what its
-    container or its own address space has, where that is less."""
+    """Bytes of memory that this process can still allocate.
+
+    The least of the machine's free memory and what is left of the limits of its control groups and
+    address space.
+    """
     free = int(psutil.virtual_memory().available)
     limits = [*_cgroup_limits(), *_address_space()]
     return min([free, *(limit - used for limit, used in limits)])
 
 
 def _address_space() -> Iterator[tuple[int, int]]:
-    """Limit and use of this process's address space, where it is limited (POSIX)."""
+    """Limit and usage of this process's address space, if it is limited (POSIX)."""
     with contextlib.suppress(ImportError):
         import resource
 
@@ -118,12 +124,14 @@ def _address_space() -> Iterator[tuple[int, int]]:
 
 
 def _cgroup_limits(
-    root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
+    root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")
 ) -> Iterator[tuple[int, int]]:
-    """Limit and use of this process's control group and of those above it (Linux; version 2, or
-    the memory controller of version 1); nothing elsewhere. Page cache does not count as used."""
+    """Limits and usage of this process's control group and its parents.
+
+    Linux only: cgroup v2, or the memory controller of v1. Reclaimable page cache does not count.
+    """
     try:
-        lines = own.read_text().splitlines()
+        lines = membership.read_text().splitlines()
     except OSError:
         return
     for line in lines:
@@ -136,11 +144,11 @@ def _cgroup_limits(
             names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
             base = root / "memory"
         place = base / path.lstrip("/")
-        # Inside a container the path may be the host's, which is not there: then only the top is.
+        # Inside a container the path may be the host's and not exist; only the root is there then.
         for folder in (place, *place.parents):
             if base == folder or base in folder.parents:
                 with contextlib.suppress(OSError, ValueError):
-                    limit = int((folder / names[0]).read_text())  # "max" is no number: no limit
+                    limit = int((folder / names[0]).read_text())  # "max" is not a number: no limit
                     used = int((folder / names[1]).read_text())
                     stat = dict(
                         entry.split() for entry in (folder / "memory.stat").read_text().splitlines()
@@ -149,13 +157,12 @@ def _cgroup_limits(
 
 
 def release_memory() -> None:
-    """Collects garbage and returns freed memory to the operating system."""
+    """Collect garbage and return freed memory to the operating system."""
     gc.collect()
     trim()
 
 
 def trim() -> None:
-    """Returns freed memory to the operating system, where the C library would keep it: glibc
-    kept 200 of 270 MB after a close."""
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # other C libraries
+    """Return freed memory to the operating system; glibc kept 200 of 270 MB after a close."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # not glibc
         ctypes.CDLL(None).malloc_trim(0)

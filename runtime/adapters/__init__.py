@@ -1,1 +1,1 @@
-"""Adding adapters to a loaded bundle and removing them."""
+"""Add adapters to a bundle and remove them."""

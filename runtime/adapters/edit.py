@@ -1,4 +1,4 @@
-"""Adding a skill to a finished bundle and removing one, without torch and without the backbone."""
+"""Add an adapter to an exported bundle, or remove one, without torch or the backbone."""
 
 from __future__ import annotations
 
@@ -25,21 +25,25 @@ Examples = Sequence[str | Mapping[str, object]]
 def add_skill(
     bundle: Bundle, router: Router | None, name: str, folder: str | Path, examples: Examples = ()
 ) -> Bundle:
-    """Packs a PEFT adapter into the bundle and, given examples, teaches its router when to use it.
+    """Pack a PEFT adapter into the bundle and fit a router row to its examples.
 
     Args:
-        router: the bundle's, as `load_router` gives it.
+        router: the bundle's, from `load_router`.
+        name: the adapter's name in the bundle.
+        folder: a PEFT adapter's folder.
         examples: prompts, or {"prompt", "response"?, "choices"?}; without any the adapter can be
             pinned but is never routed to.
 
     Returns:
-        The bundle as it is on the disk now.
+        The new bundle.
 
     Raises:
-        AdapterError: the adapter cannot be read, does not fit, needs a slot that the bundle's
-            graph has not, or is in the bundle already.
-        UsageError, RouterError: the examples are wrong, or there is no router to teach.
-        BundleError, ResourceError: the bundle cannot be written; it is as it was.
+        AdapterError: the adapter cannot be read, does not fit the backbone, needs a slot that the
+            graph lacks, or is already in the bundle under another name.
+        UsageError: the name is taken, the examples are no list of a valid length, or there is no
+            router to fit.
+        RouterError: an example is invalid.
+        BundleError, ResourceError: writing failed; the bundle is unchanged.
     """
     check_current(bundle)
     manifest = bundle.manifest
@@ -51,24 +55,24 @@ def add_skill(
     for entry in manifest.adapters:
         if entry.sha256 == adapter.sha256:
             raise AdapterError(
-                f"adapters {entry.name} and {name} have the same weights", "Leave one of them out"
+                f"adapters {entry.name} and {name} have the same weights", "Leave one out"
             )
-    entry_after, head = _fit_router(manifest.router, router, name, examples)
+    router_entry, head = _fit_router(manifest.router, router, name, examples)
     pairs = _pairs(bundle.adapters())
     packed = adapter_stack.pack({**pairs, name: adapter.pairs}, manifest.backbone.dtype)
-    after = replace(manifest, adapters=(*manifest.adapters, adapter.entry), router=entry_after)
-    return write_edition(bundle, after, _parts(packed, head))
+    manifest = replace(manifest, adapters=(*manifest.adapters, adapter.entry), router=router_entry)
+    return write_edition(bundle, manifest, _files(packed, head))
 
 
 def remove_skill(bundle: Bundle, router: Router | None, name: str) -> Bundle:
-    """Takes an adapter out of the bundle; text of its skill is for no adapter from then on.
+    """Remove an adapter from the bundle; its router row becomes an out-of-scope row.
 
     Returns:
-        The bundle as it is on the disk now.
+        The new bundle.
 
     Raises:
         UsageError: the bundle has no such adapter.
-        BundleError, ResourceError: the bundle cannot be written; it is as it was.
+        BundleError, ResourceError: writing failed; the bundle is unchanged.
     """
     check_current(bundle)
     manifest = bundle.manifest
@@ -80,22 +84,22 @@ def remove_skill(bundle: Bundle, router: Router | None, name: str) -> Bundle:
         head = head.disowned(entry.settings.labels.index(name))
         labels = tuple(label for label in entry.settings.labels if label != name)
         entry = replace(entry, settings=replace(entry.settings, labels=labels))
-    left = tuple(adapter for adapter in manifest.adapters if adapter.name != name)
+    remaining = tuple(adapter for adapter in manifest.adapters if adapter.name != name)
     packed = adapter_stack.pack(pairs, manifest.backbone.dtype)
     return write_edition(
-        bundle, replace(manifest, adapters=left, router=entry), _parts(packed, head)
+        bundle, replace(manifest, adapters=remaining, router=entry), _files(packed, head)
     )
 
 
 def _fit_router(
     entry: RouterEntry | None, router: Router | None, name: str, examples: Examples
 ) -> tuple[RouterEntry | None, RouterHead | None]:
-    """The router's entry and last layer after the examples."""
+    """The router's manifest entry and last layer, with a row for the examples if there are any."""
     if not examples:
         return entry, router.head if router else None
     if entry is None or router is None:
         raise UsageError(
-            "the bundle has no router that could learn from examples",
+            "the bundle has no router to train on the examples",
             "Leave them out and pin the adapter, or export with --router",
         )
     head = fit_router_row(router, as_samples(examples))
@@ -104,7 +108,7 @@ def _fit_router(
 
 
 def _slot_sizes(manifest: Manifest) -> dict[str, tuple[int, int]]:
-    """module -> (inputs, outputs), of the linear layers that have a slot."""
+    """module -> (inputs, outputs), for the linear layers with a slot."""
     return {
         part.module: (slot.input_size, part.stop - part.start)
         for slot in manifest.backbone.slots
@@ -116,6 +120,6 @@ def _pairs(packed: AdapterStack) -> dict[str, dict[str, LoraPair]]:
     return {name: adapter_stack.unpack(packed, name) for name in packed.rows}
 
 
-def _parts(packed: AdapterStack, head: RouterHead | None) -> dict[str, bytes]:
-    parts = {ADAPTERS: adapter_stack.to_bytes(packed)}
-    return parts if head is None else {**parts, ROUTER_HEAD: head_to_bytes(head)}
+def _files(packed: AdapterStack, head: RouterHead | None) -> dict[str, bytes]:
+    files = {ADAPTERS: adapter_stack.to_bytes(packed)}
+    return files if head is None else {**files, ROUTER_HEAD: head_to_bytes(head)}

@@ -1,11 +1,11 @@
-"""Teaching a router a new skill from a few examples: one more row of its last layer.
+"""Fit a row of the router's last layer to a new adapter from a few examples.
 
-The graph stays as it is. The new row (w, b) is a logistic regression over its features: how much
-more likely is the new skill than all that the router knows already, log sum exp of its other
-scores? So the other rows need not move, and what they say of each other stays the same. The
-features that the head keeps of every old skill are the counter-examples. The row reads what was
-pooled rather than the features of the trained rows, which tell apart what training told apart and
-little else. The loss is convex, so Newton's method finds its minimum in some steps.
+The graph and the other rows stay unchanged, so the old adapters keep their relative scores. The new
+row (w, b) is a logistic regression on the graph's features: the new label against all old rows,
+whose log-sum-exp score is the offset. The features that the head stores for every old row are the
+negatives. The row reads the pooled embeddings, not the features that the trained rows read, which
+separate little beyond the trained labels. The loss is convex; Newton's method converges in a few
+steps.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from dlp_edge.tasks.samples import Sample, as_sample
 
 MIN_EXAMPLES = 5
 MAX_EXAMPLES = 1_000
-KEPT_FEATURES = 48  # of each skill, for rows that are fitted later
-RIDGE = 1e-3  # on the weights, over the mean loss
-STEPS = 30
+KEPT_FEATURES = 48  # feature vectors stored per row: negatives for rows fitted later
+RIDGE = 1e-3  # L2 penalty on the weights, relative to the mean loss
+MAX_STEPS = 30  # of Newton's method
 
 Array = npt.NDArray[np.float64]
 
 
 def as_samples(examples: Sequence[str | Mapping[str, object]]) -> list[Sample]:
-    """Examples as an application gives them: prompts, or {"prompt", "response"?, "choices"?}.
+    """Validate examples: prompts, or {"prompt", "response"?, "choices"?}.
 
     Raises:
-        UsageError: they are no list, too few or too many.
-        RouterError: one of them is wrong.
+        UsageError: they are not a list, too few or too many.
+        RouterError: an example is invalid.
     """
     if isinstance(examples, str) or not isinstance(examples, Sequence):
-        raise UsageError("the examples are no list", "Give a list of prompts")
+        raise UsageError("the examples are not a list", "Pass a list of prompts")
     if not MIN_EXAMPLES <= len(examples) <= MAX_EXAMPLES:
         raise UsageError(
             f"{len(examples)} examples were given",
-            f"Give {MIN_EXAMPLES} to {MAX_EXAMPLES}, best 20 or more; or none at all, and the "
+            f"Pass {MIN_EXAMPLES} to {MAX_EXAMPLES}, preferably 20 or more; without examples the "
             "adapter can be pinned but is never routed to",
         )
     return [
@@ -58,67 +58,77 @@ def as_samples(examples: Sequence[str | Mapping[str, object]]) -> list[Sample]:
 
 
 def fit_router_row(router: Router, samples: Sequence[Sample]) -> RouterHead:
-    """The router's last layer with a row for a new skill, after those of its labels."""
-    found = np.stack([router.features(*window) for window in router_texts(samples)])
-    head, scale = router.head, router.settings.temperature
-    head = head.without(_obsolete_rows(head, found, len(router.labels)))
-    weight, bias = fit_row(head, found, scale, _unused_features(head, len(router.labels)))
-    kept = found[_sample_indices(len(found), KEPT_FEATURES)]
+    """The router's last layer with a new row, after those of its labels."""
+    features = np.stack([router.features(*text) for text in router_texts(samples)])
+    head, temperature = router.head, router.settings.temperature
+    head = head.without(_obsolete_rows(head, features, len(router.labels)))
+    weight, bias = fit_row(head, features, temperature, _unused_features(head, len(router.labels)))
+    kept = features[_sample_indices(len(features), KEPT_FEATURES)]
     return head.with_row(len(router.labels), weight, bias, kept.astype(np.float16))
 
 
-def _obsolete_rows(head: RouterHead, found: npt.NDArray[np.float32], num_labels: int) -> list[int]:
-    """Rows of removed skills that most of the new skill's windows would go to: the skill has come
-    back, and what is left of it would speak against it. They are behind the labels' rows and
-    nobody's own."""
-    winners = np.bincount(head.scores(found).argmax(1), minlength=len(head.bias))
-    return [row for row in range(num_labels + 1, len(winners)) if 2 * winners[row] > len(found)]
+def _obsolete_rows(
+    head: RouterHead, features: npt.NDArray[np.float32], num_labels: int
+) -> list[int]:
+    """Rows of removed adapters that win most of the new examples.
+
+    Such an adapter has come back, and its old row would compete with the new one. Rows of removed
+    adapters follow the labels' rows and the trained out-of-scope row.
+    """
+    wins = np.bincount(head.scores(features).argmax(1), minlength=len(head.bias))
+    return [row for row in range(num_labels + 1, len(wins)) if 2 * wins[row] > len(features)]
 
 
-def _unused_features(head: RouterHead, nobody: int) -> npt.NDArray[np.bool_]:
-    """The features that the trained rows do not read [F], if there are some, else all: what the
-    trained skills did not need is still in them."""
-    unused: npt.NDArray[np.bool_] = head.weight[nobody] == 0
+def _unused_features(head: RouterHead, out_of_scope: int) -> npt.NDArray[np.bool_]:
+    """Mask [F] of the features that the trained rows do not read; all, if there are none.
+
+    Args:
+        out_of_scope: index of the trained out-of-scope row.
+    """
+    unused: npt.NDArray[np.bool_] = head.weight[out_of_scope] == 0
     return unused if unused.any() else ~unused
 
 
 def router_texts(samples: Sequence[Sample]) -> list[tuple[str, str]]:
-    """What the router will read of the samples: (prompt, answer so far), with and without the
-    wording that the prompts share, and at the sentence starts of the answers."""
+    """The texts that the router will classify: (prompt, answer so far) of each sample.
+
+    Prompts come with and without the wording that they share, and answers up to the first word of
+    each sentence.
+    """
     common = CommonText([sample.prompt for sample in samples])
-    windows = [(sample.prompt, "") for sample in samples]
-    windows += [(bare, "") for bare in map(common.strip, samples) if bare is not None]
+    pairs = [(sample.prompt, "") for sample in samples]
+    pairs += [(bare, "") for bare in map(common.strip, samples) if bare is not None]
     for sample in samples:
         for start in SentenceSplitter().feed(sample.response):
             words = sample.response[start:].split(maxsplit=1)
-            windows.append((sample.prompt, sample.response[:start] + words[0]))
-    return windows
+            pairs.append((sample.prompt, sample.response[:start] + words[0]))
+    return pairs
 
 
 def fit_row(
     head: RouterHead,
-    found: npt.NDArray[np.float32],
+    features: npt.NDArray[np.float32],
     temperature: float,
     read: npt.NDArray[np.bool_],
 ) -> tuple[npt.NDArray[np.float32], float]:
-    """w [F] and b of the new row.
+    """Fit w [F] and b of the new row.
 
     Args:
-        found: features [n, F] of the new skill.
-        temperature: the scores are divided by it before the softmax.
-        read: the features that the row may read, [F].
+        features: of the new label's examples, [n, F].
+        temperature: divides the scores before the softmax.
+        read: mask [F] of the features that the row may use.
     """
-    whole = np.concatenate([found, head.features.astype(np.float32)])
-    target = np.arange(len(whole)) < len(found)
-    offset = -_log_sum_exp(head.scores(whole) / temperature)
-    x = whole[:, read].astype(np.float64)
-    # The new skill counts as much as an average old one, however many examples it has.
-    balance = np.where(target, 1 / len(found), len(set(head.rows.tolist())) / len(head.rows))
+    everything = np.concatenate([features, head.features.astype(np.float32)])
+    target = np.arange(len(everything)) < len(features)
+    offset = -_log_sum_exp(head.scores(everything) / temperature)
+    x = everything[:, read].astype(np.float64)
+    # The new label weighs as much as an average old row, however many examples it has.
+    balance = np.where(target, 1 / len(features), len(set(head.rows.tolist())) / len(head.rows))
     centre = x.mean(0)
     design = np.concatenate([x - centre, np.ones((len(x), 1))], 1)
     ridge = RIDGE * (x - centre).var(0).sum() * np.append(np.ones(x.shape[1]), 0.0)
     row = np.zeros(design.shape[1])
-    for _ in range(STEPS):
+    for _ in range(MAX_STEPS):
         p = 1 / (1 + np.exp(-np.clip(design @ row + offset, -60, 60)))
         gradient = design.T @ (balance * (p - target)) + ridge * row
         curvature = (design.T * (balance * p * (1 - p))) @ design
@@ -132,11 +142,11 @@ def fit_row(
 
 
 def _log_sum_exp(z: Array) -> Array:
-    highest = z.max(1)
-    total: Array = highest + np.log(np.exp(z - highest[:, None]).sum(1))
+    largest = z.max(1)
+    total: Array = largest + np.log(np.exp(z - largest[:, None]).sum(1))
     return total
 
 
-def _sample_indices(count: int, most: int) -> list[int]:
-    """At most `most` of `count` indices, drawn evenly."""
-    return sorted(random.Random(0).sample(range(count), min(count, most)))
+def _sample_indices(count: int, limit: int) -> list[int]:
+    """At most `limit` of `count` indices, drawn uniformly."""
+    return sorted(random.Random(0).sample(range(count), min(count, limit)))

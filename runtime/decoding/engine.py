@@ -9,9 +9,7 @@ from dlp_edge.bundle.adapter_stack import AdapterStack
 from dlp_edge.runtime.engine.backbone import Backbone
 from dlp_edge.runtime.engine.decoder import Decoder, Logits
 from dlp_edge.runtime.engine.interrupt import Interrupt
-from dlp_edge.runtime.fusion.copying import CopyingFuser
-from dlp_edge.runtime.fusion.in_place import InPlaceFuser
-from dlp_edge.runtime.fusion.on_device import OnDeviceFuser
+from dlp_edge.runtime.fusion.fuser import Fuser, make_fuser
 
 
 @dataclass(frozen=True)
@@ -24,7 +22,7 @@ class Engine:
     """
 
     decoder: Decoder
-    fuser: CopyingFuser | InPlaceFuser | OnDeviceFuser
+    fuser: Fuser
     reuse: bool = False
 
     def fuse(self, fusion: Mapping[str, float], sequence: int = 0) -> None:
@@ -62,19 +60,7 @@ def make_engine(
         beside: an engine over the same backbone and stack, with which it shares the adapters.
     """
     decoder = Decoder(backbone, max_context, sequences)
-    fuser = beside.fuser.sibling(sequences) if beside else _fuser(backbone, stack, sequences)
-    if isinstance(fuser, InPlaceFuser):
-        decoder.set_shared_inputs(fuser.shared_inputs)
+    fuser = beside.fuser.sibling(sequences) if beside else make_fuser(backbone, stack, sequences)
+    decoder.set_shared_inputs(fuser.shared_inputs)
     decoder.set_fusion(fuser.fuse({}))
     return Engine(decoder, fuser, reuse)
-
-
-def _fuser(
-    backbone: Backbone, stack: AdapterStack, sequences: int
-) -> CopyingFuser | InPlaceFuser | OnDeviceFuser:
-    entry, device = backbone.entry, backbone.device
-    if backbone.own_operators:
-        return InPlaceFuser(stack, entry.slots, sequences)
-    if device.kind == "cpu":
-        return CopyingFuser(stack, entry.slots, entry.dtype, sequences)
-    return OnDeviceFuser(stack, entry.slots, entry.dtype, device, sequences)

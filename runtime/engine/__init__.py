@@ -1,1 +1,1 @@
-"""The backbone on a device: onnxruntime sessions, KV cache, prefill and decode over token ids."""
+"""The backbone on a device: onnxruntime sessions, KV cache, prefill and decode of token ids."""

@@ -1,4 +1,4 @@
-"""The backbone's graph, opened and checked against the manifest."""
+"""Load the backbone's graph and check it against the manifest."""
 
 from __future__ import annotations
 
@@ -17,25 +17,24 @@ from dlp_edge.runtime.engine.device import Device, open_session
 from dlp_edge.runtime.engine.operator_graph import slot_inputs, with_operators
 from dlp_edge.runtime.engine.verify_graph import make_verify_graph
 
-VERIFY_TOKENS = 8  # tokens of a verify pass
+VERIFY_TOKENS = 8  # of one verify pass: the last token and up to 7 drafted ones
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A loaded graph; several decoders, each with a KV cache of its own, can run it.
+    """A loaded graph. Several decoders, each with its own KV cache, can share it.
 
     Attributes:
-        own_operators: whether it runs on our own operators (`operator_graph.py`).
-        cuda_graphs: the CUDA graphs of its steps; None if it captures none.
-        weights: what the session reads where it is, and would not keep.
-        verify_session: the same graph for VERIFY_TOKENS tokens at once (`verify_graph.py`), loaded
-            on the first call.
+        custom_operators: whether it runs on the custom operators (`operator_graph.py`).
+        cuda_graphs: graph ids of its decode steps; None if the session captures none.
+        weights: arrays that the session reads in place; held here to keep them alive.
+        verify_session: opens the graph of a verify pass (`verify_graph.py`) on the first call.
     """
 
     session: ort.InferenceSession
     entry: BackboneEntry
     device: Device
-    own_operators: bool
+    custom_operators: bool
     cuda_graphs: CudaGraphs | None
     weights: Weights
     verify_session: Callable[[], ort.InferenceSession]
@@ -49,86 +48,86 @@ def open_backbone(
     weights: Weights | None = None,
     reread: Callable[[], Weights] = dict,
 ) -> Backbone:
-    """Loads a graph onto the device; see `open_session`.
+    """Load a graph onto the device; see `open_session`.
 
     Args:
-        path: its file, with the weights beside it.
-        model, weights: what these files hold, where it was read already.
-        reread: gives the weights once more, where the verify graph is asked for.
+        path: the graph's file; its external data lies beside it.
+        model, weights: the contents of these files, if already read.
+        reread: reads the weights again, for the verify graph.
 
     Raises:
-        BundleError: onnxruntime cannot read it, or it is not as the manifest says.
+        BundleError: onnxruntime cannot load the graph, or it contradicts the manifest.
         DeviceError: onnxruntime fell back to another provider.
-        MemoryError: there is no room for it.
+        MemoryError: not enough memory.
     """
     graph = path.read_bytes() if model is None else model
-    # Linear reads weights where they are; onnxruntime's own operators make them anew. Bundles for
-    # CUDA, which are fp16, have other nodes.
+    # Linear reads weights in place; onnxruntime's operators repack them. Bundles for CUDA are fp16
+    # and have other nodes.
     quantised = entry.quantisation in ("int4", "int8") and entry.dtype == "float32"
-    own = device.operators is not None and quantised
-    if own:
+    custom = device.operators is not None and quantised
+    if custom:
         graph, weights = _rewrite(graph, entry, weights)
-    folder = path.parent if own or weights is None else None
+    folder = path.parent if custom or weights is None else None
     session = open_session(graph, device, weights, folder, device.cuda_graphs)
-    _check_inputs(session, entry, own)
-    kept = weights if own and weights else {}
-    read_by_onnxruntime = weights is None
+    _check_inputs(session, entry, custom)
+    in_place = weights if custom and weights else {}
+    onnxruntime_reads_files = weights is None
 
     @cache
     def open_verify_session() -> ort.InferenceSession:
-        again = None if read_by_onnxruntime else kept or reread()
+        again = None if onnxruntime_reads_files else in_place or reread()
         return open_session(make_verify_graph(graph, VERIFY_TOKENS), device, again, folder)
 
     cuda_graphs = CudaGraphs() if uses_cuda_graphs(session) else None
-    return Backbone(session, entry, device, own, cuda_graphs, kept, open_verify_session)
+    return Backbone(session, entry, device, custom, cuda_graphs, in_place, open_verify_session)
 
 
 def _rewrite(
     graph: bytes, entry: BackboneEntry, weights: Weights | None
 ) -> tuple[bytes, Weights | None]:
-    """The graph on our own operators, and the weights that it still has."""
+    """Rewrite the graph for the custom operators; also returns the weights it still reads."""
     try:
-        graph, found = with_operators(graph, entry.slots)
+        graph, rewritten = with_operators(graph, entry.slots)
     except (ValueError, LookupError) as error:
         raise BundleError(
-            f"the backbone's graph is not as an export writes it ({error})",
+            f"the backbone's graph was not written by an export ({error})",
             "Export the bundle again",
         ) from error
     if weights is not None:
         weights = {
             name: weights[weight.source].reshape(weight.shape)
-            for name, weight in found.items()
+            for name, weight in rewritten.items()
             if weight.source in weights
         }
     return graph, weights
 
 
-def _check_inputs(session: ort.InferenceSession, entry: BackboneEntry, own: bool) -> None:
-    """Raises BundleError unless the graph has the inputs and shapes that the manifest promises."""
+def _check_inputs(session: ort.InferenceSession, entry: BackboneEntry, custom: bool) -> None:
+    """Raise BundleError unless the graph has the inputs and shapes that the manifest states."""
     inputs = {value.name: value for value in session.get_inputs()}
     expected = {"input_ids", "seqlens_k", "total_sequence_length", "logit_positions"}
-    expected |= slot_inputs(entry.slots) if own else _pairs(entry.slots)
+    expected |= slot_inputs(entry.slots) if custom else _pair_inputs(entry.slots)
     for layer in range(entry.num_layers):
         for kind in ("key", "value"):
             name = f"past_key_values.{layer}.{kind}"
             expected.add(name)
             if name in inputs and inputs[name].shape[1] != entry.num_kv_heads:
-                raise _not_as_promised(name)
+                raise _mismatch(name)
     for name in expected ^ inputs.keys():
-        raise _not_as_promised(name)
-    for slot in entry.slots if not own else ():
+        raise _mismatch(name)
+    for slot in entry.slots if not custom else ():
         sizes = (inputs[f"{slot.name}.A"].shape[2], inputs[f"{slot.name}.B"].shape[2])
         if sizes != (slot.input_size, slot.output_size):
-            raise _not_as_promised(slot.name)
+            raise _mismatch(slot.name)
     if session.get_outputs()[0].shape[2] != entry.vocab_size:
-        raise _not_as_promised("logits")
+        raise _mismatch("logits")
 
 
-def _pairs(slots: Sequence[Slot]) -> set[str]:
+def _pair_inputs(slots: Sequence[Slot]) -> set[str]:
     return {f"{slot.name}.{side}" for slot in slots for side in "AB"}
 
 
-def _not_as_promised(name: str) -> BundleError:
+def _mismatch(name: str) -> BundleError:
     return BundleError(
-        f"the backbone's graph is not as the manifest says, at {name}", "Export the bundle again"
+        f"the backbone's graph contradicts the manifest at {name}", "Export the bundle again"
     )

@@ -1,4 +1,4 @@
-"""Tensors that are bound to a graph by address: the host's, and their copies on a device."""
+"""Tensors bound to a graph by address (onnxruntime I/O binding), on the host or a device."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 Shape = tuple[int, ...]
-Place = tuple[int, Shape]
+Location = tuple[int, Shape]  # address and shape of a bound range
 
 
 class BoundTensor:
-    """An array [G, ...] on the device, of which a range of rows can be bound to a graph.
+    """An array [G, ...] whose rows can be bound to a graph.
 
-    On a CPU it is the array itself; elsewhere a copy, which `upload` brings up to date.
+    On a CPU it is the host array itself, elsewhere a device copy; `upload` and `download`
+    synchronise the two.
     """
 
     def __init__(self, array: npt.NDArray[Any], kind: str) -> None:
@@ -24,7 +25,7 @@ class BoundTensor:
         self._value = ort.OrtValue.ortvalue_from_numpy(array, kind, 0)
 
     def is_backed_by(self, source: object) -> bool:
-        """Whether these are the rows of this very array."""
+        """Whether this tensor wraps that very array."""
         return self.host is source
 
     @property
@@ -32,22 +33,23 @@ class BoundTensor:
         return self.host.shape
 
     def upload(self) -> None:
+        """Copy the host array to the device."""
         if self._kind != "cpu":
             self._value.update_inplace(self.host)
 
     def download(self) -> None:
-        """Brings the host's array up to date with what a pass wrote."""
+        """Copy what a pass wrote back to the host array."""
         if self._kind != "cpu":
             self.host[...] = self._value.numpy()
 
-    def place(self, first: int, count: int) -> Place:
-        """What decides where a range of rows is bound: their address and shape."""
+    def location(self, first: int, count: int) -> Location:
+        """Address and shape of the rows [first, first + count)."""
         row = self.host.nbytes // max(1, len(self.host))
         return self._value.data_ptr() + first * row, (count, *self.host.shape[1:])
 
     def copy_tokens(self, other: BoundTensor, source: int, target: int, length: int) -> None:
-        """Copies the first `length` tokens of a sequence of a cache [G, heads, tokens, size]."""
-        if self._kind != "cpu":  # onnxruntime's Python interface copies nothing inside a device
+        """Copy a sequence's first `length` tokens; both are caches [G, heads, tokens, size]."""
+        if self._kind != "cpu":  # the Python API has no device-to-device copy
             self.host, other.host = self._value.numpy(), other._value.numpy()
         self.host[target, :, :length] = other.host[source, :, :length]
         self.upload()
@@ -59,13 +61,13 @@ class BoundTensor:
         binding.bind_output(name, *self._bound(first, count))
 
     def _bound(self, first: int, count: int) -> tuple[str, int, object, Shape, int]:
-        """Device, type, shape and address of the rows [first, first + count)."""
-        address, shape = self.place(first, count)
+        """Device, its index, dtype, shape and address of the rows [first, first + count)."""
+        address, shape = self.location(first, count)
         return self._kind, 0, self.host.dtype.type, shape, address
 
 
 class DeviceTensor:
-    """One layer [G, rho, n] of a tensor [L, G, rho, n] that a graph has written on a device."""
+    """One layer [G, rho, n] of a device tensor [L, G, rho, n] that a graph writes."""
 
     def __init__(
         self, value: ort.OrtValue, layer: int, dtype: np.dtype[np.floating], kind: str
@@ -77,19 +79,19 @@ class DeviceTensor:
         return self is source
 
     def upload(self) -> None:
-        """It is there already."""
+        """No-op: the data is on the device."""
 
     def numpy(self) -> npt.NDArray[np.floating]:
-        """A copy for the host."""
+        """A host copy."""
         copied: npt.NDArray[np.floating] = self._value.numpy()[self._layer]
         return copied
 
-    def place(self, first: int, count: int) -> Place:
-        """What decides where a range of rows is bound: their address and shape."""
+    def location(self, first: int, count: int) -> Location:
+        """Address and shape of the rows [first, first + count)."""
         row = int(np.prod(self.shape[1:])) * self._dtype.itemsize
         address = self._value.data_ptr() + (self._layer * self.shape[0] + first) * row
         return address, (count, *self.shape[1:])
 
     def bind_input(self, binding: ort.IOBinding, name: str, first: int, count: int) -> None:
-        address, shape = self.place(first, count)
+        address, shape = self.location(first, count)
         binding.bind_input(name, self._kind, 0, self._dtype.type, shape, address)

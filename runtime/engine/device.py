@@ -1,4 +1,4 @@
-"""Which execution provider runs the graphs, said plainly instead of guessed."""
+"""Choose the execution provider, open sessions on it, and fail if onnxruntime falls back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from dlp_edge.errors import BundleError, DeviceError, UsageError
 from dlp_edge.runtime.engine.operators import find_operators
 from dlp_edge.runtime.engine.ort_errors import first_line, is_out_of_memory
 
-CUDA_GRAPHS_VARIABLE = "DLP_EDGE_CUDA_GRAPHS"  # 1 asks for them; off as long as no GPU has run them
+CUDA_GRAPHS_VARIABLE = (
+    "DLP_EDGE_CUDA_GRAPHS"  # 1 enables them; untested on a GPU, so off by default
+)
 _FOLDER = "session.model_external_initializers_file_folder_path"
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -25,8 +27,9 @@ class Device:
 
     Attributes:
         kind: "cpu" or "cuda".
-        operators: the library with our own operators, where they can be used.
-        cuda_graphs: whether steps are captured as CUDA graphs.
+        threads: intra-op threads of a session.
+        operators: the custom operators' library, if it can be used.
+        cuda_graphs: whether decode steps are captured as CUDA graphs.
     """
 
     kind: str
@@ -38,19 +41,19 @@ class Device:
         return f"cpu ({self.threads} threads)" if self.kind == "cpu" else self.kind
 
 
-def choose_device(asked: str, target: str, threads: int | None) -> Device:
-    """The device for a bundle exported for `target` ("cpu" or "cuda").
+def choose_device(requested: str, target: str, threads: int | None) -> Device:
+    """Choose the device for a bundle exported for `target` ("cpu" or "cuda").
 
     Raises:
-        UsageError: `asked` is not "auto", "cpu" or "cuda", or threads < 1.
-        DeviceError: `asked` is not what the bundle was exported for, or this installation of
-            onnxruntime has no provider for it.
+        UsageError: `requested` is not "auto", "cpu" or "cuda", or threads < 1.
+        DeviceError: the bundle was exported for another device, or this onnxruntime has no
+            provider for it.
     """
-    if asked not in ("auto", *PROVIDERS):
-        raise UsageError(f"unknown device {asked!r}", "Use auto, cpu or cuda")
+    if requested not in ("auto", *PROVIDERS):
+        raise UsageError(f"unknown device {requested!r}", "Use auto, cpu or cuda")
     if threads is not None and threads < 1:
         raise UsageError(f"threads is {threads}", "Choose at least 1")
-    kind = target if asked == "auto" else asked
+    kind = target if requested == "auto" else requested
     if kind != target:
         raise DeviceError(
             f"the bundle was exported for {target}, not for {kind}",
@@ -73,25 +76,26 @@ def open_session(
     folder: Path | None = None,
     capture: bool = False,
 ) -> ort.InferenceSession:
-    """An inference session of a graph on the device.
+    """Open an inference session on the device.
 
     Args:
-        weights: the tensors that lie outside the graph, by name; onnxruntime then opens no file.
-        folder: where the files are that the graph names. With weights, too, these are used where
-            they are, not copied; they must outlive the session.
-        capture: whether passes shall be captured as CUDA graphs, if the provider takes all nodes.
+        model: the ONNX graph's bytes.
+        weights: the graph's external tensors by name; onnxruntime then opens no file.
+        folder: the folder of the external data files. Given with `weights`, the session uses
+            the arrays in place instead of copying them; they must outlive it.
+        capture: capture passes as CUDA graphs, if the provider runs all nodes.
 
     Raises:
-        BundleError: onnxruntime cannot read the graph.
+        BundleError: onnxruntime cannot load the graph.
         DeviceError: onnxruntime fell back to another provider.
-        MemoryError: there is no room for it.
+        MemoryError: not enough memory.
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = device.threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    # Between two nodes threads wait for less than that, between two passes for more: then they are
-    # not to keep a processor from Python or from another session.
+    # 100 us bridge the gaps between nodes; between passes, which are longer, the threads sleep and
+    # leave the cores to Python and to other sessions.
     options.add_session_config_entry("session.intra_op.spin_duration_us", "100")
     provider = PROVIDERS[device.kind]
     if folder is not None:
@@ -107,7 +111,7 @@ def open_session(
                 options.add_initializer(name, value)
         in_place = bool(values) and folder is not None
         session = _open(model, options, provider, capture, in_place)
-    except Exception as error:  # onnxruntime's exceptions share no base class of their own
+    except Exception as error:  # onnxruntime's exceptions have no common base class
         if is_out_of_memory(error):
             raise MemoryError(first_line(error)) from error
         raise BundleError(
@@ -124,19 +128,19 @@ def open_session(
 def _open(
     model: bytes, options: ort.SessionOptions, provider: str, capture: bool, in_place: bool
 ) -> ort.InferenceSession:
-    if in_place:  # then nothing is computed in advance: that would read the file
+    if in_place:  # constant folding would read the weights from their file
         off = ["ConstantFolding"]
         return ort.InferenceSession(model, options, providers=[provider], disabled_optimizers=off)
     if capture:
         capturing = (provider, {"enable_cuda_graph": "1"})
-        with contextlib.suppress(Exception):  # a node that the provider leaves to the CPU
+        with contextlib.suppress(Exception):  # a node is left to the CPU
             return ort.InferenceSession(model, options, providers=[capturing])
     return ort.InferenceSession(model, options, providers=[provider])
 
 
 def _default_threads() -> int:
-    """The processors that this process may use; 8 at most, since decoding is bound by memory
-    and more threads only contend."""
+    """The cores available to this process, at most 8: decoding is memory-bound, and more threads
+    only contend."""
     if hasattr(os, "sched_getaffinity"):
         count = len(os.sched_getaffinity(0))
     else:

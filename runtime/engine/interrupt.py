@@ -1,4 +1,4 @@
-"""Stopping a request from another thread."""
+"""Cancel a request from another thread."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from dlp_edge.runtime.engine.cuda_graphs import set_graph_id
 
 
 class Cancelled(Exception):  # noqa: N818 - a signal, not an error
-    """A pass through the backbone, or the wait for one, was stopped because it was asked to."""
+    """The request was cancelled during a pass or while waiting for one."""
 
 
 class Interrupt:
-    """Set once, from any thread, it ends a request; a running pass stops at its next node.
+    """Cancels a request from any thread, for good; a running pass stops at its next node.
 
     Attributes:
-        options: what onnxruntime is to run the request's passes with.
+        options: onnxruntime's run options for the request's passes.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class Interrupt:
         return self._event.is_set()
 
     def check(self) -> None:
-        """Raises Cancelled once it is set."""
+        """Raise Cancelled if it is set."""
         if self._event.is_set():
             raise Cancelled
 
@@ -41,17 +41,20 @@ def run_bound(
     session: ort.InferenceSession,
     binding: ort.IOBinding,
     interrupt: Interrupt | None,
-    capture: int | None = None,
+    graph_id: int | None = None,
 ) -> None:
-    """One pass over what is bound. Raises Cancelled where the interrupt ended it.
+    """Run one pass over the bound tensors.
 
     Args:
-        capture: the number of the pass's CUDA graph, in a session that captures them.
+        graph_id: the pass's CUDA graph id; None if the session captures none.
+
+    Raises:
+        Cancelled: the interrupt was set.
     """
     options = interrupt.options if interrupt is not None else None
-    if capture is not None:
+    if graph_id is not None:
         options = options or ort.RunOptions()
-        set_graph_id(options, capture)
+        set_graph_id(options, graph_id)
     try:
         session.run_with_iobinding(binding, options)
     except Exception as error:

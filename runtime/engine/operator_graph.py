@@ -1,9 +1,9 @@
-"""A backbone's graph, rewritten for our own operator (`runtime/native/operators.c`).
+"""Rewrite a backbone's graph for the custom operator `Linear` (`runtime/native/operators.c`).
 
-`Linear` multiplies by a matrix of 4 or 8 bits. It computes the block means of its input itself, so
-the nodes that append them (`export/quantisation/quantise.py`) go, and the three nodes of each slot.
-All slots share their inputs: the matrices of all adapters, as the bundle stacks them, and a table
-of which rows are fused, with which weights.
+`Linear` multiplies by a 4-bit or 8-bit matrix. It computes the block means of its input itself, so
+the nodes that append them (see `export/quantisation/quantise.py`) go; it adds a slot's low-rank product, so the
+slot's three nodes go. All slots share three inputs: the numbers of all adapters as the bundle
+stores them, a table of the active adapters' rows, and their weights.
 """
 
 from __future__ import annotations
@@ -37,71 +37,78 @@ from dlp_edge.onnx_bytes.writer import Fields, make_node, make_opset, make_value
 from dlp_edge.runtime.engine.operators import DOMAIN
 
 ADAPTERS, SPANS, WEIGHTS = "fusion.adapters", "fusion.spans", "fusion.weights"
-_SLOT_INPUTS = {ADAPTERS: (FLOAT16, 1), SPANS: (INT64, 4), WEIGHTS: (FLOAT, 3)}  # type, rank
-_MOST_PARTS = 3  # of a slot: q, k and v
+_SLOT_INPUTS = {ADAPTERS: (FLOAT16, 1), SPANS: (INT64, 4), WEIGHTS: (FLOAT, 3)}  # dtype, rank
+_MAX_PARTS = 3  # of a slot: q, k and v
 _BLOCK = 32
-_FAST = 4  # the accuracy level that rounds activations to int8, as Linear does
+_INT8_ACTIVATIONS = 4  # the accuracy_level that rounds activations to int8, as Linear does
 
 
 @dataclass(frozen=True)
 class Weight:
-    """A weight of the rewritten graph: the bundle's that it is, in this shape."""
+    """A weight of the rewritten graph.
+
+    Attributes:
+        source: the name of the bundle's weight with the same bytes.
+    """
 
     source: str
     shape: tuple[int, ...]
 
 
-_Tensor = tuple[str, bytes | memoryview]  # the weight of the bundle that it is, and its bytes
+_Tensor = tuple[str, bytes | memoryview]  # Weight.source and the TensorProto's bytes
 
 
 @dataclass(frozen=True)
 class _Node:
-    """A node of the graph, and its bytes.
+    """A node of the graph.
 
     Attributes:
-        numbers: its attributes, of a node that was written here.
+        data: the NodeProto's bytes.
+        attributes: set only for nodes created here.
     """
 
     kind: str
     inputs: list[str]
     outputs: list[str]
     data: bytes
-    numbers: dict[str, int | Sequence[int]] = field(default_factory=dict)
+    attributes: dict[str, int | Sequence[int]] = field(default_factory=dict)
 
 
 def with_operators(model: bytes, slots: Sequence[Slot]) -> tuple[bytes, dict[str, Weight]]:
-    """A backbone in int4 or int8 as a bundle has it -> the same one on our operator, and by their
-    names the weights that it has.
+    """Rewrite an int4 or int8 backbone to run on the custom operator.
 
-    Instead of `<slot>.A` and `<slot>.B` it has three inputs for all slots together: ADAPTERS [T]
-    (fp16), SPANS [G, P, n, 3] (int64: where A's and B's rows begin in ADAPTERS, and the rank) and
-    WEIGHTS [G, P, n], for G sequences, P parts of slots and n adapters.
+    The inputs `<slot>.A` and `<slot>.B` give way to three inputs that all slots share: ADAPTERS [T]
+    (fp16), SPANS [G, P, n, 3] (int64: the offsets of A and B in ADAPTERS, and the rank) and
+    WEIGHTS [G, P, n] (fp32), for G sequences, P slot parts and n adapters.
+
+    Returns:
+        The graph's bytes, and its weights by name.
 
     Raises:
-        ValueError, LookupError: it has other nodes than those that an export writes.
+        ValueError, LookupError: it is not a graph that an export writes.
     """
     message = read_message(memoryview(model), MODEL)
     graph = read_message(parts(message, 7)[0], GRAPH)
     nodes = [_read(part) for part in parts(graph, 1)]
-    made_by = _makers(nodes)
-    nodes = [_linear(node, made_by) or node for node in nodes]
+    producers = _producers(nodes)
+    nodes = [_to_linear(node, producers) or node for node in nodes]
     tensors = {name: (name, part) for part in parts(graph, 5) if (name := _tensor_name(part))}
     nodes, views = _without_reshapes(nodes, tensors)
     outputs = [_name(value) for value in parts(graph, 12)]
-    changed = _needed(_with_slots(nodes, slots), outputs)
-    read = {name for node in changed for name in node.inputs}
-    kept = {name: found for name, found in {**tensors, **views}.items() if name in read}
-    gone = {f"{slot.name}.{side}" for slot in slots for side in "AB"}
-    inputs = [value for value in parts(graph, 11) if _name(value) not in gone]
+    nodes = _reachable(_with_slots(nodes, slots), outputs)
+    read = {name for node in nodes for name in node.inputs}
+    kept = {name: tensor for name, tensor in {**tensors, **views}.items() if name in read}
+    removed = {f"{slot.name}.{side}" for slot in slots for side in "AB"}
+    inputs = [value for value in parts(graph, 11) if _name(value) not in removed]
     rewritten: Fields = {
         **graph,
-        1: [node.data for node in changed],
+        1: [node.data for node in nodes],
         5: [tensor for _, tensor in kept.values()],
         11: [*inputs, *(make_value(n, *_SLOT_INPUTS[n]) for n in _SLOT_INPUTS if slots)],
     }
     domains = [*message[8], make_opset(DOMAIN, 1)]
-    found = write_message({**message, 7: [write_message(rewritten)], 8: domains})
-    return found, {
+    data = write_message({**message, 7: [write_message(rewritten)], 8: domains})
+    return data, {
         name: Weight(source, tuple(_shape(tensor))) for name, (source, tensor) in kept.items()
     }
 
@@ -109,9 +116,14 @@ def with_operators(model: bytes, slots: Sequence[Slot]) -> tuple[bytes, dict[str
 def _without_reshapes(
     nodes: Sequence[_Node], tensors: Mapping[str, _Tensor]
 ) -> tuple[list[_Node], dict[str, _Tensor]]:
-    """The nodes without those that give the embedding a matrix [N, blocks, BLOCK] of bytes as
-    [N, blocks * BLOCK], and in their place tensors over the same bytes: onnxruntime would compute
-    them in advance, from the file, and keep them."""
+    """Replace Reshape nodes over weights by tensors with the same bytes.
+
+    The embedding reads a matrix of bytes [N, blocks, BLOCK] as [N, blocks * BLOCK]; onnxruntime
+    would fold that Reshape into a second copy of the weight.
+
+    Returns:
+        The other nodes, and the new tensors by name.
+    """
     views: dict[str, _Tensor] = {}
     kept = []
     for node in nodes:
@@ -126,68 +138,71 @@ def _without_reshapes(
     return kept, views
 
 
-def _linear(node: _Node, made_by: Mapping[str, _Node]) -> _Node | None:
-    """Linear instead of a MatMulNBits that it can do."""
+def _to_linear(node: _Node, producers: Mapping[str, _Node]) -> _Node | None:
+    """The Linear node that replaces a MatMulNBits; None if Linear cannot."""
     if node.kind != "MatMulNBits" or len(node.inputs) > 4:
         return None
-    numbers = _numbers(node)
-    bits = numbers.get("bits", 4)
-    fast = numbers.get("accuracy_level") == _FAST and numbers.get("block_size") == _BLOCK
-    if not fast or bits not in (4, 8) or (bits == 8 and len(node.inputs) > 3):
+    attributes = _int_attributes(node)
+    bits = attributes.get("bits", 4)
+    int8 = (
+        attributes.get("accuracy_level") == _INT8_ACTIVATIONS
+        and attributes.get("block_size") == _BLOCK
+    )
+    if not int8 or bits not in (4, 8) or (bits == 8 and len(node.inputs) > 3):
         return None
     x, *weights = node.inputs
-    extended = _input_of_means(made_by.get(x), made_by)
-    inputs = [extended or x, *weights]
-    return _linear_node(inputs, node.outputs, bits=bits, means=int(extended is not None))
+    source = _without_block_means(producers.get(x), producers)
+    inputs = [source or x, *weights]
+    return _linear_node(inputs, node.outputs, bits=bits, means=int(source is not None))
 
 
-def _input_of_means(node: _Node | None, made_by: Mapping[str, _Node]) -> str | None:
-    """x, of a node that appends its block means to it."""
+def _without_block_means(node: _Node | None, producers: Mapping[str, _Node]) -> str | None:
+    """x, if the node appends block means to x; else None."""
     if node is None or node.kind != "Concat" or len(node.inputs) != 2:
         return None
     x, means = node.inputs
-    before = made_by.get(means)
-    if before is None or before.kind != "MatMul" or not before.inputs[1].startswith("block_means"):
+    mean = producers.get(means)
+    if mean is None or mean.kind != "MatMul" or not mean.inputs[1].startswith("block_means"):
         return None
     return x
 
 
 def _with_slots(nodes: Sequence[_Node], slots: Sequence[Slot]) -> list[_Node]:
-    """The nodes, with one node instead of the addition that ends a slot."""
+    """Replace the Add that ends each slot by one Linear with the slot's inputs."""
     readers = {name: node for node in nodes for name in node.inputs}
-    made_by = _makers(nodes)
-    made: dict[str, _Node] = {}  # by the output that they make
+    producers = _producers(nodes)
+    replaced: dict[str, _Node] = {}  # by the name of the output
     first = 0
     for slot in slots:
-        if len(slot.parts) > _MOST_PARTS:
+        if len(slot.parts) > _MAX_PARTS:
             raise ValueError(f"the slot {slot.name} has {len(slot.parts)} parts")
         down = readers.get(f"{slot.name}.A")
         up = readers.get(f"{slot.name}.B")
         add = readers.get(up.outputs[0]) if up else None
         if not down or not up or not add or add.kind != "Add" or up.inputs[0] != down.outputs[0]:
-            raise ValueError(f"the slot {slot.name} has other nodes than an export writes")
-        places: dict[str, int | Sequence[int]] = {
+            raise ValueError(f"the slot {slot.name} has unexpected nodes")
+        layout: dict[str, int | Sequence[int]] = {
             "slot": 1,
             "first": first,
             "starts": [part.start for part in slot.parts],
             "columns": [part.stop - part.start for part in slot.parts],
         }
-        base = made_by[add.inputs[0]]
+        base = producers[add.inputs[0]]
         if base.kind != "Linear" or base.inputs[0] != down.inputs[0]:
-            raise ValueError(f"the slot {slot.name} is not that of a quantised matrix")
+            raise ValueError(f"the slot {slot.name} does not belong to a quantised matrix")
         inputs = [*base.inputs, *[""] * (4 - len(base.inputs)), *_SLOT_INPUTS]
-        made[add.outputs[0]] = _linear_node(inputs, add.outputs, **base.numbers, **places)
+        replaced[add.outputs[0]] = _linear_node(inputs, add.outputs, **base.attributes, **layout)
         first += len(slot.parts)
-    return [made.get(node.outputs[0], node) for node in nodes]
+    return [replaced.get(node.outputs[0], node) for node in nodes]
 
 
 def slot_inputs(slots: Sequence[Slot]) -> set[str]:
-    """The inputs that the rewritten graph has for its slots."""
+    """The rewritten graph's inputs for its slots."""
     return set(_SLOT_INPUTS) if slots else set()
 
 
-def _needed(nodes: Sequence[_Node], outputs: Sequence[str]) -> list[_Node]:
-    """The nodes without those that no output needs any more."""
+def _reachable(nodes: Sequence[_Node], outputs: Sequence[str]) -> list[_Node]:
+    """The nodes that an output depends on."""
     wanted, kept = set(outputs), list[_Node]()
     for node in reversed(nodes):
         if wanted.intersection(node.outputs):
@@ -201,21 +216,21 @@ def _read(data: memoryview) -> _Node:
     return _Node(text(message, 4), texts(message, 1), texts(message, 2), bytes(data))
 
 
-def _linear_node(inputs: list[str], outputs: list[str], **numbers: int | Sequence[int]) -> _Node:
-    data = make_node("Linear", inputs, outputs, DOMAIN, **numbers)
-    return _Node("Linear", inputs, outputs, data, numbers)
+def _linear_node(inputs: list[str], outputs: list[str], **attributes: int | Sequence[int]) -> _Node:
+    data = make_node("Linear", inputs, outputs, DOMAIN, **attributes)
+    return _Node("Linear", inputs, outputs, data, attributes)
 
 
-def _makers(nodes: Sequence[_Node]) -> dict[str, _Node]:
-    """For each output the node that makes it."""
+def _producers(nodes: Sequence[_Node]) -> dict[str, _Node]:
+    """The node that produces each output, by the output's name."""
     return {name: node for node in nodes for name in node.outputs}
 
 
-def _numbers(node: _Node) -> dict[str, int]:
-    """Its attributes that are whole numbers."""
+def _int_attributes(node: _Node) -> dict[str, int]:
+    """The node's integer attributes."""
     message = read_message(memoryview(node.data), NODE)
     attributes = [read_message(part, ATTRIBUTE) for part in parts(message, 5)]
-    return {text(found, 1): varint(found, 3) for found in attributes if 3 in found}
+    return {text(entry, 1): varint(entry, 3) for entry in attributes if 3 in entry}
 
 
 def _name(value: memoryview) -> str:

@@ -1,5 +1,7 @@
-"""What goes wrong in the engine, with types: memory that runs out is a MemoryError inside and one
-ResourceError at the edge of the Runtime."""
+"""Typed errors for onnxruntime's exceptions, which have no common base class.
+
+Out of memory is a MemoryError inside the engine and a ResourceError at the Runtime's public API.
+"""
 
 from __future__ import annotations
 
@@ -15,46 +17,48 @@ LOADING = (
     "Close other programs, or use a smaller or quantised bundle",
 )
 ANSWERING = (
-    "memory ran out while answering",
+    "out of memory while answering",
     "Use a shorter prompt or context, or close other sessions",
 )
-CHANGING = ("memory ran out while changing the bundle", "Close other programs and load it again")
+CHANGING = ("out of memory while changing the bundle", "Close other programs and load it again")
 
 
 @contextlib.contextmanager
-def memory_for(what: tuple[str, str]) -> Iterator[None]:
-    """Raises ResourceError, with this cause and remedy, for a MemoryError of its body."""
+def memory_for(cause_and_remedy: tuple[str, str]) -> Iterator[None]:
+    """Turn a MemoryError of the body into a ResourceError with this cause and remedy."""
     try:
         yield
     except MemoryError as error:
-        raise ResourceError(*what) from error
+        raise ResourceError(*cause_and_remedy) from error
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether what onnxruntime raised says that there is no memory, on the host or the device:
-    its exceptions share no class of their own."""
-    said = str(error).lower()
-    words = ("bad_alloc", "allocate", "out of memory")
-    return isinstance(error, MemoryError) or any(word in said for word in words)
+    """Whether the host or the device ran out of memory."""
+    message = str(error).lower()
+    phrases = ("bad_alloc", "allocate", "out of memory")
+    return isinstance(error, MemoryError) or any(phrase in message for phrase in phrases)
 
 
 def first_line(error: Exception) -> str:
-    """What an onnxruntime error says, without its stack."""
+    """The first line of the message, without onnxruntime's stack trace."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def let_go(error: BaseException) -> None:
-    """Clears the frames of an error and of those that it was raised from: they hold what was
-    loaded."""
-    found: BaseException | None = error
-    while found is not None:
-        traceback.clear_frames(found.__traceback__)
-        found = found.__cause__
+    """Clear the frames of an error and its causes, which keep loaded data alive."""
+    link: BaseException | None = error
+    while link is not None:
+        traceback.clear_frames(link.__traceback__)
+        link = link.__cause__
 
 
 @contextlib.contextmanager
 def engine_errors(kind: str) -> Iterator[None]:
-    """Gives what onnxruntime raises a type: its exceptions share no class of their own."""
+    """Raise the body's onnxruntime exceptions as MemoryError, DeviceError or BundleError.
+
+    Args:
+        kind: "cpu" or "cuda".
+    """
     try:
         yield
     except Cancelled:
@@ -64,8 +68,9 @@ def engine_errors(kind: str) -> Iterator[None]:
             raise MemoryError(first_line(error)) from error
         if kind != "cpu" and "CUDA" in str(error).upper():
             raise DeviceError(
-                f"the device failed ({first_line(error)})", "Check its driver, then load again"
+                f"the device failed ({first_line(error)})",
+                "Check its driver, then load the bundle again",
             ) from error
         raise BundleError(
-            f"the backbone's graph does not run ({first_line(error)})", "Export the bundle again"
+            f"the backbone's graph failed to run ({first_line(error)})", "Export the bundle again"
         ) from error

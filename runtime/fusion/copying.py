@@ -1,8 +1,8 @@
-"""Fusing selected adapters into one low-rank pair per slot (eq. 6 of arXiv 2410.01497).
+"""Fuse the selected adapters into one low-rank pair per slot (eq. 6 of arXiv 2410.01497).
 
 delta(x) = sum_n w_n s_n (x A_n^T) B_n^T is one pair of rank rho = sum r_n: the selected A's
-stacked, and the selected B's, each scaled by w_n s_n, stacked. Two small matrix products per
-slot, however many adapters are fused.
+stacked, and the selected B's, each scaled by w_n s_n, stacked. That is two small matrix products
+per slot, however many adapters are fused.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import numpy.typing as npt
 from dlp_edge.bundle.adapter_stack import AdapterStack, Array
 from dlp_edge.bundle.manifest import Slot
 
-Tensors = dict[str, npt.NDArray[Any]]  # what a fusion feeds the graph, by the names of its inputs
+Tensors = dict[str, npt.NDArray[Any]]  # graph input -> tensor
 
 
 @dataclass(frozen=True)
 class _Pair:
-    """What goes into one slot: A [G, rho, h] and B [G, rho, d] for G sequences."""
+    """The tensors of one slot: A [G, rho, h] and B [G, rho, d] for G sequences."""
 
     a: Array
     b: Array
@@ -35,60 +35,68 @@ class _Piece:
 
     Attributes:
         a, b: A [r, h] and B [r, d], as views into the stack.
-        place: what it takes of a slot: the columns where d lies, and r.
+        layout: the slot's columns that B fills, and r.
     """
 
     a: Array
     b: Array
     scaling: float
-    place: tuple[slice, int]
+    layout: tuple[slice, int]
 
 
 class CopyingFuser:
-    """Writes fusions of a stack's adapters for a backbone's slots, one for each of G sequences.
+    """Copies the selected adapters into buffers, for each of G sequences.
 
-    The pairs lie in buffers that are used again: a fusion is valid until the next one is made.
-    One sequence's pair has just the rank that its fusion has. Several share the largest rank
-    there was so far; the rows that a smaller fusion leaves over are zeros in B, which add nothing.
+    Buffers are reused: the tensors of a fusion are valid until the next call. With G = 1 they have
+    exactly the fusion's rank. With G > 1 they have the largest rank so far; unused rows of B are
+    zero and add nothing.
+
+    Args:
+        dtype: of the graph's slots.
+        sequences: G.
+
+    Attributes:
+        shared_inputs: empty, since every input changes with the fusion.
     """
 
     def __init__(
         self, stack: AdapterStack, slots: Sequence[Slot], dtype: str, sequences: int = 1
     ) -> None:
+        self.shared_inputs: Tensors = {}
         self._slots = tuple(slots)
         self._dtype = np.dtype(dtype)
         self._pieces = {slot.name: _pieces_of(slot, stack) for slot in slots}
-        self._begin(sequences)
+        self._reset(sequences)
 
     def sibling(self, sequences: int) -> CopyingFuser:
-        """Another one, for so many sequences, that shares what this one knows of the stack."""
+        """A fuser for another number of sequences over the same stack."""
         other = copy.copy(self)
-        other._begin(sequences)
+        other._reset(sequences)
         return other
 
-    def _begin(self, sequences: int) -> None:
+    def _reset(self, sequences: int) -> None:
         self._sequences = sequences
         self._buffers = {slot.name: self._allocate(slot, 0) for slot in self._slots}
-        self._given: dict[str, _Pair] = {}
-        # What lies in the buffers, from the top; elsewhere B is zero.
+        self._views: dict[str, _Pair] = {}
+        # The pieces in the buffers, from row 0; B is zero elsewhere.
         self._written: dict[str, list[list[_Piece]]] = {
             slot.name: [[]] * sequences for slot in self._slots
         }
 
     def fuse(self, weights: Mapping[str, float], sequence: int = 0) -> Tensors:
-        """Gives one sequence the adapters with these weights (none: the base model, rho = 0).
+        """Give one sequence the adapters with these weights; {} is the base model (rho = 0).
 
         Returns:
-            For each slot `<slot>.A` [G, rho, h] and `<slot>.B` [G, rho, d], of all G sequences.
+            `<slot>.A` [G, rho, h] and `<slot>.B` [G, rho, d] of each slot.
         """
-        chosen = {name: weight for name, weight in weights.items() if weight != 0}
-        with np.errstate(over="ignore"):  # the answer ends as a NonFiniteError
+        active = {name: weight for name, weight in weights.items() if weight != 0}
+        with np.errstate(over="ignore"):  # the answer then fails with a NonFiniteError
             return _tensors(
-                {slot.name: self._fuse_slot(slot, chosen, sequence) for slot in self._slots}
+                {slot.name: self._fuse_slot(slot, active, sequence) for slot in self._slots}
             )
 
     def move(self, source: int, target: int) -> Tensors:
-        """Gives one sequence's fusion to another; returns those of all sequences."""
+        """Copy one sequence's fusion to another; returns the tensors of all sequences."""
         for name, pair in self._buffers.items():
             pair.a[target], pair.b[target] = pair.a[source], pair.b[source]
             self._written[name][target] = self._written[name][source]
@@ -101,15 +109,15 @@ class CopyingFuser:
             for name, weight in weights.items()
             if (piece := module.get(name)) is not None
         ]
-        rho = sum(piece.place[1] for piece, _ in pieces)
-        pair = self._with_room(slot, rho)
+        rho = sum(piece.layout[1] for piece, _ in pieces)
+        pair = self._ensure_rank(slot, rho)
         a, b = pair.a[sequence], pair.b[sequence]
         before = self._written[slot.name][sequence]
-        if [piece.place for piece, _ in pieces] != [piece.place for piece in before]:
+        if [piece.layout for piece, _ in pieces] != [piece.layout for piece in before]:
             b[:], before = 0, []
         row = 0
         for index, (piece, weight) in enumerate(pieces):
-            columns, rank = piece.place
+            columns, rank = piece.layout
             rows = slice(row, row + rank)
             if not before or before[index] is not piece:
                 a[rows] = piece.a
@@ -117,17 +125,19 @@ class CopyingFuser:
             np.multiply(piece.b, scale, out=b[rows, columns])
             row += rank
         self._written[slot.name][sequence] = [piece for piece, _ in pieces]
-        return pair if self._sequences > 1 else self._top(slot, rho)
+        return pair if self._sequences > 1 else self._view(slot, rho)
 
-    def _top(self, slot: Slot, rho: int) -> _Pair:
-        """The first rho rows; the same arrays as long as these are the same rows."""
-        pair, given = self._buffers[slot.name], self._given.get(slot.name)
-        if given is None or given.a.base is not pair.a or given.a.shape[1] != rho:
-            given = _Pair(pair.a[:, :rho], pair.b[:, :rho])
-            self._given[slot.name] = given
-        return given
+    def _view(self, slot: Slot, rho: int) -> _Pair:
+        """The first rho rows; the same array objects while rank and buffer stay the same, so that
+        the decoder need not bind them again."""
+        pair, view = self._buffers[slot.name], self._views.get(slot.name)
+        if view is None or view.a.base is not pair.a or view.a.shape[1] != rho:
+            view = _Pair(pair.a[:, :rho], pair.b[:, :rho])
+            self._views[slot.name] = view
+        return view
 
-    def _with_room(self, slot: Slot, rho: int) -> _Pair:
+    def _ensure_rank(self, slot: Slot, rho: int) -> _Pair:
+        """The slot's buffers, grown to rank rho if they are smaller."""
         pair = self._buffers[slot.name]
         if pair.a.shape[1] < rho:
             grown = self._allocate(slot, rho)
@@ -151,7 +161,7 @@ def _tensors(pairs: Mapping[str, _Pair]) -> Tensors:
 
 
 def _pieces_of(slot: Slot, stack: AdapterStack) -> list[dict[str, _Piece]]:
-    """For each module of a slot: adapter -> its rows."""
+    """For each module of a slot: adapter -> its piece."""
     return [
         {
             name: _Piece(

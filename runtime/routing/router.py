@@ -1,4 +1,4 @@
-"""The router: which adapter should answer, read from the text at hand (mini-MLP, on the CPU)."""
+"""The router: classifies text by the adapter that should answer it (on the CPU)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from dlp_edge.errors import RouterError
 from dlp_edge.runtime.engine.ort_errors import first_line, is_out_of_memory
 from dlp_edge.runtime.routing.router_input import RouterInputEncoder, check_settings
 
-# A prompt that asks for several skills is answered in its order. Where no skill is SURE and one is
-# RIVAL times as likely as the likeliest, and the prompt's first tokens (so many) are CLEAR about
-# it, it leads.
+# Several requests are answered in order: if no adapter exceeds SURE, prefer a plausible one
+# (>= RIVAL x best) that the prompt's opening (PREFIX_LENGTHS tokens) clearly (>= CLEAR) asks for.
 PREFIX_LENGTHS = (32, 48)
 SURE = 0.9
 RIVAL = 0.1
@@ -26,11 +25,11 @@ CLEAR = 0.85
 
 @dataclass(frozen=True)
 class Classification:
-    """What the router thinks of a text.
+    """The router's output for a text.
 
     Attributes:
         probabilities: y = softmax(z / temperature) over the adapters; they sum to 1.
-        doubt: the probability that the text is for none of them.
+        doubt: the probability that the text is out of scope.
     """
 
     probabilities: dict[str, float]
@@ -38,13 +37,17 @@ class Classification:
 
 
 class Router:
-    """A trained router, ready to be asked.
+    """A trained router.
 
     Args:
         model: the bytes of router.onnx: input_ids [1, L] int64 -> features [1, F] float32.
-        head: the last layer, one row for each label and then those of nobody.
-        tokenizer: the router's own, of router_tokenizer.json.
-        settings: what it reads and what its scores mean.
+        head: the last layer: one row for each label, then the out-of-scope rows.
+        tokenizer: the router's own (router_tokenizer.json).
+        settings: labels, input lengths and temperature.
+
+    Raises:
+        RouterError: the parts do not load or do not fit together.
+        MemoryError: not enough memory.
     """
 
     def __init__(
@@ -64,16 +67,16 @@ class Router:
             self._session = onnxruntime.InferenceSession(
                 model, options, providers=["CPUExecutionProvider"]
             )
-        except Exception as error:  # onnxruntime's errors share no base but Exception
+        except Exception as error:  # onnxruntime's exceptions have no common base class
             if is_out_of_memory(error):
                 raise MemoryError(first_line(error)) from error
             raise RouterError(
-                f"the router's model does not load ({error})", "Export the bundle again"
+                f"cannot load the router's model ({error})", "Export the bundle again"
             ) from error
-        self._reader = RouterInputEncoder(tokenizer, settings)
+        self._encoder = RouterInputEncoder(tokenizer, settings)
         self._settings = settings
         self._head = head
-        self.classify("")  # a router that does not fit its tokenizer or last layer fails here
+        self.classify("")  # fails early if graph, tokenizer and last layer do not match
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -88,65 +91,66 @@ class Router:
         return self._settings
 
     def with_head(self, head: RouterHead, settings: RouterSettings) -> Router:
-        """A router of the same graph with another last layer; shares the graph's session."""
+        """A router with another last layer that shares this one's session."""
         other = object.__new__(Router)
-        other._session, other._reader = self._session, self._reader
+        other._session, other._encoder = self._session, self._encoder
         other._head, other._settings = head, settings
         return other
 
     def classify(self, prompt: str, generated: str = "") -> Classification:
-        """What the text is for.
+        """Estimate which adapter should write the next sentence.
 
         Args:
             prompt: the user's text.
-            generated: the answer so far, up to and including the first token of the sentence
-                that is about to be written; empty at its beginning.
+            generated: the answer so far, up to and including the new sentence's first token;
+                empty for the first sentence.
+
+        Raises:
+            RouterError: the graph fails to run, or its output is invalid.
+            MemoryError: not enough memory.
         """
-        window = self._reader.encode(prompt, generated)
-        shares, doubt = self._shares(window)
+        shares, doubt = self._shares(self._encoder.encode(prompt, generated))
         if not generated and len(shares) > 1 and shares.max() <= SURE:
-            self._let_lead(shares, prompt)
+            self._prefer_opening(shares, prompt)
         return Classification(dict(zip(self.labels, shares.tolist(), strict=True)), doubt)
 
-    def _shares(self, window: list[int]) -> tuple[npt.NDArray[np.float64], float]:
-        """The adapters' probabilities [N], given that one is meant, and the doubt."""
-        z = self._head.scores(self._features(window)[None])[0]
+    def _shares(self, ids: list[int]) -> tuple[npt.NDArray[np.float64], float]:
+        """The adapters' probabilities [N], given that the text is in scope, and the doubt."""
+        z = self._head.scores(self._features(ids)[None])[0]
         y = _softmax(z / self._settings.temperature)
         own = y[: len(self.labels)]
         shares = own / own.sum() if own.sum() > 0 else np.full(len(own), 1 / max(1, len(own)))
         return shares, float(y[len(self.labels) :].sum())
 
-    def _let_lead(self, shares: npt.NDArray[np.float64], prompt: str) -> None:
-        """Swaps the likeliest skill's probability with that of the one that the prompt begins
-        with, where it clearly begins with another likely one."""
-        likeliest = int(shares.argmax())
-        for window in self._reader.encode_prefixes(prompt, PREFIX_LENGTHS):
-            begun, doubt = self._shares(window)
-            first = int(begun.argmax())
-            if begun[first] * (1 - doubt) >= CLEAR and shares[first] >= RIVAL * shares[likeliest]:
-                shares[[first, likeliest]] = shares[[likeliest, first]]
+    def _prefer_opening(self, shares: npt.NDArray[np.float64], prompt: str) -> None:
+        """Swap the best adapter's probability with that of the prompt's opening (see SURE)."""
+        best = int(shares.argmax())
+        for ids in self._encoder.encode_prefixes(prompt, PREFIX_LENGTHS):
+            opening, doubt = self._shares(ids)
+            first = int(opening.argmax())
+            if opening[first] * (1 - doubt) >= CLEAR and shares[first] >= RIVAL * shares[best]:
+                shares[[first, best]] = shares[[best, first]]
                 return
 
     def features(self, prompt: str, generated: str = "") -> npt.NDArray[np.float32]:
-        """What the last layer reads of a text, [F]."""
-        return self._features(self._reader.encode(prompt, generated))
+        """The last layer's input for a text, [F]."""
+        return self._features(self._encoder.encode(prompt, generated))
 
-    def _features(self, window: list[int]) -> npt.NDArray[np.float32]:
+    def _features(self, ids: list[int]) -> npt.NDArray[np.float32]:
         try:
-            ids = np.array([window], np.int64)
-            (output,) = self._session.run(["features"], {"input_ids": ids})
-        except Exception as error:  # onnxruntime's errors share no base but Exception
+            (output,) = self._session.run(["features"], {"input_ids": np.array([ids], np.int64)})
+        except Exception as error:  # onnxruntime's exceptions have no common base class
             if is_out_of_memory(error):
                 raise MemoryError(first_line(error)) from error
             raise RouterError(
-                f"the router's model does not run ({error})",
-                "Its tokenizer is another router's, or it is damaged: export the bundle again",
+                f"the router's model failed to run ({error})",
+                "It is damaged or does not match its tokenizer: export the bundle again",
             ) from error
         features = np.asarray(output, np.float32)
         width = self._head.weight.shape[1]
         if features.shape != (1, width):
             raise RouterError(
-                f"the router's graph has {features.shape[-1]} features, its last layer reads "
+                f"the router's graph has {features.shape[-1]} features, its last layer expects "
                 f"{width}",
                 "Export the bundle again",
             )

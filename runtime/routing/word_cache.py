@@ -1,6 +1,6 @@
-"""Word by word tokenizing, each word once: most words of a text have been seen before.
+"""Cache token ids by word: most words of a text have been tokenized before.
 
-The router is asked at every sentence, and a call of the tokenizer costs more than its network.
+The router runs at every sentence, and a tokenizer call costs more than its network.
 """
 
 from __future__ import annotations
@@ -9,55 +9,58 @@ from itertools import chain
 
 from tokenizers import Tokenizer
 
-CACHE_CHARACTERS = 200_000  # characters of the words remembered; beyond, all are forgotten
-# What a tokenizer that works word by word reads the same in either way.
+CACHE_CHARACTERS = 200_000  # of all cached words; beyond, the cache is cleared
+# A tokenizer that splits at white space gives this text the same ids word by word.
 PROBE = "Who, me? It's 3.5 km - naïve (isn't it) Yes:no A1b2"
 
 
 class CachingEncoder:
-    """The ids of texts, as the tokenizer gives them; white space is one space.
+    """Tokenizes text word by word and caches the ids; a run of white space counts as one space.
 
-    Tokenizers that do not work word by word (GPT-2's, whose words begin with their space) are
-    found by a probe, and asked for whole texts as they are.
+    Tokenizers that do not work word by word (GPT-2's, whose words include the leading space) are
+    recognised by a probe and encode whole texts, without the cache.
+
+    Args:
+        capacity: characters of all cached words.
     """
 
     def __init__(self, tokenizer: Tokenizer, capacity: int = CACHE_CHARACTERS) -> None:
         self._tokenizer = tokenizer
         self._capacity = capacity
         self._characters = 0
-        self._known: dict[str, list[int]] = {}
-        self._by_words = self._in_words(PROBE) == self._whole(PROBE)
+        self._cache: dict[str, list[int]] = {}
+        self._is_wordwise = self._encode_words(PROBE) == self._encode_whole(PROBE)
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without special tokens."""
-        return self._in_words(text) if self._by_words else self._whole(text)
+        return self._encode_words(text) if self._is_wordwise else self._encode_whole(text)
 
-    def _whole(self, text: str) -> list[int]:
-        found: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return found
+    def _encode_whole(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
 
-    def _in_words(self, text: str) -> list[int]:
+    def _encode_words(self, text: str) -> list[int]:
         words = text.split()
-        return list(chain.from_iterable(map(self._knowing(words).__getitem__, words)))
+        return list(chain.from_iterable(map(self._cached(words).__getitem__, words)))
 
-    def _knowing(self, words: list[str]) -> dict[str, list[int]]:
-        """What is remembered, with the ids of these words."""
-        known = self._known
-        new = [word for word in dict.fromkeys(words) if word not in known]
+    def _cached(self, words: list[str]) -> dict[str, list[int]]:
+        """The cache, with all of these words in it."""
+        cache = self._cache
+        new = [word for word in dict.fromkeys(words) if word not in cache]
         if new:
             self._characters += sum(map(len, new))
             if self._characters > self._capacity:
                 new = list(dict.fromkeys(words))
-                known = self._known = {}  # another thread may still read the old ones
+                cache = self._cache = {}  # another thread may still read the old dict
                 self._characters = sum(map(len, new))
-            known.update(self._separately(new))
-        return known
+            cache.update(self._encode_separately(new))
+        return cache
 
-    def _separately(self, words: list[str]) -> dict[str, list[int]]:
-        """The ids of each word, in one call: a call costs more than a word."""
-        found = self._tokenizer.encode(words, is_pretokenized=True, add_special_tokens=False)
+    def _encode_separately(self, words: list[str]) -> dict[str, list[int]]:
+        """The ids of each word, from one tokenizer call: a call costs more than a word."""
+        encoding = self._tokenizer.encode(words, is_pretokenized=True, add_special_tokens=False)
         ids: dict[str, list[int]] = {word: [] for word in words}
-        for index, token in zip(found.word_ids, found.ids, strict=True):
-            if index is not None:  # as it is for special tokens alone
+        for index, token in zip(encoding.word_ids, encoding.ids, strict=True):
+            if index is not None:  # None marks special tokens
                 ids[words[index]].append(token)
         return ids

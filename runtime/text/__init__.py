@@ -1,1 +1,1 @@
-"""Between text and tokens: prompts, sentence starts, incremental detokenization."""
+"""Text handling: prompts, sentence boundaries, incremental detokenization."""

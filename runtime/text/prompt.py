@@ -44,58 +44,58 @@ class PromptEncoder:
 
 
 def to_messages(prompt: str | Sequence[Message]) -> list[Message]:
-    """The prompt as chat messages, of which the user has said something.
+    """The prompt as chat messages, whose last user message is not blank.
 
     Raises:
-        UsageError: it is empty, or no messages.
+        UsageError: the prompt is empty or malformed.
     """
     if isinstance(prompt, str):
         check_prompt(prompt)
         return [{"role": "user", "content": prompt}]
     messages: list[Message] = list(prompt) if isinstance(prompt, (list, tuple)) else []
     if not messages:
-        raise UsageError(f"the prompt is {prompt!r}", "Give a text or a list of messages")
+        raise UsageError(f"the prompt is {prompt!r}", "Pass a text or a list of messages")
     check_messages(messages)
     check_prompt(last_user_text(messages))
     return messages
 
 
 def check_messages(messages: Sequence[Message]) -> list[Message]:
-    """The messages, each with a role and a content that are texts.
+    """Check that every message has a role and a content, both strings.
 
     Raises:
-        UsageError: they are no list, or one of them has not.
+        UsageError: the messages are not a list, or one of them is malformed.
     """
     if not isinstance(messages, (list, tuple)):
-        raise UsageError(f"the messages are {messages!r}", "Give a list of messages")
+        raise UsageError(f"the messages are {messages!r}", "Pass a list of messages")
     for message in messages:
         if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
             raise UsageError(
-                f"{message!r} is no message", 'Write {"role": "user", "content": "..."}'
+                f"{message!r} is not a message", 'Write {"role": "user", "content": "..."}'
             )
         if not isinstance(message["role"], str) or not isinstance(message["content"], str):
-            raise UsageError(f"{message!r} has a role or content that is no text", "Give texts")
+            raise UsageError(f"role or content of {message!r} is not a string", "Pass strings")
         check_encoding(message["role"] + message["content"])
     return list(messages)
 
 
 def last_user_text(messages: Sequence[Message]) -> str:
-    """What the router reads: the last thing that the user said."""
-    said = [message["content"] for message in messages if message["role"] == "user"]
-    return said[-1] if said else ""
+    """The last user message, which the router reads; "" without one."""
+    texts = [message["content"] for message in messages if message["role"] == "user"]
+    return texts[-1] if texts else ""
 
 
 def check_prompt(text: object) -> None:
-    """Raises UsageError unless a prompt is text that says something and can be encoded."""
+    """Raise UsageError unless the prompt is a non-blank, encodable string."""
     if not isinstance(text, str):
-        raise UsageError(f"the prompt is {type(text).__name__}, not text", "Give it as text")
+        raise UsageError(f"the prompt is {type(text).__name__}, not a string", "Pass a string")
     if not text.strip():
-        raise UsageError("the prompt is empty", "Give it some text")
+        raise UsageError("the prompt is empty", "Pass some text")
     check_encoding(text)
 
 
 def check_encoding(text: str) -> None:
-    """Raises UsageError for text that holds half a surrogate pair: no tokenizer takes it."""
+    """Raise UsageError for text with a lone surrogate, which no tokenizer accepts."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -144,7 +144,7 @@ class TestRefusals:
             ({"name": "sql"}, UsageError, "has an adapter 'sql' already"),
             ({"name": "a b"}, AdapterError, "no name for an adapter"),
             ({"peft_dir": "nowhere"}, AdapterError, "cannot be read"),
-            ({"examples": "one text"}, UsageError, "no list"),
+            ({"examples": "one text"}, UsageError, "not a list"),
             ({"examples": PARROT[:2]}, UsageError, "2 examples"),
             ({"examples": [*PARROT, ""]}, RouterError, "example 21 has no text"),
             ({"examples": [*PARROT, 5]}, RouterError, "example 21 is not a JSON object"),
@@ -181,7 +181,7 @@ class TestRefusals:
             with pytest.raises(AdapterError, match="no slot for it") as caught:
                 runtime.add_adapter("sql", tiny_adapters["sql"])
             assert "Export the bundle again" in caught.value.remedy
-            with pytest.raises(UsageError, match="no router that could learn"):
+            with pytest.raises(UsageError, match="no router to train"):
                 runtime.add_adapter(
                     "more", make_adapter(tiny_backbone, tmp_path / "more", r=2), examples=PARROT
                 )

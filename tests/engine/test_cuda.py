@@ -88,12 +88,12 @@ def test_captured_steps_are_told_apart_by_where_their_tensors_lie(cuda_bundle: P
             one.decoder.truncate(0)
             logits.append(one.decoder.prefill(PROMPT).copy())
             logits += [one.decoder.step([token])[0].copy() for token in (60, 61, 62)]
-        numbers.append(decoder._capture(0, 1, is_prompt=False))
+        numbers.append(decoder._graph_id(0, 1, is_prompt=False))
     np.testing.assert_array_equal(found, expected)
     sums, sql, again, both, base = numbers
     assert sums == again == base  # 8 rows in every slot at most
     assert sql == both != sums  # more than 16 in the slots of q, k and v
-    assert decoder._capture(0, 1, is_prompt=True) == NOT_CAPTURED
+    assert decoder._graph_id(0, 1, is_prompt=True) == NOT_CAPTURED
 
 
 @pytest.mark.gpu

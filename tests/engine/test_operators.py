@@ -301,7 +301,7 @@ def test_logits_are_those_of_onnxruntimes_operators(
     for library in (LIBRARY, None):
         device = Device("cpu", 2, library)
         backbone = open_backbone(quantised / BACKBONE, bundle.manifest.backbone, device)
-        assert backbone.own_operators == (library is not None)
+        assert backbone.custom_operators == (library is not None)
         engine = make_engine(backbone, bundle.adapters(), 256)
         engine.decoder.set_fusion(engine.fuser.fuse(fusion))
         found.append(engine.decoder.all_logits(list(range(40, 200))))

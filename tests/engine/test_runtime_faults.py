@@ -309,9 +309,9 @@ def test_a_router_that_fails_leaves_nothing_behind(
 @pytest.mark.parametrize(
     ("owner", "method", "ways"),
     [
-        (CopyingFuser, "_with_room", tuple(WAYS)),
+        (CopyingFuser, "_ensure_rank", tuple(WAYS)),
         (CopyingFuser, "fuse", tuple(WAYS)),
-        (InPlaceFuser, "_make_room", tuple(WAYS)),
+        (InPlaceFuser, "_resize_tables", tuple(WAYS)),
         (InPlaceFuser, "fuse", tuple(WAYS)),
         (BoundTensor, "__init__", ("generate", "session", "generate_batch")),
         (BoundTensor, "bind_input", ("generate", "session", "generate_batch")),

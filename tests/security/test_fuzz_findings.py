@@ -22,6 +22,7 @@ def test_a_dimension_whose_name_is_no_text() -> None:
     TARGETS["runtime"](bytes([PARTS.index("backbone.onnx")]) + bad)
 
 
+@pytest.mark.slow
 def test_a_router_that_onnxruntime_refuses() -> None:
     """Loading a bundle gave a RouterError."""
     import onnx

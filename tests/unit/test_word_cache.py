@@ -55,12 +55,14 @@ def test_gives_the_tokenizers_ids(kind: str, text: str) -> None:
 
 def test_finds_out_which_tokenizers_work_by_words(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
-    separately, whole = CachingEncoder._separately, CachingEncoder._whole
+    separately, whole = CachingEncoder._encode_separately, CachingEncoder._encode_whole
     monkeypatch.setattr(
-        CachingEncoder, "_separately", lambda self, new: asked.append(new) or separately(self, new)
+        CachingEncoder,
+        "_encode_separately",
+        lambda self, new: asked.append(new) or separately(self, new),
     )
     monkeypatch.setattr(
-        CachingEncoder, "_whole", lambda self, text: asked.append(text) or whole(self, text)
+        CachingEncoder, "_encode_whole", lambda self, text: asked.append(text) or whole(self, text)
     )
     text = "Name  all books, Name"
     for tokenizer, expected in ((WORDWISE, [["Name", "all", "books,"]]), (SPACED, [text, text])):
@@ -76,6 +78,6 @@ def test_forgets_words_beyond_its_limit() -> None:
     for number in range(200):
         text = f"word{number} and {number}"
         assert encoder.encode(text) == WORDWISE.encode(text, add_special_tokens=False).ids
-        assert sum(map(len, encoder._known)) <= 120
+        assert sum(map(len, encoder._cache)) <= 120
     long = " ".join(f"x{number}" for number in range(100))
     assert encoder.encode(long) == WORDWISE.encode(long, add_special_tokens=False).ids
