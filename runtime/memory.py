@@ -19,7 +19,7 @@ from dlp_edge.runtime.engine.operators import find_operators
 from dlp_edge.types import Estimate
 
 # What onnxruntime holds of a backbone on a CPU, over the size of its file: it packs weights anew,
-# reads a shared head twice, and widens fp16. Measured on the demo backbone (docs/decisions/memory.md).
+# reads a shared head twice, and widens fp16. Measured in docs/decisions/memory.md.
 RESIDENT_FACTORS = {"int8": 1.45, "int4": 1.4, "nf4": 0.82, "fp16": 2.43, "fp32": 1.21}
 IN_PLACE_FACTORS = {"int8": 1.05, "int4": 1.05}  # on our own operators, which read what was read
 TOKENIZER = 4.5  # over the size of its JSON
