@@ -1,9 +1,9 @@
 """Rewrite a backbone's graph for the custom operator `Linear` (`runtime/native/operators.c`).
 
 `Linear` multiplies by a 4-bit or 8-bit matrix. It computes the block means of its input itself, so
-the nodes that append them (see `export/quantisation/quantise.py`) go; it adds a slot's low-rank product, so the
-slot's three nodes go. All slots share three inputs: the numbers of all adapters as the bundle
-stores them, a table of the active adapters' rows, and their weights.
+the nodes that append them (see `export/quantisation/quantise.py`) go; it adds a slot's low-rank
+product, so the slot's three nodes go. All slots share three inputs: the adapters as the bundle has
+them, a table of the active adapters' rows, and their weights.
 """
 
 from __future__ import annotations
