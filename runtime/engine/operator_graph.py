@@ -3,13 +3,14 @@
 `Linear` multiplies by a matrix of 4 or 8 bits. The nodes that append block means to its input (see
 `export/quantise.py`) are no longer needed, since it takes the means itself, nor are the three nodes
 of a slot. All slots share their inputs: the numbers of all adapters, as they lie in the bundle, and
-a table of which rows of them are in force, and with what weights.
+a table of which rows of them are in force, and with what weights. Its scales may be in half
+precision: they are an eighth of the bytes of a matrix of 4 bits, and a token reads them all.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dlp_edge.bundle.manifest import Slot
@@ -45,10 +46,15 @@ _FAST = 4  # the accuracy level that rounds activations to int8, as Linear does
 
 @dataclass(frozen=True)
 class Weight:
-    """A weight of the rewritten graph: the bundle's that it is, in this shape."""
+    """A weight of the rewritten graph: the bundle's that it is, in this shape.
+
+    Attributes:
+        half: whether it is in half precision, other than in the bundle.
+    """
 
     source: str
     shape: tuple[int, ...]
+    half: bool = False
 
 
 _Tensor = tuple[str, bytes | memoryview]  # the weight of the bundle that it is, and its bytes
@@ -69,13 +75,18 @@ class _Node:
     numbers: dict[str, int | Sequence[int]] = field(default_factory=dict)
 
 
-def with_operators(model: bytes, slots: Sequence[Slot]) -> tuple[bytes, dict[str, Weight]]:
+def with_operators(
+    model: bytes, slots: Sequence[Slot], halve: Callable[[str], bool]
+) -> tuple[bytes, dict[str, Weight]]:
     """A backbone in int4 or int8 as a bundle has it -> the same one on our operator, and by their
     names the weights that it has.
 
     Instead of `<slot>.A` and `<slot>.B` it has three inputs for all slots together: ADAPTERS [T]
     (fp16), SPANS [G, P, n, 3] (int64: where A's and B's rows begin in ADAPTERS, and the rank) and
     WEIGHTS [G, P, n], for G sequences, P parts of slots and n adapters.
+
+    Args:
+        halve: whether the scales of this name shall be in half precision.
 
     Raises:
         ValueError, LookupError: it has other nodes than those that an export writes.
@@ -87,10 +98,11 @@ def with_operators(model: bytes, slots: Sequence[Slot]) -> tuple[bytes, dict[str
     nodes = [_linear(node, made_by) or node for node in nodes]
     tensors = {name: (name, part) for part in parts(graph, 5) if (name := _tensor_name(part))}
     nodes, views = _without_reshapes(nodes, tensors)
+    nodes, halves = _with_half_scales(nodes, tensors, halve)
     outputs = [_name(value) for value in parts(graph, 12)]
     changed = _needed(_with_slots(nodes, slots), outputs)
     read = {name for node in changed for name in node.inputs}
-    kept = {name: found for name, found in {**tensors, **views}.items() if name in read}
+    kept = {name: found for name, found in (tensors | views | halves).items() if name in read}
     gone = {f"{slot.name}.{side}" for slot in slots for side in "AB"}
     inputs = [value for value in parts(graph, 11) if _name(value) not in gone]
     rewritten: Fields = {
@@ -102,7 +114,8 @@ def with_operators(model: bytes, slots: Sequence[Slot]) -> tuple[bytes, dict[str
     domains = [*message[8], make_opset(DOMAIN, 1)]
     found = write_message({**message, 7: [write_message(rewritten)], 8: domains})
     return found, {
-        name: Weight(source, tuple(_shape(tensor))) for name, (source, tensor) in kept.items()
+        name: Weight(source, tuple(_shape(tensor)), name in halves)
+        for name, (source, tensor) in kept.items()
     }
 
 
@@ -124,6 +137,25 @@ def _without_reshapes(
         else:
             kept.append(node)
     return kept, views
+
+
+def _with_half_scales(
+    nodes: Sequence[_Node], tensors: Mapping[str, _Tensor], halve: Callable[[str], bool]
+) -> tuple[list[_Node], dict[str, _Tensor]]:
+    """The nodes, where Linear reads scales in half precision, and these scales. An embedding that
+    shares its bytes with the head still reads the bundle's."""
+    halves: dict[str, _Tensor] = {}
+    changed = []
+    for node in nodes:
+        if node.kind == "Linear" and node.inputs[2] in tensors and halve(node.inputs[2]):
+            x, levels, scales, *zeros = node.inputs
+            name = f"{scales}.half"
+            message = read_message(memoryview(tensors[scales][1]), TENSOR)
+            half: Fields = {**message, 2: [FLOAT16], 8: [name.encode()]}
+            halves[name] = (scales, write_message(half))
+            node = _linear_node([x, levels, name, *zeros], node.outputs, **node.numbers)
+        changed.append(node)
+    return changed, halves
 
 
 def _linear(node: _Node, made_by: Mapping[str, _Node]) -> _Node | None:
