@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -35,21 +36,23 @@ def read_weights(
     """
     digest, at = hashlib.sha256(), 0
     weights: Weights = {}
+    outside = sorted((t for t in tensors if t.raw is None), key=lambda tensor: tensor.offset)
 
     def skip(stop: int) -> None:
         nonlocal at
         while at < stop and (block := file.read(min(BLOCK, stop - at))):
-            digest.update(block)
+            hasher.submit(digest.update, block)
             at += len(block)
 
-    outside = [tensor for tensor in tensors if tensor.raw is None]
-    for tensor in sorted(outside, key=lambda tensor: tensor.offset):
-        skip(tensor.offset)
-        array = np.empty(tensor.shape, _TYPES[tensor.dtype])
-        view = array.reshape(-1).view(np.uint8).data
-        at += file.readinto(view)  # type: ignore[attr-defined]
-        digest.update(view)
-        weights[tensor.name] = array
-        tell(at / max(1, size))
-    skip(size + 1)
+    # One tensor is hashed, in another thread, while the next one is read.
+    with ThreadPoolExecutor(1) as hasher:
+        for tensor in outside:
+            skip(tensor.offset)
+            array = np.empty(tensor.shape, _TYPES[tensor.dtype])
+            view = array.reshape(-1).view(np.uint8).data
+            at += file.readinto(view)  # type: ignore[attr-defined]
+            hasher.submit(digest.update, view)
+            weights[tensor.name] = array
+            tell(at / max(1, size))
+        skip(size + 1)
     return weights, at, digest.hexdigest()

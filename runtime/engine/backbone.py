@@ -6,7 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import onnxruntime as ort
 
 from dlp_edge.bundle.manifest import BackboneEntry, Slot
@@ -86,8 +89,16 @@ def _rewrite(
     graph: bytes, entry: BackboneEntry, weights: Weights | None
 ) -> tuple[bytes, Weights | None]:
     """Rewrite the graph for the custom operators; also returns the weights it still reads."""
+    halves: Weights = {}
+
+    def halve(name: str) -> bool:
+        half = None if weights is None or name not in weights else _in_half(weights[name])
+        if half is not None:
+            halves[name] = half
+        return half is not None
+
     try:
-        graph, rewritten = with_operators(graph, entry.slots)
+        graph, rewritten = with_operators(graph, entry.slots, halve)
     except (ValueError, LookupError) as error:
         raise BundleError(
             f"the backbone's graph was not written by an export ({error})",
@@ -95,11 +106,20 @@ def _rewrite(
         ) from error
     if weights is not None:
         weights = {
-            name: weights[weight.source].reshape(weight.shape)
+            name: (halves if weight.half else weights)[weight.source].reshape(weight.shape)
             for name, weight in rewritten.items()
             if weight.source in weights
         }
     return graph, weights
+
+
+def _in_half(scales: npt.NDArray[Any]) -> npt.NDArray[np.float16] | None:
+    """Scales in half precision, if each changes by at most 2^-11 of itself or of the average one.
+    That is so where none overflows and the average is a normal number: subnormal ones are 2^-24
+    apart."""
+    sizes, half = np.abs(scales), np.finfo(np.float16)
+    fits = sizes.max(initial=0) <= half.max and sizes.mean() >= half.smallest_normal
+    return scales.astype(np.float16) if fits else None
 
 
 def _check_inputs(session: ort.InferenceSession, entry: BackboneEntry, custom: bool) -> None:

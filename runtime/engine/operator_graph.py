@@ -3,13 +3,14 @@
 `Linear` multiplies by a 4-bit or 8-bit matrix. It computes the block means of its input itself, so
 the nodes that append them (see `export/quantisation/quantise.py`) go; it adds a slot's low-rank
 product, so the slot's three nodes go. All slots share three inputs: the adapters as the bundle has
-them, a table of the active adapters' rows, and their weights.
+them, a table of the active adapters' rows, and their weights. Its scales may be in half
+precision: fp32 scales are an eighth of a 4-bit matrix, and a token reads them all.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dlp_edge.bundle.manifest import Slot
@@ -49,10 +50,12 @@ class Weight:
 
     Attributes:
         source: the name of the bundle's weight with the same bytes.
+        half: whether it is in half precision, other than in the bundle.
     """
 
     source: str
     shape: tuple[int, ...]
+    half: bool = False
 
 
 _Tensor = tuple[str, bytes | memoryview]  # Weight.source and the TensorProto's bytes
@@ -74,7 +77,9 @@ class _Node:
     attributes: dict[str, int | Sequence[int]] = field(default_factory=dict)
 
 
-def with_operators(model: bytes, slots: Sequence[Slot]) -> tuple[bytes, dict[str, Weight]]:
+def with_operators(
+    model: bytes, slots: Sequence[Slot], halve: Callable[[str], bool]
+) -> tuple[bytes, dict[str, Weight]]:
     """Rewrite an int4 or int8 backbone to run on the custom operator.
 
     The inputs `<slot>.A` and `<slot>.B` give way to three inputs that all slots share: ADAPTERS [T]
@@ -83,6 +88,9 @@ def with_operators(model: bytes, slots: Sequence[Slot]) -> tuple[bytes, dict[str
 
     Returns:
         The graph's bytes, and its weights by name.
+
+    Args:
+        halve: whether the scales of this name shall be in half precision.
 
     Raises:
         ValueError, LookupError: it is not a graph that an export writes.
@@ -94,10 +102,11 @@ def with_operators(model: bytes, slots: Sequence[Slot]) -> tuple[bytes, dict[str
     nodes = [_to_linear(node, producers) or node for node in nodes]
     tensors = {name: (name, part) for part in parts(graph, 5) if (name := _tensor_name(part))}
     nodes, views = _without_reshapes(nodes, tensors)
+    nodes, halves = _with_half_scales(nodes, tensors, halve)
     outputs = [_name(value) for value in parts(graph, 12)]
     nodes = _reachable(_with_slots(nodes, slots), outputs)
     read = {name for node in nodes for name in node.inputs}
-    kept = {name: tensor for name, tensor in {**tensors, **views}.items() if name in read}
+    kept = {name: tensor for name, tensor in (tensors | views | halves).items() if name in read}
     removed = {f"{slot.name}.{side}" for slot in slots for side in "AB"}
     inputs = [value for value in parts(graph, 11) if _name(value) not in removed]
     rewritten: Fields = {
@@ -109,7 +118,8 @@ def with_operators(model: bytes, slots: Sequence[Slot]) -> tuple[bytes, dict[str
     domains = [*message[8], make_opset(DOMAIN, 1)]
     data = write_message({**message, 7: [write_message(rewritten)], 8: domains})
     return data, {
-        name: Weight(source, tuple(_shape(tensor))) for name, (source, tensor) in kept.items()
+        name: Weight(source, tuple(_shape(tensor)), name in halves)
+        for name, (source, tensor) in kept.items()
     }
 
 
@@ -136,6 +146,25 @@ def _without_reshapes(
         else:
             kept.append(node)
     return kept, views
+
+
+def _with_half_scales(
+    nodes: Sequence[_Node], tensors: Mapping[str, _Tensor], halve: Callable[[str], bool]
+) -> tuple[list[_Node], dict[str, _Tensor]]:
+    """The nodes, where Linear reads scales in half precision, and these scales. An embedding that
+    shares its bytes with the head still reads the bundle's."""
+    halves: dict[str, _Tensor] = {}
+    changed = []
+    for node in nodes:
+        if node.kind == "Linear" and node.inputs[2] in tensors and halve(node.inputs[2]):
+            x, levels, scales, *zeros = node.inputs
+            name = f"{scales}.half"
+            message = read_message(memoryview(tensors[scales][1]), TENSOR)
+            half: Fields = {**message, 2: [FLOAT16], 8: [name.encode()]}
+            halves[name] = (scales, write_message(half))
+            node = _linear_node([x, levels, name, *zeros], node.outputs, **node.attributes)
+        changed.append(node)
+    return changed, halves
 
 
 def _to_linear(node: _Node, producers: Mapping[str, _Node]) -> _Node | None:

@@ -60,55 +60,74 @@ TARGET INLINE __m256 NAME(zeros)(const uint8_t *zeros) {
   return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_unpacklo_epi8(even, odd)));
 }
 
+/* The scales of two blocks, each in four lanes, and those of 8 blocks. */
+TARGET INLINE __m256 NAME(two_scales)(const size_t size, const uint8_t *scales) {
+  const __m256i spread = _mm256_set_epi32(1, 1, 1, 1, 0, 0, 0, 0);
+  __m128 two = size == sizeof(float16) ? _mm_cvtph_ps(_mm_loadu_si32(scales))
+                                       : _mm_castsi128_ps(_mm_loadu_si64(scales));
+  return _mm256_permutevar8x32_ps(_mm256_castps128_ps256(two), spread);
+}
+TARGET INLINE __m256 NAME(eight_scales)(const size_t size, const uint8_t *scales) {
+  return size == sizeof(float16) ? _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)scales))
+                                 : _mm256_loadu_ps((const float *)scales);
+}
+
 /* ---- Linear */
 
-/* One row times `tokens` tokens from the `first` on. `bits` and `tokens` are compile-time constants. */
-TARGET INLINE void NAME(row)(const Matrix *m, const int bits, size_t row, const Tokens *x,
-                             size_t first, const int tokens, float *y, size_t stride) {
+/* One row times `tokens` tokens from the `first` on. `bits`, `size` (of a scale) and `tokens` are
+ * compile-time constants. */
+TARGET INLINE void NAME(row)(const Matrix *m, const int bits, const size_t size, size_t row,
+                             const Tokens *x, size_t first, const int tokens, float *y,
+                             size_t stride) {
   const uint8_t *levels = m->levels + row * m->blocks * (BLOCK * bits / 8);
-  const float *scales = m->scales + row * m->blocks;
+  const uint8_t *scales = m->scales + row * m->blocks * size;
   const uint8_t *zeros = m->zeros ? m->zeros + row * ((m->blocks + 1) / 2) : NULL;
   const int8_t *numbers = x->numbers + first * x->pairs * PAIR;
   const float *token_scales = x->scales + first * x->pairs * SPREAD;
   const float *sums = x->sums + first * x->padded;
   __m256 total[8];
   for (int t = 0; t < tokens; t++) total[t] = _mm256_setzero_ps();
-  for (size_t pair = 0; pair < x->pairs; pair++, levels += PAIR * bits / 8, scales += 2) {
-    __m256 scale = _mm256_set_m128(_mm_set1_ps(scales[1]), _mm_set1_ps(scales[0]));
+  for (size_t pair = 0; pair < x->pairs; pair++, levels += PAIR * bits / 8, scales += 2 * size) {
+    __m256 scale = NAME(two_scales)(size, scales);
     for (int t = 0; t < tokens; t++) {
       size_t place = t * x->pairs + pair;
       __m256 both = _mm256_mul_ps(scale, _mm256_loadu_ps(token_scales + place * SPREAD));
       total[t] = _mm256_fmadd_ps(NAME(pair)(bits, levels, numbers + place * PAIR), both, total[t]);
     }
   }
-  scales = m->scales + row * m->blocks;
+  scales = m->scales + row * m->blocks * size;
   for (size_t block = 0; block < m->blocks; block += 8) {
     __m256 zero = zeros ? NAME(zeros)(zeros + block / 2)
                         : _mm256_set1_ps(bits == 4 ? 8 : NAME(ZERO8));
-    __m256 offset = _mm256_mul_ps(_mm256_loadu_ps(scales + block), zero);
+    __m256 offset = _mm256_mul_ps(NAME(eight_scales)(size, scales + block * size), zero);
     for (int t = 0; t < tokens; t++)
       total[t] = _mm256_fnmadd_ps(offset, _mm256_loadu_ps(sums + t * x->padded + block), total[t]);
   }
   for (int t = 0; t < tokens; t++) y[t * stride] = NAME(sum)(total[t]);
 }
 
-TARGET INLINE void NAME(rows)(const Matrix *m, const int bits, size_t from, size_t to,
-                              const Tokens *x, float *y, size_t stride) {
+TARGET INLINE void NAME(rows)(const Matrix *m, const int bits, const size_t size, size_t from,
+                              size_t to, const Tokens *x, float *y, size_t stride) {
   size_t t = 0;
 #define TILE(tokens)                                                              \
   for (; t + tokens <= x->count; t += tokens)                                     \
     for (size_t row = from; row < to; row++)                                      \
-      NAME(row)(m, bits, row, x, t, tokens, y + t * stride + row, stride);
+      NAME(row)(m, bits, size, row, x, t, tokens, y + t * stride + row, stride);
   TILE(8) TILE(4) TILE(2) TILE(1)
 #undef TILE
 }
 
 TARGET static void NAME(multiply)(const Matrix *m, int bits, size_t from, size_t to,
                                   const Tokens *x, float *y, size_t stride) {
-  if (bits == 4)
-    NAME(rows)(m, 4, from, to, x, y, stride);
+  const size_t single = sizeof(float), half = sizeof(float16);
+  if (bits == 4 && m->scale_size == half)
+    NAME(rows)(m, 4, half, from, to, x, y, stride);
+  else if (bits == 4)
+    NAME(rows)(m, 4, single, from, to, x, y, stride);
+  else if (m->scale_size == half)
+    NAME(rows)(m, 8, half, from, to, x, y, stride);
   else
-    NAME(rows)(m, 8, from, to, x, y, stride);
+    NAME(rows)(m, 8, single, from, to, x, y, stride);
 }
 
 /* ---- The two products of a slot */

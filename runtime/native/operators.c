@@ -53,13 +53,15 @@ typedef struct {
   void *data;
   int64_t size[MAX_RANK]; /* 1 after the last axis */
   size_t rank;
+  int type;
 } Tensor;
 
 static OrtStatus *describe(const OrtValue *value, Tensor *tensor) {
   OrtTensorTypeAndShapeInfo *shape;
   OrtStatus *status = GetTensorTypeAndShape(value, &shape);
   if (status) return status;
-  status = GetDimensionsCount(shape, &tensor->rank);
+  status = GetTensorElementType(shape, &tensor->type);
+  if (!status) status = GetDimensionsCount(shape, &tensor->rank);
   for (size_t i = 0; i < MAX_RANK; i++) tensor->size[i] = 1;
   if (!status && tensor->rank <= MAX_RANK)
     status = GetDimensions(shape, tensor->size, tensor->rank);
@@ -284,11 +286,14 @@ static OrtStatus *read_linear(const Linear *linear, const OrtKernelContext *cont
     return refuse("Linear: the levels have another number of bits");
   if (scales.rank != 2 || scales.size[0] * scales.size[1] != rows * blocks)
     return refuse("Linear: there must be one scale for each block");
+  if (scales.type != FLOAT && scales.type != FLOAT16)
+    return refuse("Linear: the scales must be float or float16");
   if (zeros.data && (linear->bits != 4 || zeros.rank != 2 ||
                      zeros.size[0] * zeros.size[1] != rows * ((blocks + 1) / 2)))
     return refuse("Linear: there must be one zero for each block of 4 bits");
   *w = (LinearWork){.x = x.data, .inputs = inputs, .bits = linear->bits, .means = linear->means};
-  w->matrix = (Matrix){levels.data, scales.data, zeros.data, rows, blocks};
+  size_t scale_size = scales.type == FLOAT16 ? sizeof(float16) : sizeof(float);
+  w->matrix = (Matrix){levels.data, scales.data, zeros.data, rows, blocks, scale_size};
   w->tokens.count = x.size[0] * x.size[1];
   w->tokens.pairs = (blocks + 1) / 2;
   w->tokens.padded = round_up(blocks, OVERREAD);
@@ -301,14 +306,14 @@ static void copy_tail(LinearWork *w, uint8_t *room) {
   const Matrix *m = &w->matrix;
   size_t count = m->rows - w->safe, row = m->blocks * BLOCK * w->bits / 8;
   size_t row_zeros = (m->blocks + 1) / 2;
-  float *scales = (float *)room;
-  uint8_t *levels = (uint8_t *)(scales + count * m->blocks + OVERREAD);
+  size_t row_scales = m->blocks * m->scale_size;
+  uint8_t *scales = room, *levels = scales + count * row_scales + OVERREAD * m->scale_size;
   uint8_t *zeros = levels + count * row + PAIR;
-  memcpy(scales, m->scales + w->safe * m->blocks, count * m->blocks * sizeof *scales);
-  memset(scales + count * m->blocks, 0, OVERREAD * sizeof *scales);
+  memcpy(scales, m->scales + w->safe * row_scales, count * row_scales);
+  memset(scales + count * row_scales, 0, OVERREAD * m->scale_size);
   memcpy(levels, m->levels + w->safe * row, count * row);
   if (m->zeros) memcpy(zeros, m->zeros + w->safe * row_zeros, count * row_zeros);
-  w->tail = (Matrix){levels, scales, m->zeros ? zeros : NULL, count, m->blocks};
+  w->tail = (Matrix){levels, scales, m->zeros ? zeros : NULL, count, m->blocks, m->scale_size};
 }
 
 static OrtStatus *linear_compute(void *kernel, OrtKernelContext *context) {
@@ -368,7 +373,7 @@ static const char *provider(const OrtCustomOp *op) { return (void)op, "CPUExecut
 static size_t inputs(const OrtCustomOp *op) { return (void)op, 7; }
 static size_t outputs(const OrtCustomOp *op) { return (void)op, 1; }
 static int input_type(const OrtCustomOp *op, size_t i) {
-  static const int types[] = {FLOAT, UINT8, FLOAT, UINT8, FLOAT16, INT64, FLOAT};
+  static const int types[] = {FLOAT, UINT8, ANY, UINT8, FLOAT16, INT64, FLOAT};
   return (void)op, types[i];
 }
 static int output_type(const OrtCustomOp *op, size_t i) { return (void)op, (void)i, FLOAT; }

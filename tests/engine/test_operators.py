@@ -68,14 +68,15 @@ def rounded(x: Array) -> Array:
 
 def make_levels(rng: np.random.Generator, bits: int, rows: int, blocks: int, zeros: bool) -> Levels:
     levels = rng.integers(0, 1 << bits, (rows, blocks, BLOCK)).astype(np.uint8)
-    scales = rng.uniform(0.01, 0.1, (rows, blocks)).astype(np.float32)
+    scales = rng.uniform(0.01, 0.1, (rows, blocks)).astype(np.float16).astype(np.float32)
     some = rng.integers(0, 16, (rows, blocks)).astype(np.uint8) if zeros else None
     return Levels(bits, levels, scales, some)
 
 
-def linear(x: Array, levels: Levels, means: int = 0) -> Array:
+def linear(x: Array, levels: Levels, means: int = 0, scales: str = "float32") -> Array:
     tensors = levels.tensors()
     inputs = {"x": x, **tensors, "zeros": tensors.get("zeros")}
+    inputs["scales"] = tensors["scales"].astype(scales)
     return run("Linear", inputs, bits=levels.bits, means=means)
 
 
@@ -95,7 +96,9 @@ def test_linear_is_the_product(
     levels = make_levels(rng, bits, rows, -(-width // BLOCK), zeros and bits == 4)
     x = rng.standard_normal((*shape, width)).astype(np.float32)
     expected = rounded(x).astype(np.float64) @ levels.dense(10**6).T
-    np.testing.assert_allclose(linear(x, levels), expected, atol=2e-3 if bits == 4 else 2e-2)
+    found = linear(x, levels)
+    np.testing.assert_allclose(found, expected, atol=2e-3 if bits == 4 else 2e-2)
+    np.testing.assert_array_equal(linear(x, levels, scales="float16"), found)
 
 
 @several
@@ -141,6 +144,7 @@ def test_a_matrix_that_does_not_fit_is_refused() -> None:
         ("three axes", {"x": np.ones((1, 96), np.float32)}),
         ("number of bits", {"levels": tensors["levels"][..., :15]}),
         ("one scale", {"scales": tensors["scales"][:, :2]}),
+        ("float or float16", {"scales": tensors["scales"].astype(np.int64)}),
         ("one zero", {"zeros": tensors["zeros"][:4]}),
         ("one zero", {"zeros": np.uint8(8)[...]}),
         ("differ in width", {"x": x[..., :0], "levels": tensors["levels"][:, :0]}),
@@ -308,6 +312,46 @@ def test_logits_are_those_of_onnxruntimes_operators(
     spread = found[1].std()
     assert np.abs(found[0] - found[1]).mean() < 0.03 * spread
     assert spread > 0.1
+
+
+def test_scales_are_narrowed_where_that_changes_little(quantised: Path) -> None:
+    """A backbone whose weights were read has scales in half precision, and nearly the logits of
+    one whose weights onnxruntime reads from the file."""
+    bundle = open_bundle(quantised)
+    entry, device = bundle.manifest.backbone, Device("cpu", 2, LIBRARY)
+    model, graph = bundle.graph()
+    weights = bundle.weights(graph)
+    narrow = open_backbone(quantised / BACKBONE, entry, device, model, weights)
+    halves = {n: a for n, a in narrow.weights.items() if n.endswith(".half")}
+    assert len(halves) >= 4 * entry.num_layers
+    for name, half in halves.items():
+        scales = weights[name.removesuffix(".half")]
+        assert half.dtype == np.float16
+        allowed = np.maximum(np.abs(scales), np.abs(scales).mean()) * 2**-11
+        assert (np.abs(half.astype(np.float64) - scales) <= allowed).all()
+    logits = []
+    for backbone in (narrow, open_backbone(quantised / BACKBONE, entry, device)):
+        engine = make_engine(backbone, bundle.adapters(), 256)
+        logits.append(engine.decoder.all_logits(list(range(40, 200))))
+    spread = logits[1].std()
+    assert np.abs(logits[0] - logits[1]).mean() < 0.03 * spread
+    assert spread > 0.1
+
+
+@pytest.mark.parametrize("factor", [1e-7, 1e7, np.nan])
+def test_scales_that_half_precision_cannot_hold_stay(quantised: Path, factor: float) -> None:
+    bundle = open_bundle(quantised)
+    entry = bundle.manifest.backbone
+    model, graph = bundle.graph()
+    weights = bundle.weights(graph)
+    device = Device("cpu", 1, LIBRARY)
+    narrow = open_backbone(quantised / BACKBONE, entry, device, model, weights)
+    one = next(name for name in narrow.weights if name.endswith(".half"))
+    source = one.removesuffix(".half")
+    weights[source] = weights[source] * np.float32(factor)
+    changed = open_backbone(quantised / BACKBONE, entry, device, model, weights)
+    assert one not in changed.weights
+    np.testing.assert_array_equal(changed.weights[source], weights[source])
 
 
 @pytest.mark.parametrize("lost", [1, 2], ids=["inputs", "outputs"])
