@@ -18,6 +18,7 @@ MIN_CONFIDENCE = 0.25  # below what a blend of three asks for
 # that training knows, while foreign text at run time does not.
 OTHERS_GOAL = 0.995
 KEPT = {"prompts": 0.997, "bare prompts": 0.988, "chat turns": 0.99, "sentences of two": 0.99}
+MOST_LOST = 0.005  # of what is kept without any doubt, where that is less than KEPT
 BIASES = tuple(round(-1 + 0.1 * step, 1) for step in range(71))  # -1 to 6
 
 
@@ -52,8 +53,13 @@ def doubt_bias(
         return float((found.confidence >= MIN_CONFIDENCE).mean())
 
     chosen = BIASES[0]
+    goals = {
+        kind: min(least, kept(chosen, kind) - MOST_LOST)
+        for kind, least in KEPT.items()
+        if kind in scores
+    }
     for bias in BIASES:
-        if any(kept(bias, kind) < least for kind, least in KEPT.items() if kind in scores):
+        if any(kept(bias, kind) < least for kind, least in goals.items()):
             break
         chosen = bias
         if 1 - kept(bias, "other texts") >= OTHERS_GOAL:

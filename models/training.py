@@ -6,6 +6,7 @@ import gc
 import math
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -175,7 +176,8 @@ def _examples(maker: ExampleMaker, recipe: Recipe) -> list[Example]:
     least = math.ceil(LEAST_STEPS * recipe.batch / len(examples))
     for _ in range(1, max(recipe.rounds, least)):
         examples += maker.training()
-    return examples
+    seen = Counter(each.label for each in examples if len(each.weights) == 1 and not each.generated)
+    return examples + maker.balanced(seen)
 
 
 def _held_out(maker: ExampleMaker) -> dict[str, list[Example]]:
