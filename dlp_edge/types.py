@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "repetition", "cancelled"]
 SelectRule = Literal["nucleus", "threshold", "top_k"]
 WeighRule = Literal["softmax", "renormalise"]
 KvPolicy = Literal["keep", "recompute"]

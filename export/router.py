@@ -221,6 +221,12 @@ def _add_matching(graph: _Graph, network: RouterMLP) -> None:
 def _add_layers(graph: _Graph, network: RouterMLP) -> None:
     """features [B, F]"""
     value = "pooled"
+    if isinstance(network.norm, torch.nn.LayerNorm):
+        graph.weight("norm_scale", network.norm.weight)
+        graph.weight("norm_shift", network.norm.bias)
+        inputs = ["pooled", "norm_scale", "norm_shift"]
+        value = "normalised"
+        graph.add("LayerNormalization", inputs, value, axis=1, epsilon=network.norm.eps)
     for index, layer in enumerate(network.linear_layers):
         graph.weight(f"weight_{index}", layer.weight)
         graph.weight(f"bias_{index}", layer.bias)

@@ -9,7 +9,7 @@ import string
 TYPO_SHARES = (0.03, 0.08, 0.15)  # of the words
 DROP_SHARES = (0.1, 0.25)
 LEAST_KEPT = 0.35  # of the words of a text that is cut
-SHORT = 8  # words; shorter texts are not cut
+SHORT = 16  # words; shorter texts are not cut
 _WORD = re.compile(r"\S+")
 
 

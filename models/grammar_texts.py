@@ -10,7 +10,8 @@ import re
 from functools import cache
 from importlib import resources
 
-WHOLE = ("sentences", "requests", "records", "foreign", "tasks")
+SMALL_TALK = ("greetings", "thanks", "farewells", "replies_short", "about_you", "chatter")
+WHOLE = ("sentences", "requests", "records", "foreign", "tasks", *SMALL_TALK)
 _SLOT = re.compile(r"{(\w+)}")
 
 

@@ -17,10 +17,16 @@ from importlib import resources
 from pathlib import Path
 
 from dlp_edge.models.augmentation import cut, with_typos
-from dlp_edge.models.grammar_texts import made_up
+from dlp_edge.models.grammar_texts import SMALL_TALK, made_up
+from dlp_edge.models.scope import Scope
 
 SOURCE_STEP = 4  # every fourth module is code enough
 HELD_OUT = 8  # every eighth text is measured on, not taught
+GIVEN_SHARE = 0.3  # of all texts, where the user gives some
+SMALL_TALK_SHARE = 0.15
+SMALL_TALK_PROBES = 60  # texts of each kind of small talk, to see whether a skill is about it
+SMALL_TALK_CLAIMED = 0.15  # of them; beyond, the kind is in scope
+TRIES = 20
 MADE_UP = {"sentences": 0.42, "requests": 0.22, "records": 0.15, "foreign": 0.13, "tasks": 0.08}
 _SIGNS = string.ascii_letters + string.digits + "!?.,;:-_#%&/()=+*<>[]{}$@'~^|\\¿¡§¶•ªº–œ∑®†¥øπéüñß"
 
@@ -60,9 +66,14 @@ class OtherTexts:
 
     Args:
         held_out: True makes it of the texts that are measured on, False of all others.
+        scope: what the tasks are about; texts that it covers are not made.
+        given: texts of the user's own, which a part of all is made of.
     """
 
-    def __init__(self, held_out: bool) -> None:
+    def __init__(self, held_out: bool, scope: Scope, given: Sequence[str] = ()) -> None:
+        self._scope = scope
+        self._given = given
+        self._small_talk = [kind for kind in SMALL_TALK if not _is_claimed(kind, scope)]
         self._kinds = {
             kind: [text for i, text in enumerate(texts) if (i % HELD_OUT == 5) == held_out]
             for kind, texts in kinds().items()
@@ -71,7 +82,20 @@ class OtherTexts:
         self._words = [word for text in self.texts for word in text.split()]
 
     def make(self, rng: random.Random) -> str:
-        """One text: whole texts, made-up ones, code, a page of a manual, a heap of words, noise."""
+        """One text that no task is about."""
+        for _ in range(TRIES):
+            text = self._draw(rng)
+            if not self._scope.covers(text):
+                break
+        return text
+
+    def _draw(self, rng: random.Random) -> str:
+        """The user's own texts and small talk; or whole texts, made-up ones, code, a page of a
+        manual, a heap of words, noise."""
+        if self._given and rng.random() < GIVEN_SHARE:
+            return _varied(rng.choice(self._given), rng)
+        if self._small_talk and rng.random() < SMALL_TALK_SHARE:
+            return _varied(made_up(rng.choice(self._small_talk), rng).strip(), rng)
         draw = rng.random()
         if draw < 0.30:
             return self._some_texts(rng)
@@ -113,20 +137,29 @@ class OtherTexts:
         same_kind = self._kinds[rng.choice(sorted(self._kinds))] or self.texts
         count = rng.choice((1, 1, 1, 2, 3))
         text = rng.choice((" ", "\n")).join(rng.choices(same_kind, k=count))
-        draw = rng.random()
-        if draw < 0.3:
-            return cut(text, rng)
-        return with_typos(text, rng) if draw < 0.45 else text
+        return cut(text, rng) if rng.random() < 0.3 else _varied(text, rng)
+
+
+def _is_claimed(kind: str, scope: Scope) -> bool:
+    """Whether a task is about a kind of small talk."""
+    rng = random.Random(0)
+    claimed = sum(scope.covers(made_up(kind, rng)) for _ in range(SMALL_TALK_PROBES))
+    return claimed > SMALL_TALK_CLAIMED * SMALL_TALK_PROBES
+
+
+def _varied(text: str, rng: random.Random) -> str:
+    """The text, sometimes with typing errors or in small letters."""
+    draw = rng.random()
+    if draw < 0.15:
+        return with_typos(text, rng)
+    return text.lower() if draw < 0.25 else text
 
 
 def _some_made_up(rng: random.Random) -> str:
     (kind,) = rng.choices(tuple(MADE_UP), tuple(MADE_UP.values()))
     count = rng.choice((1, 1, 2, 3, 4, 6) if kind == "sentences" else (1, 1, 2))
     text = rng.choice((" ", " ", "\n")).join(made_up(kind, rng) for _ in range(count))
-    draw = rng.random()
-    if draw < 0.15:
-        return with_typos(text, rng)
-    return text.lower() if draw < 0.25 else text
+    return _varied(text, rng)
 
 
 def random_pieces(count: int, vocab_size: int, rng: random.Random) -> Iterator[list[int]]:

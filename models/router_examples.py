@@ -14,12 +14,14 @@ import math
 import random
 import re
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from dlp_edge.models.augmentation import cut, with_gaps, with_typos
 from dlp_edge.models.out_of_scope import OtherTexts
+from dlp_edge.models.scope import Scope
 from dlp_edge.models.tasks import Task
 from dlp_edge.runtime.text.sentences import SentenceSplitter
 from dlp_edge.tasks.boilerplate import CommonText
@@ -37,6 +39,10 @@ BARE_PARTS = 0.35  # of the parts of a composite come without their fixed wordin
 LOWER_SHARE = 0.3  # of all examples are in lower case, as many people type
 PIECE_SHARE = 0.4  # of the sentences are cut within their first word, as language models do
 MAX_SAMPLES = 20_000  # more are thinned out, so that training takes no longer
+# A skill is shown as often at least, whole or disturbed, so that many skills of few examples are
+# learned, and rare ones beside common ones. MAX_PROMPTS bounds the time that many skills take.
+LEAST_PROMPTS = 1_000
+MAX_PROMPTS = 300_000
 COUNTED_ANSWERS = 60  # of a task, to see how many sentences they have
 HELD_OUT_COMPOSITES = 300
 
@@ -90,10 +96,15 @@ class ExampleMaker:
     """Makes examples of one split of the tasks; what is common is that of the training split."""
 
     def __init__(
-        self, tasks: Sequence[Task], split: Literal["train", "dev"], rng: random.Random
+        self,
+        tasks: Sequence[Task],
+        split: Literal["train", "dev"],
+        rng: random.Random,
+        out_of_scope: Sequence[str] = (),
     ) -> None:
         self._rng = rng
-        self._others = OtherTexts(held_out=split == "dev")
+        scope = Scope(sample.prompt for task in tasks for sample in task.train)
+        self._others = OtherTexts(split == "dev", scope, out_of_scope)
         self.nobody = len(tasks)
         self._by_task: list[list[Part]] = []
         for label, task in enumerate(tasks):
@@ -121,6 +132,30 @@ class ExampleMaker:
             each
             for group in groups
             for each in (map(_lower, group) if rng.random() < LOWER_SHARE else group)
+        ]
+
+    def balanced(self, seen: Counter[int]) -> list[Example]:
+        """Further prompts of the skills that have been shown less than LEAST_PROMPTS times, in
+        the forms of `training`, with as large a share of other texts.
+
+        Args:
+            seen: how many examples each label is the most likely answer of.
+        """
+        least = min(LEAST_PROMPTS, MAX_PROMPTS // len(self._by_task))
+        found: list[Example] = []
+        for label, parts in enumerate(self._by_task):
+            missing = least - seen[label]
+            while missing > 0:
+                singles = [
+                    each
+                    for part in self._rng.sample(parts, len(parts))
+                    for each in self._singles(part)
+                ]
+                found += singles[:missing]
+                missing -= len(singles)
+        others = self.others(int(OTHER_SHARE * len(found)))
+        return [
+            _lower(each) if self._rng.random() < LOWER_SHARE else each for each in found + others
         ]
 
     def _singles(self, part: Part) -> list[Example]:

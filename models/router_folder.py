@@ -17,6 +17,7 @@ from torch import Tensor
 from dlp_edge.bundle.manifest import RouterSettings
 from dlp_edge.bundle.router_head import RouterHead, head_from_bytes, head_to_bytes
 from dlp_edge.errors import RouterError
+from dlp_edge.models.confidence_calibration import Threshold
 from dlp_edge.models.evaluation import Measured
 from dlp_edge.runtime.routing.router_input import check_settings
 
@@ -39,6 +40,8 @@ class RouterReport:
         network: settings of the architecture, where it has any.
         measured: by kind of held-out examples.
         others_to_base: the share of held-out text of none of the tasks that gets no adapter.
+        thresholds: other choices of `min_confidence`, and what each keeps and leaves to the base
+            model.
     """
 
     architecture: str
@@ -49,6 +52,7 @@ class RouterReport:
     network: dict[str, int]
     measured: dict[str, Measured]
     others_to_base: float
+    thresholds: tuple[Threshold, ...]
     examples: int
     seconds: float
     seed: int

@@ -1,4 +1,4 @@
-"""The mini-MLP router: pooled embeddings and four linear layers (DLP-LoRA, arXiv 2410.01497).
+"""The mini-MLP router: pooled embeddings and one hidden layer (after DLP-LoRA, arXiv 2410.01497).
 
 The paper pools the whole context as one bag of tokens, its mean and its maximum. At a sentence
 start that cannot tell what has been asked from what is being written, so here the window comes in
@@ -28,12 +28,14 @@ from dlp_edge.models.network import RouterNetwork
 from dlp_edge.runtime.routing.router_input import ANSWER_SEGMENTS, PROMPT_SEGMENTS, SEGMENTS
 
 EMBEDDING = 128
-# The number of means, the widths of the layers before the last, and whether what was pooled is
-# among the features. Routers of earlier releases say nothing of theirs.
-BASE = {"means": 6, "hidden_1": 384, "hidden_2": 512, "hidden_3": 256, "pooled": 1}
-EARLIER = {"means": 4, "hidden_1": 512, "hidden_2": 768, "hidden_3": 512, "pooled": 0}
+# The number of means, the widths of the hidden layers (0 is none), whether the pooled embeddings
+# are among the features, and whether the hidden layers read them normalised. Routers of earlier
+# releases lack some of these settings and take them from EARLIER.
+BASE = {"means": 6, "hidden_1": 512, "hidden_2": 0, "hidden_3": 0, "pooled": 1, "norm": 1}
+EARLIER = {"means": 4, "hidden_1": 512, "hidden_2": 768, "hidden_3": 512, "pooled": 0, "norm": 0}
 SPREAD = 0.1  # of new embeddings: small, so that a word never seen says little
-DROPOUT = 0.15
+DROPOUT = 0.3  # of hidden units
+POOLED_DROPOUT = 0.2
 
 # How the means begin: the prompt from its beginning, from its end, what is done, what is being
 # begun, what was asked at the very first, and in the middle.
@@ -71,7 +73,8 @@ class RouterMLP(RouterNetwork):
         self.match_weight = nn.Parameter(torch.tensor(_MATCHING))
         self.match_scale = nn.Parameter(torch.full((EMBEDDING,), 1 / SPREAD))
         hidden = (self.settings[f"hidden_{at}"] for at in (1, 2, 3))
-        widths = ((means + 2) * EMBEDDING, *hidden)
+        widths = ((means + 2) * EMBEDDING, *(width for width in hidden if width))
+        self.norm = nn.LayerNorm(widths[0]) if self.settings["norm"] else nn.Identity()
         self.layers = nn.ModuleList(nn.Linear(*pair) for pair in itertools.pairwise(widths))
         self.head = nn.Linear(widths[-1], num_rows)
         self.width = widths[-1] + (widths[0] if self.settings["pooled"] else 0)
@@ -85,12 +88,10 @@ class RouterMLP(RouterNetwork):
         self, input_ids: Tensor, mask: Tensor, noise: torch.Generator | None = None
     ) -> Tensor:
         """What last layers may read, [B, F]; `noise` draws the dropout of training."""
-        value = pooled = self.pool(input_ids, mask)
+        pooled = self.pool(input_ids, mask)
+        value = _dropped(self.norm(pooled), POOLED_DROPOUT, noise)
         for layer in self.layers:
-            value = torch.relu(layer(value))
-            if noise is not None:
-                kept = torch.empty_like(value).bernoulli_(1 - DROPOUT, generator=noise)
-                value = value * kept / (1 - DROPOUT)
+            value = _dropped(torch.relu(layer(value)), DROPOUT, noise)
         return torch.cat([value, pooled], 1) if self.settings["pooled"] else value
 
     def pool(self, input_ids: Tensor, mask: Tensor) -> Tensor:
@@ -137,6 +138,14 @@ class RouterMLP(RouterNetwork):
         shared = (same * weights.unsqueeze(1)).sum(2)  # [B, L]
         found = torch.bmm((shared * self.rarity[input_ids]).unsqueeze(1), asked)  # [B, 1, P]
         return found.softmax(2).squeeze(1)
+
+
+def _dropped(value: Tensor, share: float, noise: torch.Generator | None) -> Tensor:
+    """Dropout drawn by `noise`; without it the value as it is."""
+    if noise is None:
+        return value
+    kept = torch.empty_like(value).bernoulli_(1 - share, generator=noise)
+    return value * kept / (1 - share)
 
 
 def _first_scales() -> Tensor:

@@ -1,21 +1,34 @@
-"""The report of a training: a confusion table and a reliability plot beside the router."""
+"""The report of a training: a confusion table and two plots beside the router."""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dlp_edge.models.evaluation import Judged, calibration_error, confusions, reliability
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 CONFUSION = "confusion.csv"
 RELIABILITY = "reliability.png"
+OUT_OF_SCOPE = "out_of_scope.png"
+POINTS = 200  # of a curve
 
 
-def write_report(folder: Path, labels: Sequence[str], kinds: Mapping[str, Judged]) -> None:
-    """Writes `confusion.csv` over all kinds together and `reliability.png` with a line for each.
+def write_report(
+    folder: Path,
+    labels: Sequence[str],
+    kinds: Mapping[str, Judged],
+    foreign: Mapping[str, Judged],
+) -> None:
+    """Writes `confusion.csv` over all kinds together, `reliability.png` with a line for each, and
+    `out_of_scope.png`: what each threshold keeps of the prompts and finds of foreign text.
 
     Kinds without examples are left out.
     """
@@ -27,16 +40,38 @@ def write_report(folder: Path, labels: Sequence[str], kinds: Mapping[str, Judged
         writer = csv.writer(file)
         writer.writerow(["right \\ chosen", *labels])
         writer.writerows([label, *row] for label, row in zip(labels, table.tolist(), strict=True))
-    _plot(folder / RELIABILITY, kinds)
+    _plot_reliability(folder / RELIABILITY, kinds)
+    _plot_out_of_scope(folder / OUT_OF_SCOPE, kinds["prompts"], foreign)
 
 
-def _plot(path: Path, kinds: Mapping[str, Judged]) -> None:
+def _plot_out_of_scope(path: Path, prompts: Judged, foreign: Mapping[str, Judged]) -> None:
+    figure, axes = _figure()
+    kept = np.linspace(0.8, 1, POINTS)
+    limits = np.quantile(prompts.confidence, 1 - kept)
+    for kind, found in foreign.items():
+        share = (found.confidence[None] < limits[:, None]).mean(1)
+        axes.plot(kept, share, label=f"{kind} ({len(found.labels)})")
+    axes.set(
+        xlabel="prompts kept (dev)",
+        ylabel="out-of-scope recall",
+        xlim=(0.8, 1),
+        ylim=(0, 1.02),
+    )
+    axes.legend(fontsize=7)
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+
+
+def _figure() -> tuple[Figure, Axes]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 5), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    return figure, figure.add_subplot()
+
+
+def _plot_reliability(path: Path, kinds: Mapping[str, Judged]) -> None:
+    figure, axes = _figure()
     axes.plot([0, 1], [0, 1], color="grey", linewidth=1, linestyle="--", label="calibrated")
     for kind, found in kinds.items():
         points = reliability(found.largest, found.hits)

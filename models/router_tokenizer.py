@@ -19,11 +19,14 @@ SENTENCEPIECE = "spiece.model"
 _UNKNOWN = "<unk>"
 
 
-def train_tokenizer(tasks: Sequence[Task]) -> Tokenizer:
+def train_tokenizer(tasks: Sequence[Task], words: Sequence[str] = ()) -> Tokenizer:
     """A BPE tokenizer of the training texts, which tells capitals from small letters.
 
     BPE, where ALBERT has a unigram model: the unigram trainer gives other pieces every time, so
     no seed would give the same router twice.
+
+    Args:
+        words: become pieces, too, as far as there is room.
     """
     tokenizer = Tokenizer(BPE(unk_token=_UNKNOWN))
     tokenizer.normalizer = normalizers.Sequence(
@@ -45,6 +48,7 @@ def train_tokenizer(tasks: Sequence[Task]) -> Tokenizer:
     texts = [
         text for task in tasks for sample in task.train for text in (sample.prompt, sample.response)
     ]
+    texts += [" ".join(words)] * LEAST_COUNT
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
 

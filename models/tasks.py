@@ -14,6 +14,8 @@ from dlp_edge.tasks.samples import Sample, read_samples
 
 SPLITS = ("train", "dev")
 LEAST_SAMPLES = 2  # of a split; what samples have in common cannot be told from one
+LEAST_OUT_OF_SCOPE = 20  # texts of the user's own
+MEASURED_STEP = 4  # every fourth of them is measured on, not taught
 SAME_SHARE = 0.5  # of a task's prompts: as many found in another task make them one task
 
 
@@ -53,9 +55,45 @@ def read_tasks(folder: Path) -> list[Task]:
             raise RouterError(
                 f"{home.name!r} is no name for an adapter", f"Rename the folder: {NAME_RULE}"
             )
+    seen: dict[str, str] = {}
+    for home in homes:
+        other = seen.setdefault(home.name.casefold(), home.name)
+        if other != home.name:
+            raise RouterError(
+                f"the tasks {other} and {home.name} differ in case only", "Rename one of the two"
+            )
     tasks = [Task(home.name, *(_read_split(home, split) for split in SPLITS)) for home in homes]
     _check_distinct(tasks)
     return tasks
+
+
+def read_out_of_scope(path: Path, tasks: Sequence[Task]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Prompts that no task is for: those to teach, and those to measure on.
+
+    Raises:
+        RouterError: the file is missing or wrong, has too few texts, or some of them are a
+            task's own prompts.
+    """
+    texts = list(dict.fromkeys(each.prompt for each in read_samples(path, response_needed=False)))
+    if len(texts) < LEAST_OUT_OF_SCOPE:
+        raise RouterError(
+            f"{path} holds {len(texts)} different texts",
+            f"Give {LEAST_OUT_OF_SCOPE} or more: one in {MEASURED_STEP} is measured on",
+        )
+    owners = {
+        sample.prompt.strip().casefold(): task.name
+        for task in tasks
+        for sample in (*task.train, *task.dev)
+    }
+    owned = [owners[key] for text in texts if (key := text.strip().casefold()) in owners]
+    if owned:
+        raise RouterError(
+            f"{len(owned)} of the {len(texts)} texts in {path} are prompts of "
+            f"{', '.join(sorted(set(owned))[:5])}",
+            "Take them out of one of the two",
+        )
+    measured = texts[MEASURED_STEP - 1 :: MEASURED_STEP]
+    return tuple(text for text in texts if text not in set(measured)), tuple(measured)
 
 
 def _read_split(home: Path, split: str) -> tuple[Sample, ...]:

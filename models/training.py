@@ -6,6 +6,7 @@ import gc
 import math
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,23 +22,26 @@ from torch.nn import functional
 from dlp_edge.atomic.staging import check_target, staged
 from dlp_edge.bundle.manifest import RouterSettings
 from dlp_edge.bundle.router_head import RouterHead
+from dlp_edge.models.backbone_embeddings import BackboneEmbeddings
 from dlp_edge.models.batches import Windows
 from dlp_edge.models.confidence_calibration import (
-    MIN_CONFIDENCE,
+    FOREIGN,
     best_temperature,
     doubt_bias,
     judge,
+    least_confidence,
     shifted,
+    thresholds,
 )
 from dlp_edge.models.evaluation import measure
 from dlp_edge.models.network import RouterNetwork
 from dlp_edge.models.out_of_scope import random_pieces
 from dlp_edge.models.router_examples import HELD_OUT_COMPOSITES, Example, ExampleMaker
 from dlp_edge.models.router_folder import RouterReport, is_router_folder, write_router
-from dlp_edge.models.router_mlp import RouterMLP
+from dlp_edge.models.router_mlp import EMBEDDING, SPREAD, RouterMLP
 from dlp_edge.models.router_report import write_report
 from dlp_edge.models.router_tokenizer import open_tokenizer, train_tokenizer
-from dlp_edge.models.tasks import read_tasks
+from dlp_edge.models.tasks import read_out_of_scope, read_tasks
 from dlp_edge.runtime.adapters.fit_router_row import KEPT_FEATURES
 from dlp_edge.runtime.routing.router_input import RouterInputEncoder
 
@@ -81,6 +85,8 @@ def train_router(
     arch: Architecture = "mlp",
     pretrained: str | None = None,
     max_examples: int | None = None,
+    backbone: Path | None = None,
+    out_of_scope: Path | None = None,
 ) -> RouterReport:
     """Trains a router and writes its folder.
 
@@ -93,6 +99,8 @@ def train_router(
         arch: "mlp" (5 million parameters at most) or "albert" (11 million).
         pretrained: an ALBERT's folder or hub id to begin from.
         max_examples: trains on so many examples at most, drawn at random.
+        backbone: a folder in Hugging Face's layout whose input embeddings the mini-MLP's begin as.
+        out_of_scope: a .jsonl file of prompts that no skill is for.
 
     Raises:
         RouterError: the tasks, the tokenizer or the pretrained weights cannot be used.
@@ -103,8 +111,13 @@ def train_router(
     check_target(out, is_router_folder)
     tell("reading the tasks", 0.0)
     found = read_tasks(tasks)
+    taught, measured = read_out_of_scope(out_of_scope, found) if out_of_scope else ((), ())
     tell("preparing the tokenizer", 0.02)
-    pieces = train_tokenizer(found) if str(tokenizer) == "train" else open_tokenizer(tokenizer)
+    known = BackboneEmbeddings(backbone) if backbone is not None else None
+    if str(tokenizer) == "train":
+        pieces = train_tokenizer(found, known.words() if known else ())
+    else:
+        pieces = open_tokenizer(tokenizer)
     labels = tuple(task.name for task in found)
     settings = RouterSettings(labels, PROMPT_TOKENS, GENERATED_TOKENS, temperature=1.0, spread=True)
     reader = RouterInputEncoder(pieces, settings, WORD_MEMORY)
@@ -113,7 +126,7 @@ def train_router(
     tell("making examples", 0.08)
     rng = random.Random(seed)
     with _without_collector():
-        examples = _examples(ExampleMaker(found, "train", rng), RECIPES[arch])
+        examples = _examples(ExampleMaker(found, "train", rng, taught), RECIPES[arch])
         if max_examples is not None:
             examples = rng.sample(examples, min(len(examples), max_examples))
         loose = [
@@ -123,7 +136,7 @@ def train_router(
         training = Windows(examples, reader, len(labels) + 1, separator, loose)
         held_out = {
             kind: Windows(kept, reader, len(labels) + 1, separator)
-            for kind, kept in _held_out(ExampleMaker(found, "dev", rng)).items()
+            for kind, kept in _held_out(ExampleMaker(found, "dev", rng), measured).items()
             if kept
         }
     with _reproducible(), torch.random.fork_rng(devices=[]):
@@ -131,6 +144,8 @@ def train_router(
         model = _network(arch, separator + 1, len(labels) + 1, pretrained)
         if isinstance(model, RouterMLP):
             model.rarity.data = training.rarity(separator + 1)
+            if known is not None:
+                model.embedding.weight.data[:separator] = known.pieces(pieces, EMBEDDING, SPREAD)
         _fit(model, training, RECIPES[arch], seed, lambda done: tell("training", 0.2 + 0.7 * done))
         tell("measuring", 0.9)
         model.half().float()  # measured as it is stored
@@ -145,23 +160,26 @@ def train_router(
         kind: judge(z, held_out[kind], len(labels), temperature)
         for kind, z in shifted(scores, bias).items()
     }
-    others = kinds.pop("other texts")
+    foreign = {kind: kinds.pop(kind) for kind in FOREIGN if kind in kinds}
+    least = least_confidence(kinds["prompts"])
     report = RouterReport(
         architecture=arch,
         settings=replace(settings, temperature=temperature),
-        min_confidence=MIN_CONFIDENCE,
+        min_confidence=least,
         vocab_size=separator + 1,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         network=model.settings,
-        measured={kind: measure(found, MIN_CONFIDENCE) for kind, found in kinds.items()},
-        others_to_base=round(float((others.confidence < MIN_CONFIDENCE).mean()), 4),
+        measured={kind: measure(found, least) for kind, found in kinds.items()},
+        others_to_base=round(float((foreign["other texts"].confidence < least).mean()), 4),
+        thresholds=thresholds(kinds["prompts"], foreign),
         examples=len(training),
         seconds=round(time.perf_counter() - begun, 1),
         seed=seed,
     )
     with staged(out, is_router_folder) as staging:
         write_router(staging, report, model.state_dict(), head, pieces)
-        write_report(staging, labels, {k: v for k, v in kinds.items() if k not in BLEND_KINDS})
+        single = {kind: judged for kind, judged in kinds.items() if kind not in BLEND_KINDS}
+        write_report(staging, labels, single, foreign)
     tell("done", 1.0)
     return report
 
@@ -175,10 +193,11 @@ def _examples(maker: ExampleMaker, recipe: Recipe) -> list[Example]:
     least = math.ceil(LEAST_STEPS * recipe.batch / len(examples))
     for _ in range(1, max(recipe.rounds, least)):
         examples += maker.training()
-    return examples
+    seen = Counter(each.label for each in examples if len(each.weights) == 1 and not each.generated)
+    return examples + maker.balanced(seen)
 
 
-def _held_out(maker: ExampleMaker) -> dict[str, list[Example]]:
+def _held_out(maker: ExampleMaker, out_of_scope: Sequence[str]) -> dict[str, list[Example]]:
     two, after_two = maker.composites(HELD_OUT_COMPOSITES, 2)
     three, after_three = maker.composites(HELD_OUT_COMPOSITES, 3)
     return {
@@ -192,6 +211,7 @@ def _held_out(maker: ExampleMaker) -> dict[str, list[Example]]:
         "sentences of two": after_two,
         "sentences of three": after_three,
         "other texts": maker.others(HELD_OUT_OTHERS),
+        "out-of-scope file": [Example(text, "", {maker.nobody: 1.0}) for text in out_of_scope],
     }
 
 

@@ -40,6 +40,8 @@ class GenerateOptions(RouteOptions, total=False):
     repetition_penalty: above 1 makes tokens less likely that prompt or answer have already.
     seed: makes sampling repeatable.
     stop: strings that end the answer; they are not part of it.
+    repetition_stop: the answer ends where up to four sentences come three times in a row, word
+        for word (True).
     stop_tokens: token ids that end it, besides the backbone's own.
     json_schema: the answer is JSON that follows this schema (extra `json`).
     logprobs: reports each token's log probability and so many of the most probable ones.
@@ -65,6 +67,7 @@ class GenerateOptions(RouteOptions, total=False):
     seed: int | None
     stop: str | Sequence[str]
     stop_tokens: Sequence[int]
+    repetition_stop: bool
     json_schema: Schema | None
     logprobs: int | None
     adapters: Adapters | None

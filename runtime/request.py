@@ -41,6 +41,7 @@ class Decoding:
     logprobs: int | None = None
     kv: KvPolicy = "keep"
     speculate: bool = False
+    repetition_stop: bool = True
 
     def __post_init__(self) -> None:
         _check("max_new_tokens", self.max_new_tokens, at_least=1, whole=True)
@@ -59,8 +60,9 @@ class Decoding:
             raise UsageError(f"stop is {self.stop!r}", "Give texts that are not empty")
         if self.kv not in get_args(KvPolicy):
             raise UsageError(f"unknown KV policy {self.kv!r}", "Use keep or recompute")
-        if not isinstance(self.speculate, bool):
-            raise UsageError(f"speculate is {self.speculate!r}", "Use True or False")
+        for name in ("speculate", "repetition_stop"):
+            if not isinstance(getattr(self, name), bool):
+                raise UsageError(f"{name} is {getattr(self, name)!r}", "Use True or False")
 
 
 @dataclass(frozen=True)

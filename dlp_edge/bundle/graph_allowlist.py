@@ -21,8 +21,8 @@ BACKBONE_OPERATORS = frozenset(
 )
 ROUTER_OPERATORS = {
     "mlp": frozenset(
-        "Add Cast Concat CumSum Div Equal Flatten Gather Gemm MatMul Max Mul Pad ReduceMax"
-        " ReduceSum Relu Slice Softmax Squeeze Transpose Unsqueeze".split()
+        "Add Cast Concat CumSum Div Equal Flatten Gather Gemm LayerNormalization MatMul Max Mul"
+        " Pad ReduceMax ReduceSum Relu Slice Softmax Squeeze Transpose Unsqueeze".split()
     ),
     "albert": frozenset(
         "Add And Cast Concat Constant ConstantOfShape CumSum Div Equal Erf Expand Flatten Gather"

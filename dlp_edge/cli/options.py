@@ -53,6 +53,13 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=int)
     group.add_argument("--stop", action="append", metavar="TEXT", help="may be repeated")
     group.add_argument(
+        "--no-repetition-stop",
+        dest="repetition_stop",
+        action="store_false",
+        default=None,
+        help="let an answer repeat its sentences",
+    )
+    group.add_argument(
         "--speculate",
         action="store_true",
         default=None,
@@ -98,7 +105,7 @@ def whole_numbers(text: str) -> tuple[int, ...]:
 
 _PLAIN = (
     "p k weigh min_confidence route_every inertia kv max_new_tokens temperature top_p top_k "
-    "min_p repetition_penalty seed stop speculate"
+    "min_p repetition_penalty seed stop speculate repetition_stop"
 ).split()
 
 

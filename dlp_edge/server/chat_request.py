@@ -21,7 +21,18 @@ _NAMES = {
     name: name for name in "temperature top_p top_k min_p repetition_penalty seed stop".split()
 }
 _NAMES["stop_token_ids"] = "stop_tokens"
-_OWN = ("adapters", "forbid", "select", "p", "k", "weigh", "min_confidence", "kv", "speculate")
+_OWN = (
+    "adapters",
+    "forbid",
+    "select",
+    "p",
+    "k",
+    "weigh",
+    "min_confidence",
+    "kv",
+    "speculate",
+    "repetition_stop",
+)
 MOST_LOGPROBS = 20
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 # Unsupported parameters and the values with which they ask for nothing.

@@ -12,7 +12,12 @@ from dlp_edge.types import Chunk, FinishReason, Reply, Token
 
 Document = dict[str, Any]
 # An answer that the server itself cut short is shorter than it was to be.
-_FINISH: dict[FinishReason, str] = {"stop": "stop", "length": "length", "cancelled": "length"}
+_FINISH: dict[FinishReason, str] = {
+    "stop": "stop",
+    "length": "length",
+    "repetition": "stop",
+    "cancelled": "length",
+}
 
 _LEAST = -9999.0  # OpenAI's number for what is as good as impossible; JSON has no infinity
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from statistics import median
 
 from dlp_edge.tasks.samples import Sample
 
 COMMON_SHARE = 0.05  # of a task's prompts: wording shared by as many is fixed wording
 COMMON_WORDS = 40  # the longest fixed beginning or end, in words
 CHOICE_MARK_WORDS = 2  # "choice:", "- (a)": what may stand before a choice on its line
+SHORT_WORDS = 12  # a task whose prompts are shorter in the median has no wording to spare
 LEFT_WORDS = 2  # a prompt with fewer words left is no sample any more
 
 
@@ -23,6 +25,8 @@ class CommonText:
     def __init__(self, prompts: Sequence[str]) -> None:
         self._least = max(2.0, COMMON_SHARE * len(prompts))
         self._lines = self._frequent(line for prompt in prompts for line in set(_lines(prompt)))
+        lengths = [len(prompt.split()) for prompt in prompts]
+        self._short = not lengths or median(lengths) < SHORT_WORDS
         words = [self._without_lines(prompt).split() for prompt in prompts]
         self._heads = self._common_heads(words)
         self._tails = self._common_heads([each[::-1] for each in words])
@@ -31,8 +35,11 @@ class CommonText:
         """The prompt without what is common and without its list of choices; or only without the
         common lines and the choices.
 
-        None where nothing was removed or too little is left.
+        None where nothing was removed, too little is left, or the task's prompts are short: what
+        such prompts share is mostly what they ask for.
         """
+        if self._short:
+            return None
         prompt = self._without_lines(sample.prompt, sample.choices)
         words = prompt.split()
         begin = cut = 0

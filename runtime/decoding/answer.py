@@ -27,6 +27,7 @@ from dlp_edge.runtime.decoding.sampling import (
 from dlp_edge.runtime.request import Decoding
 from dlp_edge.runtime.routing.policy import RoutingPolicy, SentenceFusion
 from dlp_edge.runtime.text.detokenizer import Detokenizer, StopMatcher
+from dlp_edge.runtime.text.repetition import RepetitionDetector
 from dlp_edge.runtime.text.sentences import SentenceSplitter
 from dlp_edge.types import (
     Chunk,
@@ -135,6 +136,9 @@ class Answer:
         self._detokenizer = Detokenizer(vocabulary.tokenizer)
         self._splitter = SentenceSplitter()
         self._stops = StopMatcher(decoding.stop)
+        # JSON under a schema ends by itself, and may hold equal items.
+        watched = decoding.repetition_stop and self._constraint is None
+        self._repetition = RepetitionDetector() if watched else None
         self._generated = ""  # all text, also what is held back for stop strings
         self._text = ""  # what was given out
         self._finish_reason: FinishReason = "cancelled"  # until the answer ends by itself
@@ -173,8 +177,13 @@ class Answer:
             return Step(self.finish())
         self.tokens.append(token)
         piece = self._detokenizer.step(token)
+        before = len(self._generated)
         self._generated += piece
-        fusion = self._enter_sentences(self._splitter.feed(piece))
+        starts = self._splitter.feed(piece)
+        loop_end = self._repetition.feed(self._generated, starts) if self._repetition else None
+        if loop_end is not None:
+            return Step(self._end_loop(piece[: loop_end - before]))
+        fusion = self._enter_sentences(starts)
         text = self._stops.feed(piece)
         self.record(decode=perf_counter() - started)
         chunks = self._emit(text)
@@ -249,6 +258,14 @@ class Answer:
     def _end(self, reason: FinishReason) -> None:
         self.done = True
         self._finish_reason = reason
+
+    def _end_loop(self, text: str) -> list[Chunk]:
+        """The last chunks of an answer that repeats itself; `text` is the newest token's part."""
+        chunks = self._emit(self._stops.feed(text))
+        if not self._stops.matched:
+            chunks += self._emit(self._stops.finish())
+        self._end("stop" if self._stops.matched else "repetition")
+        return chunks
 
     def _enter_sentences(self, offsets: list[int]) -> dict[str, float] | None:
         """At the first token of a sentence: routes on all text so far. Returns the new fusion,

@@ -420,10 +420,10 @@ class TestRouter:
     def test_refuses_output_that_is_not_finite(self, word_tokenizer: Tokenizer) -> None:
         model = build_graph(RouterMLP(SEPARATOR + 1, 3))
         for weight in model.graph.initializer:
-            if weight.name == "bias_2_half":
+            if weight.name == "bias_0_half":
                 weight.CopyFrom(
                     numpy_helper.from_array(
-                        np.full(BASE["hidden_3"], np.nan, np.float16), weight.name
+                        np.full(BASE["hidden_1"], np.nan, np.float16), weight.name
                     )
                 )
         with pytest.raises(RouterError, match="not finite"):

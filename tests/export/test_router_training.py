@@ -29,6 +29,7 @@ from dlp_edge.models.grammar_texts import WHOLE, grammar, made_up
 from dlp_edge.models.out_of_scope import OtherTexts
 from dlp_edge.models.router_examples import ExampleMaker
 from dlp_edge.models.router_tokenizer import open_tokenizer, train_tokenizer
+from dlp_edge.models.scope import Scope
 from dlp_edge.models.tasks import Task, read_tasks
 from dlp_edge.models.training import train_router
 from dlp_edge.tasks.boilerplate import CommonText
@@ -87,7 +88,7 @@ class TestExamples:
     def test_other_texts_are_nobodys_and_dev_has_its_own(self, tasks: list[Task]) -> None:
         examples = ExampleMaker(tasks, "train", random.Random(0)).training()
         assert sum(3 in example.weights for example in examples) > 0.1 * len(examples)
-        taught, kept = OtherTexts(held_out=False), OtherTexts(held_out=True)
+        taught, kept = (OtherTexts(held_out, Scope(())) for held_out in (False, True))
         assert not set(taught.texts) & set(kept.texts)
         assert len(kept.texts) >= 20
 

@@ -247,3 +247,36 @@ def test_cancelled_before_it_began() -> None:
 def test_characters_of_several_tokens_stay_whole() -> None:
     generation = Generation("é😀 ok", Pinned({}))
     assert [chunk.text for chunk in generation.run()] == ["é", "😀", " ", "o", "k"]
+
+
+class TestRepetition:
+    def test_a_sentence_that_comes_three_times_ends_the_answer(self) -> None:
+        generation = Generation("Well. " + "It is so. " * 20, Pinned({}))
+        text = "".join(chunk.text for chunk in generation.run())
+        assert text == "Well. " + "It is so. " * 3
+        assert generation.reply().finish_reason == "repetition"
+        assert generation.reply().text == text
+
+    def test_so_does_a_block_of_sentences(self) -> None:
+        generation = Generation("One is odd. Two is even.\n" * 9, Pinned({}))
+        text = "".join(chunk.text for chunk in generation.run())
+        assert text == "One is odd. Two is even.\n" * 3
+
+    def test_not_where_the_request_says_so(self) -> None:
+        script = "Hello! " * 12
+        generation = Generation(script, Pinned({}), Decoding(repetition_stop=False))
+        assert "".join(chunk.text for chunk in generation.run()) == script
+        assert generation.reply().finish_reason == "stop"
+
+    def test_a_stop_string_held_back_is_given_out(self) -> None:
+        decoding = Decoding(stop=(" Yes. No",))
+        generation = Generation("Yes. " * 9, Pinned({}), decoding)
+        assert "".join(chunk.text for chunk in generation.run()) == "Yes. " * 3
+        assert generation.reply().finish_reason == "repetition"
+
+    @pytest.mark.parametrize(
+        "text", ["Ho. Ho. Who. Ho. Ho. Me.", "---\n---\n---\n---\nYes", "1\n" * 8]
+    )
+    def test_other_answers_go_on(self, text: str) -> None:
+        generation = Generation(text, Pinned({}))
+        assert "".join(chunk.text for chunk in generation.run()) == text
