@@ -23,7 +23,7 @@ from dlp_edge.models.scope import Scope
 SOURCE_STEP = 4  # every fourth module is code enough
 HELD_OUT = 8  # every eighth text is measured on, not taught
 GIVEN_SHARE = 0.3  # of all texts, where the user gives some
-SMALL_TALK_SHARE = 0.15
+SMALL_TALK_SHARE = 0.3
 SMALL_TALK_PROBES = 60  # texts of each kind of small talk, to see whether a skill is about it
 SMALL_TALK_CLAIMED = 0.15  # of them; beyond, the kind is in scope
 TRIES = 20

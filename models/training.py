@@ -52,7 +52,7 @@ PROMPT_TOKENS = 96
 GENERATED_TOKENS = 48
 WORD_MEMORY = 5_000_000  # characters
 WORKERS = 2
-LEAST_STEPS = 240  # small task sets are drawn from more often
+LEAST_STEPS = 600  # small task sets are drawn from more often
 LOOSE_SHARE = 0.02  # of the training windows, as many more are random ids
 HELD_OUT_OTHERS = 600
 
