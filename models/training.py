@@ -54,6 +54,8 @@ WORD_MEMORY = 5_000_000  # characters
 WORKERS = 2
 LEAST_STEPS = 600  # small task sets are drawn from more often
 LOOSE_SHARE = 0.02  # of the training windows, as many more are random ids
+# What the last layer keeps of a skill's features where there are many skills: 3 KB each.
+LEAST_KEPT_FEATURES, ALL_KEPT_FEATURES = 8, 8_000
 HELD_OUT_OTHERS = 600
 
 
@@ -298,9 +300,11 @@ def _head(model: RouterNetwork, training: Windows, bias: float) -> RouterHead:
     owners = training.targets.argmax(1)
     certain = training.targets.max(1).values == 1
     rows: list[int] = []
-    for row in range(training.targets.shape[1]):
+    count = training.targets.shape[1]
+    most = min(KEPT_FEATURES, max(LEAST_KEPT_FEATURES, ALL_KEPT_FEATURES // count))
+    for row in range(count):
         own = torch.nonzero((owners == row) & certain).squeeze(1)
-        rows += own[torch.randperm(len(own))[:KEPT_FEATURES]].tolist()
+        rows += own[torch.randperm(len(own))[:most]].tolist()
     features = training.through(model.features, rows)
     biases = model.head.bias.detach().clone()
     biases[-1] += bias
