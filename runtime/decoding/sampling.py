@@ -138,7 +138,8 @@ def penalise(
     """The logits [V] with those of the tokens seen [V] made less likely: divided by the penalty
     where positive, multiplied where negative (CTRL, arXiv 1909.05858; as transformers does)."""
     ids = np.flatnonzero(seen)
-    before, result = logits[ids], logits.copy()
+    before = logits[ids]
+    result: npt.NDArray[np.floating] = logits.copy()
     result[ids] = np.where(before > 0, before / penalty, before * penalty)
     return result
 
