@@ -33,8 +33,8 @@ from dlp_edge.bundle.bundle import BACKBONE
 from dlp_edge.bundle.manifest import BackboneEntry
 from dlp_edge.export.backbone import FORMATS, DenseBackbone, attention_windows, build_graph
 from dlp_edge.export.greedy import NEW_TOKENS, greedy_answers, prompts
-from dlp_edge.export.quantise import HEAD, Chooser, Quantiser
-from dlp_edge.export.quantized_matrix import round_int4, round_int8
+from dlp_edge.export.quantisation.quantise import HEAD, Chooser, Quantiser
+from dlp_edge.export.quantisation.quantized_matrix import round_int4, round_int8
 from dlp_edge.export.report import HELDOUT, Logits, perplexity, step_time
 from dlp_edge.export.slots import prepare_graph
 from dlp_edge.export.source import Source, load_source

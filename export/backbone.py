@@ -17,14 +17,14 @@ from tokenizers import Tokenizer
 from dlp_edge.bundle.bundle import BACKBONE, BACKBONE_DATA
 from dlp_edge.bundle.manifest import BackboneEntry, Slot
 from dlp_edge.errors import BackboneError, UsageError
-from dlp_edge.export.int4 import Int4, on_grid
-from dlp_edge.export.nf4 import BLOCK as NF4_BLOCK
-from dlp_edge.export.nf4 import round_nf4
-from dlp_edge.export.quantise import HEAD, Chooser, Quantised, Quantiser, store_half
-from dlp_edge.export.quantized_matrix import round_int8
+from dlp_edge.export.quantisation.int4 import Int4, on_grid
+from dlp_edge.export.quantisation.nf4 import BLOCK as NF4_BLOCK
+from dlp_edge.export.quantisation.nf4 import round_nf4
+from dlp_edge.export.quantisation.quantise import HEAD, Chooser, Quantised, Quantiser, store_half
+from dlp_edge.export.quantisation.quantized_matrix import round_int8
 from dlp_edge.export.slots import prepare_graph
 from dlp_edge.export.source import Source
-from dlp_edge.export.suppress_output import quiet
+from dlp_edge.export.suppress_output import suppress_output
 from dlp_edge.export.weights import WeightFile
 
 # What weights can become on each target, and what the graph computes in there.
@@ -197,7 +197,7 @@ def build_graph(
     settings = {"filename": BACKBONE, **(extra or {})}
     with (
         tempfile.TemporaryDirectory(prefix=".builder-", dir=out) as cache,
-        quiet(),
+        suppress_output(),
     ):
         call = ("", str(folder), str(out), precision, target, cache)
         words = [f"{key}={value}" for key, value in settings.items()]

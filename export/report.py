@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from dlp_edge.bundle.peft_reader import PeftAdapter
 from dlp_edge.errors import AdapterError, BackboneError
 from dlp_edge.export.source import Source
-from dlp_edge.export.suppress_output import quiet
+from dlp_edge.export.suppress_output import suppress_output
 from dlp_edge.runtime.decoding.loop import Engine
 from dlp_edge.runtime.engine.decoder import Decoder
 
@@ -192,19 +192,19 @@ class _Reference:
     def __init__(self, folder: Path) -> None:
         from transformers import AutoModelForCausalLM
 
-        with quiet():
+        with suppress_output():
             self._model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         self._model.eval()
 
     def load(self, adapters: Sequence[PeftAdapter]) -> None:
         """Loads the adapters, under names that PEFT accepts as attributes of a module."""
-        with quiet():
+        with suppress_output():
             from peft import PeftModel
 
         self._names = {adapter.name: f"adapter_{i}" for i, adapter in enumerate(adapters)}
         for adapter in adapters:
             place = {"adapter_name": self._names[adapter.name]}
-            with quiet():
+            with suppress_output():
                 if isinstance(self._model, PeftModel):
                     self._model.load_adapter(adapter.folder, **place)
                 else:

@@ -16,7 +16,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from dlp_edge.errors import BackboneError, ResourceError
-from dlp_edge.export.suppress_output import quiet
+from dlp_edge.export.suppress_output import suppress_output
 from dlp_edge.models.architectures import (
     PROJECTIONS,
     check_supported,
@@ -141,7 +141,7 @@ def dequantise_gguf(path: Path, out: Path) -> None:
         # Asked first: dequantising takes minutes for a large file.
         field = GGUFReader(path).get_field("general.architecture")
         check_supported_gguf(str(field.contents() if field else None))
-        with quiet():
+        with suppress_output():
             model = AutoModelForCausalLM.from_pretrained(
                 path.parent, gguf_file=path.name, dtype=torch.float32
             )

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def suppress_output() -> Iterator[None]:
     """Drops what the block prints and logs: the builder has a line per node, transformers draws
     bars of its own. Errors say what matters."""
     said = io.StringIO()

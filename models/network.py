@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 
 class RouterNetwork(nn.Module, ABC):
-    """Scores R rows for windows of token ids (`dlp_edge.runtime.routing.router.WindowReader`).
+    """Scores R rows for router inputs of token ids (`dlp_edge.runtime.routing.router_input`).
 
     Attributes:
-        separator: the id between a window's segments.
+        separator: the id between the segments of an input.
         head: the last layer, exported as data (`dlp_edge.bundle.router_head`). If it reads fewer
             than F features, it reads the first ones.
         width: F, the number of features.

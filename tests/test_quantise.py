@@ -24,14 +24,19 @@ from safetensors.numpy import load_file, save_file
 from dlp_edge.bundle.bundle import BACKBONE, open_bundle
 from dlp_edge.errors import UsageError
 from dlp_edge.export.backbone import FORMATS, check_format
-from dlp_edge.export.gptq import round_gptq
 from dlp_edge.export.greedy import greedy_answers
-from dlp_edge.export.grid_detection import find_grid
-from dlp_edge.export.int4 import divergence
-from dlp_edge.export.nf4 import BLOCK as NF4_BLOCK
-from dlp_edge.export.nf4 import NF4, round_nf4
 from dlp_edge.export.pipeline import export_bundle
-from dlp_edge.export.quantized_matrix import BLOCK, Levels, round_int4, round_int8
+from dlp_edge.export.quantisation.gptq import round_gptq
+from dlp_edge.export.quantisation.grid_detection import find_grid
+from dlp_edge.export.quantisation.int4 import divergence
+from dlp_edge.export.quantisation.nf4 import BLOCK as NF4_BLOCK
+from dlp_edge.export.quantisation.nf4 import NF4, round_nf4
+from dlp_edge.export.quantisation.quantized_matrix import (
+    BLOCK,
+    QuantizedMatrix,
+    round_int4,
+    round_int8,
+)
 from dlp_edge.runtime.decoding.loop import make_engine
 from dlp_edge.runtime.engine.backbone import open_backbone
 from dlp_edge.runtime.engine.device import choose_device
@@ -64,7 +69,7 @@ def through_operator(node: onnx.NodeProto, tensors: dict[str, Any], x: Array) ->
     return found
 
 
-def nbits(levels: Levels, x: Array) -> Array:
+def nbits(levels: QuantizedMatrix, x: Array) -> Array:
     """MatMulNBits in full precision."""
     tensors = levels.tensors()
     node = helper.make_node(
@@ -163,7 +168,7 @@ def test_gptq_loses_less_than_rounding() -> None:
     x = random(5, 400, 30) @ random(6, 30, 100) + 0.1 * random(7, 400, 100)
     expected = x @ matrix.T
 
-    def loss(levels: Levels) -> float:
+    def loss(levels: QuantizedMatrix) -> float:
         return float(((x @ levels.dense(100).T - expected) ** 2).mean())
 
     best = round_gptq(matrix, x.T @ x, np.float32)

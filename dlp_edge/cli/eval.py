@@ -152,7 +152,7 @@ def _say_who_is_alone(tasks: list[EvalTask], adapters: list[str]) -> None:
 
 
 def _print_summary(document: dict[str, Any], folder: Path) -> None:
-    from dlp_edge.evaluation.tables import average_table
+    from dlp_edge.evaluation.report.tables import average_table
 
     table = average_table(document["averages"], document["systems"])
     lines = [table.header, *table.rows]

@@ -11,7 +11,7 @@ Needs the extra `eval`; the runtime knows nothing of it.
 
 from dlp_edge.evaluation.evaluate import evaluate
 from dlp_edge.evaluation.plan import EvalSettings
-from dlp_edge.evaluation.report import write_report
+from dlp_edge.evaluation.report.write import write_report
 from dlp_edge.evaluation.tasks import EvalTask, read_eval_tasks
 
 __all__ = ["EvalSettings", "EvalTask", "evaluate", "read_eval_tasks", "write_report"]

@@ -15,8 +15,8 @@ from dlp_edge.evaluation.answers import Answered
 from dlp_edge.evaluation.intervals import Interval, mean_of_means, ratio_of_sums
 from dlp_edge.evaluation.metrics import mark, named_choices, normalise
 from dlp_edge.evaluation.questions import Part, Question
+from dlp_edge.evaluation.report.summary import Marked, paired_times
 from dlp_edge.evaluation.runner import Answers
-from dlp_edge.evaluation.summary import Marked, paired_times
 from dlp_edge.tasks.samples import Sample
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dlp_edge.evaluation.answers import Answered
-from dlp_edge.evaluation.summary import Marked
+from dlp_edge.evaluation.report.summary import Marked
 
 CAUSES = {
     "abstained": "the base model wrote the first sentence: the router was not sure enough",

@@ -10,8 +10,7 @@ from dlp_edge.evaluation.intervals import Interval, median_ratio, ratio_of_sums
 from dlp_edge.evaluation.joined import joined_document, mark_joined
 from dlp_edge.evaluation.losses import losses
 from dlp_edge.evaluation.plan import VARIANTS, EvalSettings, Plan, mixed_name
-from dlp_edge.evaluation.runner import Answers
-from dlp_edge.evaluation.summary import (
+from dlp_edge.evaluation.report.summary import (
     Figures,
     Marked,
     average,
@@ -21,6 +20,7 @@ from dlp_edge.evaluation.summary import (
     mark_all,
     paired_times,
 )
+from dlp_edge.evaluation.runner import Answers
 from dlp_edge.evaluation.tasks import EvalTask
 
 Document = dict[str, Any]

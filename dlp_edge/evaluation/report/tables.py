@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from dlp_edge.evaluation.pages import Block, Heading, Quote, Table, Text
+from dlp_edge.evaluation.report.pages import Block, Heading, Quote, Table, Text
 
 NOTHING = "–"
 GROUPS = {"choice": "multiple choice", "text": "free text", "all": "all"}

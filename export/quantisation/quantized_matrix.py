@@ -15,7 +15,7 @@ BLOCK = 32  # weights that share a scale; MatMulNBits takes 16, 32, 64, ...
 
 
 @dataclass(frozen=True)
-class Levels:
+class QuantizedMatrix:
     """A matrix [N, K], cut along K into blocks: w = scale * (level - zero).
 
     Attributes:
@@ -59,22 +59,22 @@ def cut(matrix: Array) -> Array:
     return filled.reshape(rows, -1, BLOCK)
 
 
-def round_int8(matrix: Array, dtype: npt.DTypeLike) -> Levels:
+def round_int8(matrix: Array, dtype: npt.DTypeLike) -> QuantizedMatrix:
     """The nearest of 255 levels, symmetric about zero. [N, K] -> scales of `dtype`."""
     blocks = cut(matrix)
     scales = _scales(np.abs(blocks).max(-1) / 127, dtype)
     levels = np.clip(np.rint(blocks / _wide(scales)) + 128, 1, 255).astype(np.uint8)
-    return Levels(8, levels, scales)
+    return QuantizedMatrix(8, levels, scales)
 
 
-def round_int4(matrix: Array, dtype: npt.DTypeLike) -> Levels:
+def round_int4(matrix: Array, dtype: npt.DTypeLike) -> QuantizedMatrix:
     """The nearest of 16 levels between a block's least and greatest weight, zero among them."""
     blocks = cut(matrix)
     low, high = np.minimum(blocks.min(-1), 0), np.maximum(blocks.max(-1), 0)
     scales = _scales((high - low) / 15, dtype)
     zeros = np.clip(np.rint(-low / scales.astype(np.float32)), 0, 15)
     levels = np.clip(np.rint(blocks / _wide(scales)) + zeros[..., None], 0, 15)
-    return Levels(4, levels.astype(np.uint8), scales, zeros.astype(np.uint8))
+    return QuantizedMatrix(4, levels.astype(np.uint8), scales, zeros.astype(np.uint8))
 
 
 def _scales(scales: Array, dtype: npt.DTypeLike) -> Array:

@@ -11,15 +11,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dlp_edge.export.quantized_matrix import BLOCK, Levels, cut
+from dlp_edge.export.quantisation.quantized_matrix import BLOCK, QuantizedMatrix, cut
 
 Array = npt.NDArray[np.floating]
 DAMPING = 0.01  # of the mean of the products' diagonal, so that they can be inverted
 SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)  # a block's range, narrowed as far as it pays
 
 
-def round_gptq(matrix: Array, products: Array, dtype: npt.DTypeLike) -> Levels:
-    """Levels of a matrix.
+def round_gptq(matrix: Array, products: Array, dtype: npt.DTypeLike) -> QuantizedMatrix:
+    """QuantizedMatrix of a matrix.
 
     Args:
         matrix: [N, K].
@@ -30,7 +30,7 @@ def round_gptq(matrix: Array, products: Array, dtype: npt.DTypeLike) -> Levels:
         return _round(matrix, products, dtype)
 
 
-def _round(matrix: Array, products: Array, dtype: npt.DTypeLike) -> Levels:
+def _round(matrix: Array, products: Array, dtype: npt.DTypeLike) -> QuantizedMatrix:
     rows, width = matrix.shape
     blocks = cut(matrix).shape[1]
     left = torch.zeros(rows, blocks * BLOCK)
@@ -53,7 +53,7 @@ def _round(matrix: Array, products: Array, dtype: npt.DTypeLike) -> Levels:
             lost[:, column] = (own[:, column] - (level - zero) * scale) / inside[column, column]
             own[:, column:] -= lost[:, column : column + 1] * inside[column, column:]
         left[:, stop:] -= lost @ factor[start:stop, stop:]
-    return Levels(
+    return QuantizedMatrix(
         4,
         levels.to(torch.uint8).reshape(rows, blocks, BLOCK).numpy(),
         scales.numpy().astype(dtype),

@@ -23,11 +23,18 @@ import onnxruntime as ort
 from tokenizers import Tokenizer
 
 from dlp_edge.bundle.manifest import BackboneEntry
-from dlp_edge.export.activation_stats import TEXT, cut, first_pass, input_products
-from dlp_edge.export.gptq import round_gptq
-from dlp_edge.export.grid_detection import find_grid
-from dlp_edge.export.quantise import HEAD, Extended, Parted, Quantised, Quantiser, matrices
-from dlp_edge.export.quantized_matrix import Levels, round_int8
+from dlp_edge.export.quantisation.activation_stats import TEXT, cut, first_pass, input_products
+from dlp_edge.export.quantisation.gptq import round_gptq
+from dlp_edge.export.quantisation.grid_detection import find_grid
+from dlp_edge.export.quantisation.quantise import (
+    HEAD,
+    Quantised,
+    Quantiser,
+    SplitRows,
+    WithBlockMeans,
+    matrices,
+)
+from dlp_edge.export.quantisation.quantized_matrix import QuantizedMatrix, round_int8
 from dlp_edge.export.weights import WeightFile
 
 Array = npt.NDArray[np.floating]
@@ -62,7 +69,7 @@ class Int4:
         """
         self.costs: dict[Unit, float] = {}
         self.kept: set[str] = set()
-        self._found: dict[str, Levels] = {}
+        self._found: dict[str, QuantizedMatrix] = {}
         self._quantiser = quantiser
         self._dense = dense
         self._head_size = entry.head_size
@@ -95,7 +102,7 @@ class Int4:
         if node.name == HEAD and node.name in self._found:
             rest = self._found[node.name]
             common = len(matrix) - len(rest.levels)
-            return Parted(round_int8(matrix[:common], dtype), rest)
+            return SplitRows(round_int8(matrix[:common], dtype), rest)
         if node.name not in self.kept:
             return round_int8(matrix, dtype)
         if node.name in self._found:
@@ -103,7 +110,7 @@ class Int4:
         grid = find_grid(matrix, dtype)
         if grid is None:
             return round_int8(matrix, dtype)
-        return grid.levels if grid.is_whole else Extended(grid.extended(dtype))
+        return grid.levels if grid.is_whole else WithBlockMeans(grid.extended(dtype))
 
     def _round(self, nodes: Sequence[onnx.NodeProto], tell: Callable[[float], None]) -> None:
         """GPTQ of the matrices; of the head, all but the common rows."""

@@ -15,14 +15,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dlp_edge.export.quantized_matrix import BLOCK, Levels, cut, round_int4
+from dlp_edge.export.quantisation.quantized_matrix import BLOCK, QuantizedMatrix, cut, round_int4
 
 Array = npt.NDArray[np.floating]
 # How far from its level a weight may lie, in steps: sources are rounded to fp16 or bf16. Weights
 # that lie on no grid pass with a probability of about (2 * 0.06)^30 a block.
 TOLERANCE = 0.06
 SAMPLE = 64  # rows that are tried before a whole matrix is
-ROWS = 2048  # rows at a time: bounds the memory
+ROW_CHUNK = 2048  # rows at a time: bounds the memory
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Grid:
         remainder: [N, K / BLOCK]; adding its entries to the blocks' weights gives the source.
     """
 
-    levels: Levels
+    levels: QuantizedMatrix
     remainder: Array
 
     @property
@@ -43,14 +43,14 @@ class Grid:
         steps = self.levels.scales.astype(np.float32)
         return bool((np.abs(self.remainder) <= TOLERANCE * steps).all())
 
-    def extended(self, dtype: npt.DTypeLike) -> Levels:
-        """Levels of the matrix [N, K + blocks]: the remainder as further columns, for inputs
+    def extended(self, dtype: npt.DTypeLike) -> QuantizedMatrix:
+        """QuantizedMatrix of the matrix [N, K + blocks]: the remainder as further columns, for inputs
         that are followed by the means of their blocks."""
         extra = round_int4(self.remainder * BLOCK, dtype)
         own = self.levels
         if own.zeros is None or extra.zeros is None:
             raise AssertionError("4-bit levels of a grid have zeros")
-        return Levels(
+        return QuantizedMatrix(
             4,
             np.concatenate([own.levels, extra.levels], 1),
             np.concatenate([own.scales, extra.scales], 1),
@@ -63,15 +63,15 @@ def find_grid(matrix: Array, dtype: npt.DTypeLike) -> Grid | None:
     if matrix.shape[1] % BLOCK or _fit(cut(matrix[:SAMPLE]), dtype) is None:
         return None
     parts = []
-    for start in range(0, len(matrix), ROWS):
-        part = _fit(cut(matrix[start : start + ROWS]), dtype)
+    for start in range(0, len(matrix), ROW_CHUNK):
+        part = _fit(cut(matrix[start : start + ROW_CHUNK]), dtype)
         if part is None:
             return None
         parts.append(part)
     levels, scales, zeros, remainder = (
         np.concatenate(column) for column in zip(*parts, strict=True)
     )
-    return Grid(Levels(4, levels, scales, zeros), remainder)
+    return Grid(QuantizedMatrix(4, levels, scales, zeros), remainder)
 
 
 def _fit(

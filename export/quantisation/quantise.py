@@ -11,9 +11,9 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper
 
-from dlp_edge.export.nf4 import BLOCK as NF4_BLOCK
-from dlp_edge.export.nf4 import NF4, Nf4
-from dlp_edge.export.quantized_matrix import BLOCK, Levels, round_int8
+from dlp_edge.export.quantisation.nf4 import BLOCK as NF4_BLOCK
+from dlp_edge.export.quantisation.nf4 import NF4, Nf4
+from dlp_edge.export.quantisation.quantized_matrix import BLOCK, QuantizedMatrix, round_int8
 from dlp_edge.export.weights import WeightFile
 
 HEAD = "/lm_head/MatMul"
@@ -27,21 +27,21 @@ Array = npt.NDArray[np.floating]
 
 
 @dataclass(frozen=True)
-class Extended:
-    """Levels of a matrix [N, K] followed by columns for the means of the input's blocks."""
+class WithBlockMeans:
+    """QuantizedMatrix of a matrix [N, K] followed by columns for the means of the input's blocks."""
 
-    levels: Levels
+    levels: QuantizedMatrix
 
 
 @dataclass(frozen=True)
-class Parted:
-    """Levels of a matrix's first rows, and of the rest."""
+class SplitRows:
+    """QuantizedMatrix of a matrix's first rows, and of the rest."""
 
-    first: Levels
-    rest: Levels
+    first: QuantizedMatrix
+    rest: QuantizedMatrix
 
 
-Quantised = Levels | Extended | Parted | Nf4
+Quantised = QuantizedMatrix | WithBlockMeans | SplitRows | Nf4
 Chooser = Callable[[onnx.NodeProto, Array], Quantised]
 
 
@@ -86,10 +86,10 @@ class Quantiser:
             how = choose(node, weight)
             self._replace(node, self._nodes(node, weight.shape[1], how))
             if node.name == HEAD:
-                self._embed(node.input[1], weight, shared=isinstance(how, Levels))
+                self._embed(node.input[1], weight, shared=isinstance(how, QuantizedMatrix))
             tell((index + 1) / len(found))
 
-    def put(self, graph: onnx.GraphProto, node: onnx.NodeProto, levels: Levels) -> None:
+    def put(self, graph: onnx.GraphProto, node: onnx.NodeProto, levels: QuantizedMatrix) -> None:
         """Puts int4 levels into another graph, which holds them itself (for trials)."""
         inputs = [node.input[0]]
         for kind, tensor in levels.tensors().items():
@@ -101,16 +101,16 @@ class Quantiser:
     def _nodes(self, node: onnx.NodeProto, width: int, how: Quantised) -> list[onnx.NodeProto]:
         if isinstance(how, Nf4):
             return [self._nf4_node(node, width, how)]
-        if isinstance(how, Levels):
+        if isinstance(how, QuantizedMatrix):
             return self._int_nodes(node, how, width)
-        if isinstance(how, Parted):
+        if isinstance(how, SplitRows):
             return self._parted_nodes(node, how, width)
         before = self._extend(node.input[0], width)
         node.input[0] = self._extended[node.input[0]]
         return [*before, *self._int_nodes(node, how.levels, how.levels.levels.shape[1] * BLOCK)]
 
     def _int_nodes(
-        self, node: onnx.NodeProto, levels: Levels, width: int, name: str | None = None
+        self, node: onnx.NodeProto, levels: QuantizedMatrix, width: int, name: str | None = None
     ) -> list[onnx.NodeProto]:
         """
         Args:
@@ -121,7 +121,9 @@ class Quantiser:
             inputs.append(self.weights.add(f"{name or node.input[1]}_{kind}", tensor))
         return [self._int_node(node, inputs, levels, width)]
 
-    def _parted_nodes(self, node: onnx.NodeProto, how: Parted, width: int) -> list[onnx.NodeProto]:
+    def _parted_nodes(
+        self, node: onnx.NodeProto, how: SplitRows, width: int
+    ) -> list[onnx.NodeProto]:
         """A product for each part, and their outputs side by side."""
         products = []
         for part, levels in (("first", how.first), ("rest", how.rest)):
@@ -136,7 +138,7 @@ class Quantiser:
         ]
 
     def _int_node(
-        self, node: onnx.NodeProto, inputs: list[str], levels: Levels, width: int
+        self, node: onnx.NodeProto, inputs: list[str], levels: QuantizedMatrix, width: int
     ) -> onnx.NodeProto:
         return helper.make_node(
             "MatMulNBits",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dlp_edge.export.suppress_output import quiet
+from dlp_edge.export.suppress_output import suppress_output
 
 BLOCK = 64  # bitsandbytes' default
 NF4 = 1  # MatMulBnb4's quant_type
@@ -30,7 +30,7 @@ def round_nf4(matrix: npt.NDArray[np.floating]) -> Nf4:
     """bitsandbytes' own bytes for a matrix [N, K] (`quantize_4bit`, absmax not quantised again)."""
     import torch
 
-    with quiet():
+    with suppress_output():
         from bitsandbytes.functional import quantize_4bit
 
         weights = torch.from_numpy(np.ascontiguousarray(matrix, np.float32))

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from dlp_edge.errors import ResourceError
-from dlp_edge.evaluation.pages import Block, Figure, Heading, Text, as_html, as_markdown
-from dlp_edge.evaluation.plots import plot_scores, plot_time
-from dlp_edge.evaluation.tables import (
+from dlp_edge.evaluation.report.pages import Block, Figure, Heading, Text, as_html, as_markdown
+from dlp_edge.evaluation.report.plots import plot_scores, plot_time
+from dlp_edge.evaluation.report.tables import (
     average_table,
     loss_blocks,
     part_blocks,
