@@ -154,7 +154,7 @@ def test_block_means_carry_what_whole_zeros_lack() -> None:
     assert not grid.is_whole
     x = random(3, 16, matrix.shape[1]) + 0.3
     means = x.reshape(16, -1, BLOCK).mean(2)
-    levels = grid.extended(np.float32)
+    levels = grid.with_block_means(np.float32)
     wide = np.zeros((16, levels.levels.shape[1] * BLOCK), np.float32)
     wide[:, : matrix.shape[1] + 40] = np.concatenate([x, means], 1)
     expected = x @ matrix.T

@@ -43,9 +43,9 @@ class Grid:
         steps = self.levels.scales.astype(np.float32)
         return bool((np.abs(self.remainder) <= TOLERANCE * steps).all())
 
-    def extended(self, dtype: npt.DTypeLike) -> QuantizedMatrix:
-        """QuantizedMatrix of the matrix [N, K + blocks]: the remainder as further columns, for inputs
-        that are followed by the means of their blocks."""
+    def with_block_means(self, dtype: npt.DTypeLike) -> QuantizedMatrix:
+        """The matrix [N, K + blocks]: the remainder becomes further columns, for inputs that are
+        followed by the means of their blocks."""
         extra = round_int4(self.remainder * BLOCK, dtype)
         own = self.levels
         if own.zeros is None or extra.zeros is None:

@@ -110,7 +110,7 @@ class Int4:
         grid = find_grid(matrix, dtype)
         if grid is None:
             return round_int8(matrix, dtype)
-        return grid.levels if grid.is_whole else WithBlockMeans(grid.extended(dtype))
+        return grid.levels if grid.is_whole else WithBlockMeans(grid.with_block_means(dtype))
 
     def _round(self, nodes: Sequence[onnx.NodeProto], tell: Callable[[float], None]) -> None:
         """GPTQ of the matrices; of the head, all but the common rows."""

@@ -104,7 +104,7 @@ class Quantiser:
         if isinstance(how, QuantizedMatrix):
             return self._int_nodes(node, how, width)
         if isinstance(how, SplitRows):
-            return self._parted_nodes(node, how, width)
+            return self._split_nodes(node, how, width)
         before = self._extend(node.input[0], width)
         node.input[0] = self._extended[node.input[0]]
         return [*before, *self._int_nodes(node, how.levels, how.levels.levels.shape[1] * BLOCK)]
@@ -121,7 +121,7 @@ class Quantiser:
             inputs.append(self.weights.add(f"{name or node.input[1]}_{kind}", tensor))
         return [self._int_node(node, inputs, levels, width)]
 
-    def _parted_nodes(
+    def _split_nodes(
         self, node: onnx.NodeProto, how: SplitRows, width: int
     ) -> list[onnx.NodeProto]:
         """A product for each part, and their outputs side by side."""
