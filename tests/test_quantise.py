@@ -112,7 +112,7 @@ def test_levels_of_a_gguf_file_are_found(kind: str, rows: int, blocks: int, seed
     matrix = on_levels(GGMLQuantizationType[kind], random(seed, rows, blocks * BLOCK))
     grid = find_grid(matrix, np.float32)
     assert grid is not None
-    exact = grid.levels.dense(matrix.shape[1]) + np.repeat(grid.remainder, BLOCK, 1)
+    exact = grid.matrix.dense(matrix.shape[1]) + np.repeat(grid.remainder, BLOCK, 1)
     assert np.abs(exact - matrix).max() <= 1e-5
     assert kind == "Q4_1" or grid.is_whole
 
@@ -125,7 +125,7 @@ def test_levels_of_a_k_quant_with_few_used() -> None:
     matrix = (step * used - least).reshape(20, -1).astype(np.float32)
     grid = find_grid(matrix, np.float32)
     assert grid is not None
-    exact = grid.levels.dense(matrix.shape[1]) + np.repeat(grid.remainder, BLOCK, 1)
+    exact = grid.matrix.dense(matrix.shape[1]) + np.repeat(grid.remainder, BLOCK, 1)
     assert np.abs(exact - matrix).max() <= 1e-5
 
 
@@ -159,7 +159,7 @@ def test_block_means_carry_what_whole_zeros_lack() -> None:
     wide[:, : matrix.shape[1] + 40] = np.concatenate([x, means], 1)
     expected = x @ matrix.T
     error = np.abs(nbits(levels, wide) - expected).mean()
-    assert error < 0.1 * np.abs(nbits(grid.levels, x) - expected).mean()
+    assert error < 0.1 * np.abs(nbits(grid.matrix, x) - expected).mean()
     assert error < 0.25 * np.abs(nbits(round_int4(matrix, np.float32), x) - expected).mean()
 
 

@@ -2,8 +2,8 @@
 
 `Linear` multiplies by a matrix of 4 or 8 bits. The nodes that append block means to its input (see
 `export/quantisation/quantise.py`) are no longer needed, since it takes the means itself, nor are
-the three nodes of a slot. All slots share their inputs: the numbers of all adapters, as they lie in the bundle, and
-a table of which rows of them are in force, and with what weights.
+the three nodes of a slot. All slots share their inputs: the numbers of all adapters, as they lie in
+the bundle, and a table of which rows of them are in force, and with what weights.
 """
 
 from __future__ import annotations
