@@ -73,9 +73,7 @@ def export_bundle(
 
     start_time = time.perf_counter()
     notify("reading the backbone", 0.0)
-    check_space(
-        out.resolve(), 4 * dequantised_bytes(backbone)
-    )  # dequantised weights
+    check_space(out.resolve(), 4 * dequantised_bytes(backbone))  # dequantised weights
     with staged(out, is_bundle) as staging, load_source(backbone, staging) as source:
         template = source.chat_template if chat_template is None else chat_template
         _check_template(template)

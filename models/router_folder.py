@@ -32,13 +32,13 @@ _RETRAIN = "Train it again with `dlp-edge train-router`"
 
 @dataclass(frozen=True)
 class RouterReport:
-    """What training made and measured (`router.json`).
+    """Settings and metrics of a trained router (`router.json`).
 
     Attributes:
-        min_confidence: below it the base model answers, unless a request says otherwise.
-        network: settings of the architecture, where it has any.
-        measured: by kind of held-out examples.
-        others_to_base: the share of held-out text of none of the tasks that gets no adapter.
+        min_confidence: confidence below which the base model answers by default.
+        network: settings of the architecture, if any.
+        measured: metrics by kind of held-out examples.
+        others_to_base: the share of out-of-scope held-out text that gets no adapter.
     """
 
     architecture: str
@@ -56,7 +56,7 @@ class RouterReport:
 
 @dataclass(frozen=True)
 class RouterCard:
-    """What router.json says of how the router works."""
+    """The part of router.json that inference needs."""
 
     architecture: str
     settings: RouterSettings
@@ -67,8 +67,8 @@ class RouterCard:
 
 @dataclass(frozen=True)
 class RouterFolder:
-    """Everything that a router folder holds; weights are fp16 on disk, float32 here. The last
-    layer is in `head` alone."""
+    """The content of a router folder. Weights are fp16 on disk, float32 here, and exclude the last
+    layer, which is in `head`."""
 
     card: RouterCard
     weights: dict[str, Tensor]
@@ -88,7 +88,7 @@ def write_router(
     head: RouterHead,
     tokenizer: Tokenizer,
 ) -> None:
-    """Writes the four files into an existing folder."""
+    """Write the four files into an existing folder."""
     halves = {
         name: value.to(torch.float16).contiguous()
         for name, value in weights.items()
@@ -103,10 +103,10 @@ def write_router(
 
 
 def read_card(folder: Path) -> RouterCard:
-    """What router.json says.
+    """Read router.json.
 
     Raises:
-        RouterError: it is missing or damaged, or of another version or architecture.
+        RouterError: it is missing or damaged, or of an unsupported version or architecture.
     """
     card = _read_card(folder / CARD)
     if card.get("format") != FORMAT:
@@ -145,7 +145,7 @@ def read_card(folder: Path) -> RouterCard:
 
 
 def read_router(folder: Path) -> RouterFolder:
-    """A whole router folder.
+    """Read a router folder.
 
     Raises:
         RouterError: a file is missing or damaged, or the files do not belong together.

@@ -1,4 +1,4 @@
-"""The report of a training: a confusion table and a reliability plot beside the router."""
+"""Reports on a trained router: a confusion matrix and a reliability diagram."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ RELIABILITY = "reliability.png"
 
 
 def write_report(folder: Path, labels: Sequence[str], kinds: Mapping[str, Judged]) -> None:
-    """Writes `confusion.csv` over all kinds together and `reliability.png` with a line for each.
+    """Write `confusion.csv` over all kinds and `reliability.png` with one curve per kind.
 
-    Kinds without examples are left out.
+    Kinds without examples are omitted.
     """
     kinds = {kind: found for kind, found in kinds.items() if len(found.labels)}
     table = np.zeros((len(labels), len(labels)), np.int64)

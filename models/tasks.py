@@ -1,4 +1,4 @@
-"""Task folders: the samples of each skill, as the router is trained on them."""
+"""Reads task folders: the samples of each skill that the router is trained on."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from dlp_edge.tasks.boilerplate import CommonText
 from dlp_edge.tasks.samples import Sample, read_samples
 
 SPLITS = ("train", "dev")
-LEAST_SAMPLES = 2  # of a split; what samples have in common cannot be told from one
-SAME_SHARE = 0.5  # of a task's prompts: as many found in another task make them one task
+LEAST_SAMPLES = 2  # of a split; common text cannot be found in a single one
+SAME_SHARE = 0.5  # tasks that share more than this fraction of their prompts are rejected
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Task:
 
     @cached_property
     def common(self) -> CommonText:
-        """What the training prompts share."""
+        """The text that the training prompts have in common."""
         return CommonText([sample.prompt for sample in self.train])
 
 
@@ -51,7 +51,7 @@ def read_tasks(folder: Path) -> list[Task]:
     for home in homes:
         if not ADAPTER_NAME.fullmatch(home.name):
             raise RouterError(
-                f"{home.name!r} is no name for an adapter", f"Rename the folder: {NAME_RULE}"
+                f"{home.name!r} is not a valid adapter name", f"Rename the folder: {NAME_RULE}"
             )
     tasks = [Task(home.name, *(_read_split(home, split) for split in SPLITS)) for home in homes]
     _check_distinct(tasks)
@@ -75,7 +75,8 @@ def _read_split(home: Path, split: str) -> tuple[Sample, ...]:
 
 
 def _check_distinct(tasks: Sequence[Task]) -> None:
-    """Raises RouterError where two tasks have mostly the same prompts: nothing tells them apart."""
+    """Raise RouterError if two tasks have mostly the same prompts, so that no router can separate
+    them."""
     prompts = {task.name: {sample.prompt for sample in task.train} for task in tasks}
     for index, task in enumerate(tasks):
         for other in tasks[:index]:
