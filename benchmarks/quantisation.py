@@ -67,7 +67,7 @@ DIGITS = {
 
 
 def write_all(source: Source, scratch: Path) -> tuple[dict[str, Path], BackboneEntry]:
-    """Write the backbone in every format; name -> (folder, manifest entry)."""
+    """Write the backbone in every format; returns name -> folder, and a manifest entry."""
     (scratch / "dense").mkdir()
     dense = DenseBackbone(source, [], "cpu", scratch / "dense")
     own: dict[str, Callable[[Path], object]] = {
