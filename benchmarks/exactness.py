@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from dlp_edge.export.backbone import FORMATS
 from dlp_edge.export.pipeline import export_bundle
-from dlp_edge.export.suppress_output import quiet
+from dlp_edge.export.suppress_output import suppress_output
 from tests.testing.families import FAMILIES, make_adapter, make_backbone
 
 
@@ -39,7 +39,7 @@ def main() -> None:
 def row(scratch: Path, family: str, quantisation: str) -> str:
     folder = scratch / family
     if not folder.exists():
-        with quiet():
+        with suppress_output():
             make_backbone(family, folder / "backbone")
             for name, rank in (("one", 4), ("two", 8)):
                 targets = "all-linear" if name == "one" else ["q_proj", "v_proj"]

@@ -67,7 +67,7 @@ DIGITS = {
 
 
 def write_all(source: Source, scratch: Path) -> tuple[dict[str, Path], BackboneEntry]:
-    """Writes the backbone in every format; name -> folder, and what the runtime needs to know."""
+    """Write the backbone in every format; returns name -> folder, and a manifest entry."""
     (scratch / "dense").mkdir()
     dense = DenseBackbone(source, [], "cpu", scratch / "dense")
     own: dict[str, Callable[[Path], object]] = {
@@ -129,7 +129,7 @@ class Judge:
         return make_engine(graph, pack({}, self._entry.dtype), room, sequences)
 
     def quality(self, folder: Path, decoder: Decoder) -> dict[str, float]:
-        """Perplexity over that of fp32 on each text, and what became of the greedy answers."""
+        """Perplexity relative to fp32 on each text, and agreement of the greedy answers."""
         after = self._losses(decoder)
         answers = np.asarray(self._greedy(folder))
         equal = answers == self._answers

@@ -1,4 +1,4 @@
-"""How good and how fast a router is, through the runtime itself.
+"""Accuracy and speed of a router, measured through the runtime.
 
     python benchmarks/router.py accuracy TASKS ROUTER
     python benchmarks/router.py time TASKS ROUTER [ROUTER ...]
@@ -87,7 +87,7 @@ def load(folder: Path) -> tuple[Router, float]:
 
 
 def disturbances(task: Task, rng: random.Random) -> dict[str, Callable[[Sample], str]]:
-    """What is done to a task's prompts, by name."""
+    """Perturbations of a task's prompts, by name."""
     common = CommonText([sample.prompt for sample in task.train])
     first = [sample.prompt.split("\n")[0] for sample in task.train]
     fixed = {line for line in set(first) if first.count(line) >= 0.05 * len(first)}
@@ -121,7 +121,7 @@ def disturbances(task: Task, rng: random.Random) -> dict[str, Callable[[Sample],
 
 
 def mistyped(text: str, rng: random.Random, rate: float = 0.02) -> str:
-    """The text with neighbouring keys hit, letters lost or doubled, spaces forgotten."""
+    """Add typos: adjacent keys, missing or doubled letters, missing spaces."""
     typed = []
     for sign in text:
         draw = rng.random()
@@ -250,7 +250,7 @@ def prompts_of(tokens: int, tasks: Sequence[Task], tokenizer: Tokenizer) -> list
 
 
 def measure_time(tasks: Sequence[Task], folders: Sequence[Path], albert: bool) -> None:
-    """Alternates between the routers, every prompt new to them."""
+    """Time the routers in alternation, each prompt once."""
     routers = {folder.name: load(folder)[0] for folder in folders}
     if albert:
         first = next(iter(routers.values()))

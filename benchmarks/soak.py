@@ -45,7 +45,7 @@ TENTHS = 10
 
 @dataclass
 class Record:
-    """What the run has seen: a point (seconds, sentences, resident bytes) after every request."""
+    """The measurements of a run: (seconds, sentences, resident bytes) after every request."""
 
     points: list[tuple[float, int, int]] = field(default_factory=list)
     sentences: int = 0
@@ -58,7 +58,7 @@ class Record:
 
 
 class Mix:
-    """Makes requests of every kind, at random but repeatably."""
+    """Makes seeded random requests of every kind."""
 
     def __init__(self, runtime: Runtime, scratch: Path, record: Record, tokens: int) -> None:
         self._runtime = runtime
@@ -201,7 +201,7 @@ def soak(
 
 
 def change(runtime: Runtime, name: str, folder: Path) -> None:
-    """Removes the adapter, or adds it where it is not."""
+    """Remove the adapter, or add it if it is missing."""
     if name in (known.name for known in runtime.adapters):
         runtime.remove_adapter(name)
     else:

@@ -1,4 +1,4 @@
-"""The backbone as an ONNX graph: built dense by onnxruntime-genai's model builder, given adapter
+"""Exports the backbone: a dense ONNX graph from onnxruntime-genai's model builder, with adapter
 slots, then quantised."""
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from dlp_edge.export.quantisation.quantise import HEAD, Chooser, Quantised, Quan
 from dlp_edge.export.quantisation.quantized_matrix import round_int8
 from dlp_edge.export.slots import prepare_graph
 from dlp_edge.export.source import Source
-from dlp_edge.export.suppress_output import quiet
+from dlp_edge.export.suppress_output import suppress_output
 from dlp_edge.export.weights import WeightFile
 
-# What weights can become on each target, and what the graph computes in there.
+# The weight formats of each target, and its compute type.
 FORMATS = {
     "cpu": ("int8", "int4", "nf4", "fp16", "fp32"),
     "cuda": ("int8", "int4", "nf4", "fp16"),
@@ -35,11 +35,11 @@ FORMATS = {
 DTYPES: dict[str, Literal["float32", "float16"]] = {"cpu": "float32", "cuda": "float16"}
 _PRECISIONS = {"cpu": "fp32", "cuda": "fp16"}
 
-Tell = Callable[[float], None]
+OnProgress = Callable[[float], None]
 
 
 def check_format(quantisation: str | None, target: str) -> None:
-    """Raises UsageError for a format that the target does not run; None is its default."""
+    """Raise UsageError if the target does not support the format; None is its default."""
     if target not in FORMATS:
         raise UsageError(f"unknown target {target!r}", f"Use {' or '.join(FORMATS)}")
     if quantisation is not None and quantisation not in FORMATS[target]:
@@ -53,16 +53,16 @@ def check_format(quantisation: str | None, target: str) -> None:
 
 
 class DenseBackbone:
-    """The backbone's graph with its slots, its weights dense: fp32 for the CPU, fp16 for CUDA.
+    """The backbone's dense graph with adapter slots: fp32 for the CPU, fp16 for CUDA.
 
-    Lies in `folder`, which may be removed when all formats have been written.
+    Stored in `folder`, which may be removed once all formats are written.
     """
 
     def __init__(self, source: Source, modules: Iterable[str], target: str, folder: Path) -> None:
-        """Builds it.
+        """Build the graph.
 
         Args:
-            modules: linear layers that need a slot.
+            modules: full names of the linear layers that need a slot.
 
         Raises:
             BackboneError: the builder fails, or its graph is not as expected.
@@ -78,18 +78,18 @@ class DenseBackbone:
         onnx.save(model, self.path)
 
     def default_format(self) -> str:
-        """The fastest format that stays within 1.02 of the source's perplexity: int4 where its
-        weights lie on 4-bit levels already, int8 elsewhere (docs/quantisation.md)."""
+        """The fastest format within 1.02 times the source's perplexity: int4 if its weights already
+        lie on a 4-bit grid, else int8 (docs/quantisation.md)."""
         graph = onnx.load(self.path, load_external_data=False).graph
         data = self.path.with_name(BACKBONE_DATA)
         weights = WeightFile(graph, data, data)
         return "int4" if on_grid(graph, weights, np.float32) else "int8"
 
-    def write(self, quantisation: str, out: Path, tell: Tell) -> BackboneEntry:
-        """Writes `backbone.onnx` and `backbone.onnx.data` in a format into `out`.
+    def write(self, quantisation: str, out: Path, on_progress: OnProgress) -> BackboneEntry:
+        """Write `backbone.onnx` and `backbone.onnx.data` in a format into `out`.
 
         Args:
-            tell: called with the fraction that is done.
+            on_progress: called with the fraction done.
         """
         entry = self.entry(quantisation)
         if quantisation == entry.dtype.replace("float", "fp"):
@@ -98,20 +98,26 @@ class DenseBackbone:
         elif quantisation == "fp16":
             self.rewrite(out, store_half)
         else:
-            self.quantise(out, lambda quantiser: self._chooser(quantisation, quantiser, tell), tell)
+            self.quantise(
+                out,
+                lambda quantiser: self._chooser(quantisation, quantiser, on_progress),
+                on_progress,
+            )
         return entry
 
-    def quantise(self, out: Path, chooser: Callable[[Quantiser], Chooser], tell: Tell) -> None:
-        """Writes the graph with its matrices as a chooser wants them."""
+    def quantise(
+        self, out: Path, chooser: Callable[[Quantiser], Chooser], on_progress: OnProgress
+    ) -> None:
+        """Write the graph, with each matrix in the format that the chooser picks."""
 
         def change(graph: onnx.GraphProto, weights: WeightFile) -> None:
             quantiser = Quantiser(graph, weights, self.target)
-            quantiser.run(chooser(quantiser), lambda done: tell(0.7 + 0.3 * done))
+            quantiser.run(chooser(quantiser), lambda done: on_progress(0.7 + 0.3 * done))
 
         self.rewrite(out, change)
 
     def rewrite(self, out: Path, change: Callable[[onnx.GraphProto, WeightFile], None]) -> None:
-        """Writes the graph after a change to it and its weights."""
+        """Write the graph after `change` has edited it and its weights."""
         model = onnx.load(self.path, load_external_data=False)
         dense = self.path.with_name(BACKBONE_DATA)
         with WeightFile(model.graph, dense, out / BACKBONE_DATA) as weights:
@@ -119,21 +125,21 @@ class DenseBackbone:
         onnx.save(model, out / BACKBONE)
 
     def searcher(self, quantiser: Quantiser) -> Int4:
-        """What chooses for int4."""
+        """The int4 search for this graph."""
         tokenizer = Tokenizer.from_file(str(self.source.folder / "tokenizer.json"))
         return Int4(quantiser, self.path, self.entry("int4"), tokenizer)
 
-    def _chooser(self, quantisation: str, quantiser: Quantiser, tell: Tell) -> Chooser:
+    def _chooser(self, quantisation: str, quantiser: Quantiser, on_progress: OnProgress) -> Chooser:
         if quantisation == "int8":
             return lambda node, matrix: round_int8(matrix, quantiser.dtype)
         if quantisation == "nf4":
             return lambda node, matrix: choose_nf4(node, matrix, quantiser.dtype)
         search = self.searcher(quantiser)
-        search.run(lambda done: tell(0.7 * done))
+        search.run(lambda done: on_progress(0.7 * done))
         return search.choose
 
     def entry(self, quantisation: str) -> BackboneEntry:
-        """What the manifest says of the backbone in a format."""
+        """The manifest entry of the backbone in a format."""
         source, config = self.source, self.source.config
         heads = config["num_attention_heads"]
         return BackboneEntry(
@@ -157,20 +163,22 @@ class DenseBackbone:
 def choose_nf4(
     node: onnx.NodeProto, matrix: npt.NDArray[np.floating], dtype: npt.DTypeLike
 ) -> Quantised:
-    """NF4; int8 for the head, and where rows are no whole blocks: onnxruntime's blocks do not run
-    on into the next row as those of bitsandbytes do."""
+    """NF4, or int8 for the head and for rows that are no multiple of a block: bitsandbytes' blocks
+    continue into the next row, onnxruntime's do not."""
     whole = node.name != HEAD and matrix.shape[1] % NF4_BLOCK == 0
     return round_nf4(matrix) if whole else round_int8(matrix, dtype)
 
 
 def attention_windows(folder: Path) -> list[int]:
-    """For each decoder layer how many tokens it attends to, the present one included; -1 for
-    all. As transformers understands the configuration."""
+    """The attention window of each decoder layer in tokens, the current one included; -1 for all.
+
+    transformers interprets the configuration.
+    """
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder)
     window = getattr(config, "sliding_window", None)
-    # Only a configuration that mixes both kinds lists them.
+    # Only configurations that mix both kinds list them.
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
     return [window if window and kind == "sliding_attention" else -1 for kind in kinds]
 
@@ -182,7 +190,7 @@ def build_graph(
     out: Path,
     extra: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes the builder's own graph, and what onnxruntime-genai needs beside it, into `out`.
+    """Write the model builder's graph, and the files that onnxruntime-genai needs, into `out`.
 
     Args:
         precision: "fp32", "fp16", or the builder's own "int8" and "int4".
@@ -197,16 +205,16 @@ def build_graph(
     settings = {"filename": BACKBONE, **(extra or {})}
     with (
         tempfile.TemporaryDirectory(prefix=".builder-", dir=out) as cache,
-        quiet(),
+        suppress_output(),
     ):
         call = ("", str(folder), str(out), precision, target, cache)
         words = [f"{key}={value}" for key, value in settings.items()]
         try:
             create_model(*call, **parse_extra_options(*call, words))
-        except Exception as error:  # the builder raises whatever it stumbles over
+        except Exception as error:  # the builder raises many types
             if isinstance(error, OSError) and error.errno is not None:
-                raise  # the disk, not the backbone
+                raise  # a disk error, not a fault of the backbone
             raise BackboneError(
                 f"the model builder failed ({type(error).__name__}: {error})",
-                "Check that the backbone's files are whole, and that onnxruntime-genai supports it",
+                "Check that its files are complete, and that onnxruntime-genai supports it",
             ) from error

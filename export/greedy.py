@@ -12,16 +12,17 @@ NEW_TOKENS = 100
 
 
 def prompts() -> list[str]:
-    """Twenty things to ask, none of them in the calibration text."""
+    """Twenty prompts that do not occur in the calibration text."""
     return PROMPTS.read_text(encoding="utf-8").splitlines()
 
 
 def greedy_answers(engine: Engine, asked: Sequence[Sequence[int]], count: int) -> list[list[int]]:
-    """The `count` most probable tokens, one after the other, after each of the prompts `asked`,
-    of the base model; the ends of answers are passed over.
+    """Greedy answers of the base model to the prompts, as a batch; EOS does not end them.
 
     Args:
-        engine: with a sequence for each prompt.
+        engine: with one sequence per prompt.
+        asked: token ids of the prompts.
+        count: new tokens per answer.
     """
     decoder = engine.decoder
     answers = [[int(decoder.prefill(ids, sequence).argmax())] for sequence, ids in enumerate(asked)]

@@ -1,4 +1,4 @@
-"""`export_bundle`: the ordered steps from backbone, adapters and router to a bundle."""
+"""`export_bundle`: the steps from backbone, adapters and router to a bundle."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from dlp_edge.runtime.engine.ort_errors import LOADING, memory_for
 from dlp_edge.untrusted.chat_template import ChatTemplate
 from dlp_edge.untrusted.regular_file import sha256_of
 
-LARGEST_LOSS = 1.02  # of perplexity, by a format that nobody asked for
+LARGEST_LOSS = 1.02  # perplexity ratio above which the default format gets a remark
 
 Progress = Callable[[str, float], None]
 
@@ -45,71 +45,71 @@ def export_bundle(
     chat_template: str | None = None,
     on_progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Writes a bundle folder and returns its report (the content of `report.json`).
+    """Write a bundle folder; returns the content of its `report.json`.
 
     Args:
         backbone: a folder, a GGUF file or a hub id.
         adapters: name -> folder of a PEFT adapter.
-        router: what `dlp-edge train-router` wrote; None makes a bundle whose adapters the
-            application pins.
-        out: the bundle to write; an existing bundle is replaced only when the new one is whole.
-        quantisation: one of `FORMATS` for the target; None is the fastest that stays within 1.02
-            of the source's perplexity.
+        router: a folder written by `dlp-edge train-router`; None makes a bundle without routing,
+            whose adapters the application pins.
+        out: the bundle to write; an existing one is replaced only once the new one is complete.
+        quantisation: one of `FORMATS` for the target; None picks the fastest within 1.02 times the
+            source's perplexity.
         target: "cpu" or "cuda", the device that the bundle is for.
         chat_template: Jinja text instead of the backbone's own template.
         on_progress: called with (step, fraction).
 
     Raises:
-        UsageError, BackboneError, AdapterError, RouterError, ResourceError: see each; nothing
-            is left behind.
+        UsageError, BackboneError, AdapterError, RouterError, ResourceError: an input is invalid,
+            or there is not enough disk space or memory. No partial bundle is left behind.
     """
-    tell = on_progress or (lambda step, fraction: None)
+    notify = on_progress or (lambda step, fraction: None)
     check_format(quantisation, target)
     _check_template(chat_template)
     check_target(out, is_bundle)
     if router is not None:
         _check_labels(router_labels(router), adapters)
 
-    begun = time.perf_counter()
-    tell("reading the backbone", 0.0)
-    check_space(out.resolve(), 4 * dequantised_bytes(backbone))  # that, and then as below
+    start_time = time.perf_counter()
+    notify("reading the backbone", 0.0)
+    check_space(out.resolve(), 4 * dequantised_bytes(backbone))  # dequantised weights
     with staged(out, is_bundle) as staging, load_source(backbone, staging) as source:
         template = source.chat_template if chat_template is None else chat_template
         _check_template(template)
         sizes = source.linear_sizes()
-        tell("reading the adapters", 0.15)
-        found = read_adapters(adapters, sizes)
+        notify("reading the adapters", 0.15)
+        loaded = read_adapters(adapters, sizes)
         weights = sum(path.stat().st_size for path in source.folder.glob("*.safetensors"))
-        check_space(out, 3 * weights)  # dense weights, at twice their size if they are bf16
+        check_space(out, 3 * weights)  # dense weights, which double if they are bf16
 
-        tell("building the backbone", 0.2)
-        modules = {module for adapter in found for module in adapter.pairs}
-        entry = _write_backbone(source, modules, quantisation, target, staging, tell)
-        tell("packing the adapters", 0.6)
-        stacked = adapter_stack.pack({a.name: a.pairs for a in found}, entry.dtype)
+        notify("building the backbone", 0.2)
+        modules = {module for adapter in loaded for module in adapter.pairs}
+        entry = _write_backbone(source, modules, quantisation, target, staging, notify)
+        notify("packing the adapters", 0.6)
+        stacked = adapter_stack.pack({a.name: a.pairs for a in loaded}, entry.dtype)
         (staging / files.ADAPTERS).write_bytes(adapter_stack.to_bytes(stacked))
-        tell("exporting the router", 0.65)
+        notify("exporting the router", 0.65)
         router_entry = None
         if router is not None:
             router_entry = export_router(router, staging)
         shutil.copyfile(source.folder / "tokenizer.json", staging / files.TOKENIZER)
 
-        tell("comparing with transformers and PEFT", 0.75)
+        notify("comparing with transformers and PEFT", 0.75)
         asked = _prompts(template, source, staging / files.TOKENIZER, entry.context_length)
-        content = _report(source, found, entry, target, stacked, staging, asked)
+        content = _report(source, loaded, entry, target, stacked, staging, asked)
         if quantisation is None and content["perplexity"]["ratio"] > LARGEST_LOSS:
             content["remarks"].append(
                 f"{entry.quantisation}, the default here, costs more than {LARGEST_LOSS} times the "
                 "source's perplexity"
             )
-        content["seconds"] = time.perf_counter() - begun
+        content["seconds"] = time.perf_counter() - start_time
         (staging / files.REPORT).write_text(json.dumps(content, indent=1), encoding="utf-8")
         manifest = Manifest(
             created_with=__version__,
             target=target,
             backbone=entry,
             chat_template=template,
-            adapters=tuple(adapter.entry for adapter in found),
+            adapters=tuple(adapter.entry for adapter in loaded),
             router=router_entry,
             files={
                 path.name: FileEntry(path.stat().st_size, sha256_of(path))
@@ -117,8 +117,8 @@ def export_bundle(
             },
         )
         (staging / files.MANIFEST).write_text(dump_manifest(manifest), encoding="utf-8")
-        tell("finishing", 0.98)
-    tell("done", 1.0)
+        notify("finishing", 0.98)
+    notify("done", 1.0)
     return content
 
 
@@ -133,17 +133,17 @@ def _write_backbone(
     quantisation: str | None,
     target: str,
     staging: Path,
-    tell: Progress,
+    notify: Progress,
 ) -> BackboneEntry:
     with tempfile.TemporaryDirectory(prefix=".dense-", dir=staging) as scratch:
         dense = DenseBackbone(source, modules, target, Path(scratch))
         chosen = quantisation or dense.default_format()
         step = f"quantising the backbone ({chosen})"
-        return dense.write(chosen, staging, lambda done: tell(step, 0.3 + 0.3 * done))
+        return dense.write(chosen, staging, lambda done: notify(step, 0.3 + 0.3 * done))
 
 
 def _files(staging: Path) -> list[Path]:
-    """The bundle's files; folders beside them are scratch space that is about to go."""
+    """The bundle's files; folders beside them are scratch space."""
     return sorted(path for path in staging.iterdir() if path.is_file())
 
 
@@ -166,7 +166,7 @@ def _check_labels(labels: tuple[str, ...], adapters: Mapping[str, Path]) -> None
 def _prompts(
     template: str | None, source: Source, tokenizer: Path, context_length: int
 ) -> list[list[int]]:
-    """The prompts that formats are compared on, as token ids that leave room for the answer."""
+    """Token ids of the comparison prompts, cut to leave room for the answers."""
     chat = ChatTemplate(template)
     encode = Tokenizer.from_file(str(tokenizer)).encode
     texts = [
@@ -186,8 +186,10 @@ def _report(
     staging: Path,
     asked: list[list[int]],
 ) -> dict[str, Any]:
-    """The content of `report.json`. Everything is measured on the CPU, whose arithmetic is that
-    of the target; only time is not."""
+    """The content of `report.json`, measured on the CPU.
+
+    Accuracy carries over to another target; time does not, so it is left out there.
+    """
     device = choose_device("cpu", "cpu", None)
     with memory_for(LOADING):
         graph = open_backbone(staging / files.BACKBONE, entry, device)

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from dlp_edge.bundle.peft_reader import PeftAdapter
 from dlp_edge.errors import AdapterError, BackboneError
 from dlp_edge.export.source import Source
-from dlp_edge.export.suppress_output import quiet
+from dlp_edge.export.suppress_output import suppress_output
 from dlp_edge.runtime.decoding.engine import Engine
 from dlp_edge.runtime.engine.decoder import Decoder
 
@@ -25,14 +25,13 @@ PARITY_TOKENS = 200
 PERPLEXITY_TOKENS = 1024
 TIMED_AFTER = 256
 TIMED_STEPS = 64
-CHECK_TOKENS = 32  # for each adapter alone
-# The mean |difference| of logits that an adapter alone may show: rounding, or so many times what
-# quantisation costs the base model.
+CHECK_TOKENS = 32  # when each adapter is compared alone
+# Tolerance for the mean |difference| of an adapter's logits: EXACT for rounding, or SLACK times the
+# base model's difference by quantisation.
 EXACT = 1e-2
 SLACK = 5.0
-# The most that the base model's logits may differ, in standard deviations of the source's logits
-# at a position (root mean square over the text): int4 on random weights reaches 0.3, a graph that
-# is another model 1.4.
+# Tolerance for the RMS difference of the base model's logits, in standard deviations of the
+# source's logits: int4 on random weights reaches 0.3, a different model 1.4.
 ANOTHER_MODEL = 0.7
 Logits = npt.NDArray[np.float32]
 
@@ -44,11 +43,10 @@ def measure(
     engine: Engine,
     answers: Sequence[tuple[Sequence[int], Sequence[int]]],
 ) -> dict[str, Any]:
-    """Compares the exported graph with the source under transformers and PEFT, in fp32.
+    """Compare the exported graph with the source under transformers and PEFT, in fp32.
 
-    The fusion compared is the first two adapters at 0.6 and 0.4 (the only one at 1.0).
-
-    Every adapter is also compared alone, and refused if it does something else than under PEFT.
+    Compares the base model, each adapter alone, and a fusion: the first two adapters at 0.6 and
+    0.4, or a single one at 1.0.
 
     Args:
         answers: prompts and the bundle's own greedy answers to them (ids).
@@ -60,8 +58,8 @@ def measure(
         `greedy`: see `_agreement`; `milliseconds_per_token`: the median of single steps.
 
     Raises:
-        AdapterError: an adapter's arithmetic is not PEFT's.
-        BackboneError: the exported graph gives numbers that are not finite.
+        AdapterError: an adapter's logits differ from PEFT's.
+        BackboneError: the graph's logits are not finite, or differ from the source's.
     """
     text = HELDOUT.read_text(encoding="utf-8")
     ids = tokenizer.encode(text, add_special_tokens=False).ids
@@ -72,13 +70,13 @@ def measure(
 
     reference = _Reference(source.folder)
     expected = reference.logits(ids)
-    found = _bundle_logits(engine, {}, ids)
-    before, after = perplexity(expected, ids), perplexity(found, ids)
+    actual = _bundle_logits(engine, {}, ids)
+    before, after = perplexity(expected, ids), perplexity(actual, ids)
     if not np.isfinite(after):
         raise BackboneError("the exported backbone's logits are not finite", "Check its weights")
-    _check_backbone(found, expected)
+    _check_backbone(actual, expected)
     greedy = _agreement(reference, answers)
-    parity = {"base": _differences(found[:PARITY_TOKENS], expected[:PARITY_TOKENS])}
+    parity = {"base": _differences(actual[:PARITY_TOKENS], expected[:PARITY_TOKENS])}
     limit = max(EXACT, SLACK * parity["base"]["mean_abs_difference"])
     reference.load(adapters)
     for adapter in adapters:
@@ -108,12 +106,11 @@ def measure(
 def _agreement(
     reference: _Reference, answers: Sequence[tuple[Sequence[int], Sequence[int]]]
 ) -> dict[str, Any]:
-    """How far the bundle's greedy answers are the source's.
+    """Agreement of the bundle's greedy answers with the source.
 
     Returns:
-        `agreement`: the share of tokens that the source, given the same text so far, would have
-        chosen too; `same_start`: the tokens before the first that it would not (their mean), so
-        far the two answers are the same when each runs for itself.
+        `agreement`: the share of tokens that the source would choose too, given the same prefix;
+        `same_start`: the mean number of tokens before the first disagreement.
     """
     equal = []
     for prompt, answer in answers:
@@ -128,22 +125,22 @@ def _agreement(
 
 
 def step_time(decoder: Decoder, ids: Sequence[int]) -> float:
-    """The median time of a token in ms, after TIMED_AFTER tokens of context."""
+    """Median time per token in ms, after TIMED_AFTER tokens of context."""
     steps = min(TIMED_STEPS, decoder.max_context // 2)
     start = min(TIMED_AFTER, decoder.max_context - steps)
     decoder.truncate(0)
     decoder.prefill(ids[:start])
     times = []
     for token in ids[:steps]:
-        begun = time.perf_counter()
+        start_time = time.perf_counter()
         decoder.step([token])
-        times.append(time.perf_counter() - begun)
+        times.append(time.perf_counter() - start_time)
     return 1e3 * statistics.median(times)
 
 
-def _check_backbone(found: Logits, expected: Logits) -> None:
-    """A graph may lose by quantisation, but must be the source's."""
-    apart = np.sqrt(((found - expected) ** 2).mean() / expected.var(axis=1).mean())
+def _check_backbone(actual: Logits, expected: Logits) -> None:
+    """Raise BackboneError if the difference is larger than quantisation explains."""
+    apart = np.sqrt(((actual - expected) ** 2).mean() / expected.var(axis=1).mean())
     if not apart <= ANOTHER_MODEL:
         raise BackboneError(
             f"the exported graph is not the backbone: its logits are {apart:.2g} standard "
@@ -153,7 +150,7 @@ def _check_backbone(found: Logits, expected: Logits) -> None:
 
 
 def _check_parity(adapter: PeftAdapter, difference: float, limit: float) -> None:
-    """An adapter may differ from PEFT by rounding and quantisation, not by its arithmetic."""
+    """Raise AdapterError if the difference is larger than rounding and quantisation explain."""
     if not difference <= limit:
         raise AdapterError(
             f"adapter {adapter.name} does not do in the bundle what it does under PEFT (logits "
@@ -171,12 +168,12 @@ def perplexity(logits: Logits, ids: Sequence[int]) -> float:
     return float(np.exp((log_sum - chosen).mean()))
 
 
-def _differences(found: Logits, expected: Logits) -> dict[str, Any]:
-    difference = np.abs(found - expected)
+def _differences(actual: Logits, expected: Logits) -> dict[str, Any]:
+    difference = np.abs(actual - expected)
     return {
         "max_abs_difference": float(difference.max()),
         "mean_abs_difference": float(difference.mean()),
-        "greedy_agreement": float((found.argmax(1) == expected.argmax(1)).mean()),
+        "greedy_agreement": float((actual.argmax(1) == expected.argmax(1)).mean()),
     }
 
 
@@ -187,24 +184,24 @@ def _bundle_logits(engine: Engine, fusion: Mapping[str, float], ids: Sequence[in
 
 
 class _Reference:
-    """The source in transformers, and PEFT on top of it once adapters are fused."""
+    """The source under transformers, with its adapters under PEFT."""
 
     def __init__(self, folder: Path) -> None:
         from transformers import AutoModelForCausalLM
 
-        with quiet():
+        with suppress_output():
             self._model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         self._model.eval()
 
     def load(self, adapters: Sequence[PeftAdapter]) -> None:
-        """Loads the adapters, under names that PEFT accepts as attributes of a module."""
-        with quiet():
+        """Load the adapters, renamed so that PEFT accepts the names as module attributes."""
+        with suppress_output():
             from peft import PeftModel
 
         self._names = {adapter.name: f"adapter_{i}" for i, adapter in enumerate(adapters)}
         for adapter in adapters:
             place = {"adapter_name": self._names[adapter.name]}
-            with quiet():
+            with suppress_output():
                 if isinstance(self._model, PeftModel):
                     self._model.load_adapter(adapter.folder, **place)
                 else:
@@ -218,8 +215,8 @@ class _Reference:
 
     @torch.no_grad()
     def logits(self, ids: Sequence[int], fusion: Mapping[str, float] | None = None) -> Logits:
-        """Logits [S, V] after each of the ids; PEFT adds the adapters of the fusion, each scaled
-        by its weight."""
+        """Logits [S, V] at each of the ids [S], with the adapters of the fusion scaled by their
+        weights."""
         if fusion:
             self._model.base_model.set_adapter([self._names[name] for name in fusion])
             weights = {self._names[name]: weight for name, weight in fusion.items()}

@@ -1,11 +1,11 @@
-"""The router's graph: a router folder becomes router.onnx and the files beside it.
+"""Exports a router folder to router.onnx, the last layer and the tokenizer.
 
-The mini-MLP's graph is written node by node rather than by `torch.onnx.export`: some sixty nodes,
-weights that stay fp16 in the file (half the size) and are widened to float32 when the session
-loads, and no trace of padding. It reads one window at a time, so there is no mask.
+The mini-MLP's graph is built node by node instead of by `torch.onnx.export`. That gives about sixty
+nodes, fp16 weights in the file (half the size) that are cast to float32 at load time, and no mask:
+the router reads one unpadded input at a time.
 
-ALBERT's graph is written by `torch.onnx.export`: optimum-onnx would pin transformers below 4.58,
-which the backbone's export cannot use.
+`torch.onnx.export` writes ALBERT's graph: optimum-onnx requires transformers below 4.58, which the
+backbone's export cannot use.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from dlp_edge.runtime.routing.router_input import PROMPT_SEGMENTS, SEGMENTS, Rou
 
 OPSET = 17
 TOLERANCE = 1e-4
-# What the two engines are compared on: a prompt, a sentence start, nothing, more than fits.
+# Inputs to compare both engines on: a prompt, a sentence start, empty, more than fits.
 PROBES = (
     ("Write an email to Ann. How much is 12 + 30?", ""),
     ("Write an email to Ann.\nHow much is 12 + 30?", "Dear Ann, see you soon.\nThe"),
@@ -52,11 +52,11 @@ def router_labels(router: Path) -> tuple[str, ...]:
 
 
 def export_router(router: Path, out: Path) -> RouterEntry:
-    """Writes the router's graph, last layer and tokenizer into `out`; gives its manifest entry.
+    """Write the router's graph, last layer and tokenizer into `out`; returns its manifest entry.
 
     Raises:
-        RouterError: the folder is missing, damaged or of another version or architecture, or
-            the graph does not compute what torch does.
+        RouterError: the folder is missing, damaged or of an unsupported version or
+            architecture, or the graph's features differ from torch's.
     """
     folder = read_router(router)
     network = _load_network(folder, router)
@@ -103,7 +103,7 @@ def trace_graph(network: RouterNetwork) -> bytes:
     """input_ids [1, L] int64 -> features [1, F] float32, by torch's exporter."""
     ids = torch.zeros((1, 24), dtype=torch.int64)
     ids[:, ::2] = network.separator
-    wrapped = _OneWindow(network).eval()
+    wrapped = _Unbatched(network).eval()
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         path = Path(folder) / ROUTER
@@ -120,8 +120,8 @@ def trace_graph(network: RouterNetwork) -> bytes:
         return path.read_bytes()
 
 
-class _OneWindow(torch.nn.Module):
-    """A network for one window, which needs no mask."""
+class _Unbatched(torch.nn.Module):
+    """A network with a single input, which needs no mask."""
 
     def __init__(self, network: RouterNetwork) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ class _OneWindow(torch.nn.Module):
 
 
 def build_graph(network: RouterMLP) -> onnx.ModelProto:
-    """input_ids [B, L] int64 (each row a whole window) -> features [B, F] float32."""
+    """input_ids [B, L] int64 (unpadded inputs) -> features [B, F] float32."""
     graph = _Graph()
     _add_members(graph, network)
     _add_means(graph, network)
@@ -273,16 +273,16 @@ class _Graph:
 
 
 def _compare(network: RouterNetwork, model: bytes, folder: RouterFolder) -> None:
-    """Raises RouterError unless onnxruntime gives torch's features on the probes."""
+    """Raise RouterError if onnxruntime's features differ from torch's on the probes."""
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     reader = RouterInputEncoder(folder.tokenizer, folder.card.settings)
     for prompt, generated in PROBES:
         ids = np.array([reader.encode(prompt, generated)], np.int64)
-        (found,) = session.run(["features"], {"input_ids": ids})
+        (actual,) = session.run(["features"], {"input_ids": ids})
         with torch.no_grad():
             whole = torch.ones(ids.shape, dtype=torch.bool)
             expected = network.features(torch.from_numpy(ids), whole).numpy()
-        difference = float(np.abs(found - expected).max())
+        difference = float(np.abs(actual - expected).max())
         if not difference <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
             raise RouterError(
                 f"the router's graph differs from torch by {difference:.1e} in its features",

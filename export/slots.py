@@ -1,11 +1,11 @@
-"""Graph surgery: from the builder's ONNX graph to the one the runtime drives.
+"""Rewrites the model builder's ONNX graph into the one that the runtime executes.
 
-Changes, all independent of the quantisation:
+Changes, independent of the quantisation:
 - adapter slots: `y = MatMul(x)` becomes `y = MatMul(x) + (x A^T) B` with A and B as graph inputs;
-- the head runs only on the positions asked for (input `logit_positions`);
+- the head runs only on the requested positions (input `logit_positions`);
 - sequence lengths are inputs (`seqlens_k`, `total_sequence_length`) instead of being summed from
   an attention mask that grows with every token;
-- every attention layer has the window of the source's configuration.
+- every attention layer has the window size of the source's configuration.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ def prepare_graph(
     sizes: dict[str, tuple[int, int]],
     windows: Sequence[int],
 ) -> tuple[Slot, ...]:
-    """Rewrites the builder's graph in place and returns its slots.
+    """Rewrite the builder's graph in place; returns its slots.
 
     Args:
         model: the graph, without its external data.
         modules: linear layers that some adapter changes, by full name.
         sizes: (input size, output size) of every linear layer of the backbone.
-        windows: for each decoder layer how many tokens it attends to; -1 for all.
+        windows: attention window of each decoder layer in tokens; -1 for all.
 
     Raises:
-        BackboneError: the graph has not the nodes that the surgery needs.
+        BackboneError: the graph lacks a node that the rewrite needs.
     """
     graph = model.graph
     _select_logit_positions(graph)
@@ -94,8 +94,11 @@ def _give_lengths(graph: onnx.GraphProto) -> None:
 
 
 def _set_windows(graph: onnx.GraphProto, windows: Sequence[int]) -> None:
-    """The builder leaves Mistral's windows out, and gives others a cache that is only as long as
-    the window; ours is whole, so that it can be truncated and kept."""
+    """Set every attention window from the configuration.
+
+    The builder omits Mistral's, and gives others a cache as short as the window; ours is full
+    length, so that it can be truncated and reused.
+    """
     for node in graph.node:
         if node.op_type != "GroupQueryAttention":
             continue
@@ -109,7 +112,7 @@ def _set_windows(graph: onnx.GraphProto, windows: Sequence[int]) -> None:
 
 
 def _remove_unused(graph: onnx.GraphProto) -> None:
-    """Drop nodes that no output needs any more."""
+    """Remove nodes that no output depends on."""
     needed = {output.name for output in graph.output}
     kept: list[onnx.NodeProto] = []
     for node in reversed(graph.node):
@@ -179,7 +182,7 @@ def _insert_slot(graph: onnx.GraphProto, slot: Slot) -> None:
     a, b = f"{slot.name}.A", f"{slot.name}.B"
     dtype = _float_type(graph)
     nodes = [
-        # transB: A stays as PEFT stores it, so fusing adapters is copying whole rows.
+        # transB: A keeps PEFT's layout, so that fusing adapters copies whole rows.
         helper.make_node(
             "FusedMatMul",
             [x, a],

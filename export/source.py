@@ -1,5 +1,4 @@
-"""Where a backbone comes from: a folder, a hub id or a GGUF file, all made into one folder in
-Hugging Face's layout."""
+"""Opens a backbone from a folder, a hub id or a GGUF file, as a folder in Hugging Face layout."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from dlp_edge.errors import BackboneError, ResourceError
-from dlp_edge.export.suppress_output import quiet
+from dlp_edge.export.suppress_output import suppress_output
 from dlp_edge.models.architectures import (
     PROJECTIONS,
     check_supported,
@@ -27,7 +26,7 @@ from dlp_edge.untrusted.regular_file import sha256_of
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _FILES = (".gguf", ".bin", ".safetensors", ".onnx")
-# What a hub repository must give; never pickled weights.
+# Files to download from a hub repository; never pickled weights.
 _HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model")
 
 
@@ -46,11 +45,11 @@ class Source:
 
     Attributes:
         folder: config.json, *.safetensors, tokenizer.json.
-        name: as people call it.
-        fingerprint: SHA-256 of the weights as they were given.
+        name: for display.
+        fingerprint: SHA-256 of the weights before any dequantisation.
         config: the content of config.json.
         chat_template: the tokenizer's, or None.
-        bos_token, eos_token: their texts, which chat templates ask for; "" where there is none.
+        bos_token, eos_token: their text, for chat templates; "" if there is none.
         eos_token_ids: tokens that end an answer.
     """
 
@@ -88,13 +87,13 @@ class Source:
 
 @contextmanager
 def load_source(backbone: str, scratch: Path | None = None) -> Iterator[Source]:
-    """Opens a backbone: a folder, a GGUF file or a hub id.
+    """Open a backbone: a folder, a GGUF file or a hub id.
 
-    A GGUF file is dequantised by transformers into a temporary folder, which is removed at the
-    end of the context.
+    transformers dequantises a GGUF file into a temporary folder, which is removed at the end of
+    the context.
 
     Args:
-        scratch: where that folder is made; None is the system's place for temporary files.
+        scratch: parent of that folder; None is the system's temporary directory.
 
     Raises:
         BackboneError: it cannot be found or read, or its architecture is not supported.
@@ -117,8 +116,7 @@ def load_source(backbone: str, scratch: Path | None = None) -> Iterator[Source]:
 
 
 def dequantised_bytes(backbone: str) -> int:
-    """What a GGUF file will take as fp32 weights; 0 for a backbone that is none, or cannot be
-    read."""
+    """Size of a GGUF file's weights in fp32, in bytes; 0 for other or unreadable backbones."""
     from gguf import GGUFReader
 
     path = Path(backbone)
@@ -126,32 +124,32 @@ def dequantised_bytes(backbone: str) -> int:
         return 0
     try:
         return 4 * sum(int(tensor.n_elements) for tensor in GGUFReader(path).tensors)
-    except Exception:  # the reader raises whatever it stumbles over; `load_source` names it
+    except Exception:  # the reader raises many types; `load_source` reports the error
         return 0
 
 
 def dequantise_gguf(path: Path, out: Path) -> None:
-    """Writes a GGUF file as a Hugging Face folder with fp32 weights."""
+    """Convert a GGUF file to a Hugging Face folder with fp32 weights."""
     import torch
     from gguf import GGUFReader
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        # Asked first: dequantising takes minutes for a large file.
+        # Check first: dequantising a large file takes minutes.
         field = GGUFReader(path).get_field("general.architecture")
         check_supported_gguf(str(field.contents() if field else None))
-        with quiet():
+        with suppress_output():
             model = AutoModelForCausalLM.from_pretrained(
                 path.parent, gguf_file=path.name, dtype=torch.float32
             )
             tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     except BackboneError:
         raise
-    except Exception as error:  # the reader raises whatever it stumbles over
+    except Exception as error:  # the reader raises many types
         raise BackboneError(
             f"{path.name} cannot be read ({type(error).__name__}: {error})",
-            "Check that the file is whole, and its architecture supported",
+            "Check that the file is complete, and its architecture supported",
         ) from error
     # save_pretrained refuses a model that came from a quantised file, so the state is written
     # by hand; a tied head is left out as transformers does.
@@ -165,10 +163,10 @@ def dequantise_gguf(path: Path, out: Path) -> None:
     tensors = {key: value.contiguous() for key, value in state.items()}
     try:
         save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
-    except SafetensorError as error:  # it has no errno to tell a full disk by
+    except SafetensorError as error:  # it has no errno to recognise a full disk by
         raise ResourceError(
             f"the dequantised weights cannot be written ({error})",
-            "Make room: they take four bytes a parameter",
+            "Free disk space: they take 4 bytes per parameter",
         ) from error
     tokenizer.save_pretrained(out)
 

@@ -1,4 +1,4 @@
-"""Keeping the libraries' own talk off the user's terminal."""
+"""Silences libraries that print and log to the user's terminal."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Drops what the block prints and logs: the builder has a line per node, transformers draws
-    bars of its own. Errors say what matters."""
-    said = io.StringIO()
+def suppress_output() -> Iterator[None]:
+    """Discard what the block prints and logs: the model builder prints a line per node, and
+    transformers draws its own progress bars. Errors still propagate."""
+    discarded = io.StringIO()
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        with contextlib.redirect_stdout(discarded), contextlib.redirect_stderr(discarded):
             yield
     finally:
         logging.disable(level)

@@ -1,5 +1,5 @@
-"""The weights of a graph while it is rewritten: read one matrix at a time, written one at a time,
-so that no export holds a dense model in memory."""
+"""Weights of a graph during a rewrite: reads and writes one tensor at a time, so that no export
+holds a dense model in memory."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from onnx import TensorProto, helper
 from onnx.external_data_helper import ExternalDataInfo, set_external_data
 
 Array = npt.NDArray[Any]
-SMALL = 1024  # bytes; shapes must lie in the graph, where onnxruntime can see them
-PAGE = 4096  # onnxruntime maps weights into memory; pages start here on all systems
+SMALL = 1024  # bytes; smaller tensors stay in the graph, where onnxruntime must find shapes
+PAGE = 4096  # alignment: onnxruntime memory-maps weights
 
 
 class WeightFile:
-    """The initializers of `graph`: old ones lie in `source`, all that are left or added when the
-    context ends lie in `target`."""
+    """The initializers of `graph`: read from `source`, written to `target`.
+
+    The end of the context copies the initializers that are still in use.
+    """
 
     def __init__(self, graph: onnx.GraphProto, source: Path, target: Path) -> None:
         self._graph = graph
@@ -50,7 +52,7 @@ class WeightFile:
         return tuple(self._tensors[name].dims)
 
     def read(self, name: str) -> Array:
-        """A tensor of the source."""
+        """Read a tensor from the source."""
         tensor = self._tensors[name]
         if not tensor.external_data:
             return onnx.numpy_helper.to_array(tensor)
@@ -64,7 +66,7 @@ class WeightFile:
         return flat.reshape(tuple(tensor.dims))
 
     def add(self, name: str, array: Array) -> str:
-        """Writes a tensor under a new name, and returns the name."""
+        """Write a tensor under a new name; returns the name."""
         tensor = self._graph.initializer.add()
         tensor.name = name
         self._tensors[name] = tensor
@@ -72,12 +74,11 @@ class WeightFile:
         return name
 
     def drop(self, name: str) -> None:
-        """Forgets a tensor of the source, so that a node may give its name to what it makes."""
+        """Remove a tensor of the source, so that the output of a node may take its name."""
         del self._tensors[name]
 
     def _copy_rest(self) -> None:
-        """Drops the tensors that no node reads any more, and copies the others."""
-        used = {name for node in self._graph.node for name in node.input}
+        """Drop unused tensors and copy the others to the target."""
         used = {name for node in self._graph.node for name in node.input}
         kept = [
             tensor

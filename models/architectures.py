@@ -1,4 +1,4 @@
-"""The backbones that can be exported, and how PEFT's module names map to the exported graph."""
+"""Supported backbones, and the mapping from PEFT's module names to the exported graph."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ GGUF_NAMES = {
     "Gemma2ForCausalLM": "gemma2",
 }
 SUPPORTED = tuple(GGUF_NAMES)
-# Scalings of the rotary embedding that the builder's graph has right. Of `linear` and `yarn` it
-# makes another model without a word; `dynamic` and `longrope` change beyond a length that an
-# export does not compare.
+# RoPE scalings that the builder exports correctly. It silently mistranslates `linear` and `yarn`;
+# `dynamic` and `longrope` change only beyond the length that an export compares.
 ROPE_TYPES = ("default", "llama3")
 
 
@@ -30,10 +29,10 @@ class Projection:
     """One linear layer of a decoder layer.
 
     Attributes:
-        module: its name within the layer, as transformers and PEFT have it.
-        node: the prefix of its own node within the layer of the graph.
-        packed: the prefix of the node that holds it together with others of the same input,
-            where the builder packs them.
+        module: its name within the layer in transformers and PEFT.
+        node: prefix of its node within the layer of the graph.
+        packed: prefix of the node that packs it with others of the same input, if the builder
+            packs them.
     """
 
     module: str
@@ -60,7 +59,7 @@ def module_name(layer: int, module: str) -> str:
 
 
 def check_supported(config: Mapping[str, Any]) -> None:
-    """Raises BackboneError unless the architecture of a `config.json` is supported."""
+    """Raise BackboneError unless the architecture of a `config.json` is supported."""
     architectures = config.get("architectures")
     first = architectures[0] if isinstance(architectures, list) and architectures else None
     if first not in SUPPORTED:
@@ -72,7 +71,7 @@ def check_supported(config: Mapping[str, Any]) -> None:
 
 
 def check_supported_gguf(architecture: str) -> None:
-    """Raises BackboneError unless the `general.architecture` of a GGUF file is supported."""
+    """Raise BackboneError unless the `general.architecture` of a GGUF file is supported."""
     if architecture not in GGUF_NAMES.values():
         raise _not_supported(f"architecture is {architecture}", sorted(set(GGUF_NAMES.values())))
 

@@ -16,10 +16,10 @@ from dlp_edge.models.evaluation import Array, Judged, judged
 
 FOREIGN = ("other texts", "out-of-scope file")  # kinds of text that no task is for
 TEMPERATURES = tuple(round(0.5 * 1.05**step, 3) for step in range(40))  # 0.5 to 3.4
-MIN_CONFIDENCE = 0.25  # below what a blend of three asks for
-# Doubt is set so that this share of other texts gets no adapter, as long as these shares of the
-# tasks' own held-out text keep theirs. The goal is high: half of those texts come from a grammar
-# that training knows, while foreign text at run time does not.
+MIN_CONFIDENCE = 0.25  # lower than a fusion of three needs
+# The out-of-scope bias is raised until this share of out-of-scope texts gets no adapter, while at
+# least the shares in KEPT of in-scope held-out text keep theirs. The goal is high because half of
+# those texts come from the grammar used in training, unlike out-of-scope text at run time.
 OTHERS_GOAL = 0.995
 KEPT = {"prompts": 0.997, "bare prompts": 0.988, "chat turns": 0.99, "sentences of two": 0.99}
 MOST_LOST = 0.005  # of what is kept without any doubt, where that is less than KEPT
@@ -28,8 +28,8 @@ BIASES = tuple(round(-1 + 0.1 * step, 1) for step in range(71))  # -1 to 6
 
 
 def best_temperature(scores: Mapping[str, Tensor], held_out: Mapping[str, Windows]) -> float:
-    """The one with the smallest loss among the adapters, every kind of examples counting the
-    same."""
+    """The temperature with the smallest cross-entropy over the adapters; each kind of examples has
+    equal weight."""
 
     def loss(temperature: float) -> float:
         return sum(
@@ -49,8 +49,8 @@ def doubt_bias(
     num_labels: int,
     temperature: float,
 ) -> float:
-    """What nobody's row needs so that OTHERS_GOAL of the held-out other texts get no adapter, as
-    far as the shares of KEPT allow; no more than that, since it takes from every confidence."""
+    """The smallest bias of the out-of-scope row with which OTHERS_GOAL of out-of-scope texts get
+    no adapter, as far as KEPT allows. A larger bias would lower every confidence."""
 
     def kept(bias: float, kind: str) -> float:
         z = shifted({kind: scores[kind]}, bias)[kind]
@@ -116,7 +116,7 @@ def least_confidence(prompts: Judged) -> float:
 
 
 def shifted(scores: Mapping[str, Tensor], bias: float) -> dict[str, Tensor]:
-    """Scores with a bias more on the last row, nobody's."""
+    """Add a bias to the scores of the last row, the out-of-scope row."""
     return {
         kind: torch.cat([z[:, :-1], z[:, -1:] + bias], 1).double() for kind, z in scores.items()
     }

@@ -1,4 +1,4 @@
-"""How good a router is: accuracy, calibration and confusions on examples it was not taught."""
+"""Evaluates a router: accuracy, calibration and confusion matrix on held-out examples."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ BINS = 15
 
 @dataclass(frozen=True)
 class Measured:
-    """One kind of held-out examples.
+    """Metrics of one kind of held-out examples.
 
     Attributes:
-        examples: how many; the other values are None where there are none.
+        examples: their number; the other values are None if it is 0.
         accuracy: the share whose most probable adapter is the right one.
         calibration_error: expected calibration error (Guo et al. 2017) of the probability of the
             most probable adapter, which selection acts on: the mean gap between it and the
             accuracy over BINS equal intervals.
-        kept: the share whose confidence reaches `min_confidence`, so that an adapter answers.
+        kept: the share with confidence of at least `min_confidence`, which get an adapter.
     """
 
     examples: int
@@ -33,11 +33,11 @@ class Measured:
 
 @dataclass(frozen=True)
 class Judged:
-    """What a router says of n examples.
+    """A router's predictions for n examples.
 
     Attributes:
-        probabilities: over the N adapters, given that one of them is meant, [n, N].
-        doubt: that none is, [n].
+        probabilities: over the N adapters, given that the text is in scope, [n, N].
+        doubt: probability that the text is out of scope, [n].
         labels: the right adapter, [n].
     """
 
@@ -47,7 +47,7 @@ class Judged:
 
     @property
     def largest(self) -> Array:
-        """The probability of the most probable adapter, given that one is meant."""
+        """The probability of the most probable adapter, given that the text is in scope."""
         found: Array = self.probabilities.max(1)
         return found
 
@@ -63,7 +63,7 @@ class Judged:
 
 
 def judged(scores: Array, labels: Sequence[int], num_labels: int, temperature: float) -> Judged:
-    """From scores z [n, R], whose columns after `num_labels` are nobody's."""
+    """From scores z [n, R], whose columns after `num_labels` are out-of-scope rows."""
     z = scores / temperature
     z = np.exp(z - z.max(1, keepdims=True))
     own = z[:, :num_labels]
@@ -72,7 +72,7 @@ def judged(scores: Array, labels: Sequence[int], num_labels: int, temperature: f
 
 
 def measure(found: Judged, min_confidence: float) -> Measured:
-    """The figures of one kind of examples."""
+    """The metrics of one kind of examples."""
     if not len(found.labels):
         return Measured(0, None, None, None)
     return Measured(
@@ -89,7 +89,7 @@ def calibration_error(largest: Array, hits: npt.NDArray[np.bool_]) -> float:
 
 
 def reliability(largest: Array, hits: npt.NDArray[np.bool_]) -> list[tuple[float, float, float]]:
-    """(share of the examples, mean probability, accuracy) of every interval that has examples."""
+    """(share of the examples, mean probability, accuracy) of each non-empty bin."""
     interval = np.minimum((largest * BINS).astype(int), BINS - 1)
     found = []
     for index in range(BINS):
@@ -101,7 +101,7 @@ def reliability(largest: Array, hits: npt.NDArray[np.bool_]) -> list[tuple[float
 
 
 def confusions(found: Judged, num_labels: int) -> npt.NDArray[np.int64]:
-    """[N, N]: examples by right adapter (rows) and most probable adapter (columns)."""
+    """[N, N]: counts by right adapter (rows) and most probable adapter (columns)."""
     table = np.zeros((num_labels, num_labels), np.int64)
     np.add.at(table, (found.labels, found.probabilities.argmax(1)), 1)
     return table

@@ -1,4 +1,4 @@
-"""What the router architectures share: features, and the last layer over them."""
+"""The base class of router architectures: features, and the last layer over them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ class RouterNetwork(nn.Module, ABC):
     (`dlp_edge.runtime.routing.router_input.RouterInputEncoder`).
 
     Attributes:
-        separator: the id between a window's segments.
+        separator: the id between the segments of an input.
         head: the last layer, exported as data (`dlp_edge.bundle.router_head`). If it reads fewer
             than F features, it reads the first ones.
         width: F, the number of features.
-        settings: of the architecture, where it has any.
+        settings: of the architecture, if any.
     """
 
     separator: int
@@ -37,4 +37,4 @@ class RouterNetwork(nn.Module, ABC):
     def features(
         self, input_ids: Tensor, mask: Tensor, noise: torch.Generator | None = None
     ) -> Tensor:
-        """What last layers may read, [B, F]; `noise` draws the dropout of training."""
+        """Features [B, F] for the last layer; `noise` seeds the dropout in training."""

@@ -1,7 +1,7 @@
 """The ALBERT router: the paper's second architecture, 11 million parameters (arXiv 1909.11942).
 
-It reads the same windows as the mini-MLP and gives features to the same kind of last layer, so
-everything after it (doubt, calibration, new skills) is the same.
+It has the same input as the mini-MLP and the same kind of last layer, so everything downstream
+(doubt, calibration, new skills) is shared.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ BASE = {
     "num_attention_heads": 12,
     "intermediate_size": 3072,
 }
-LONGEST = 512  # positions that ALBERT knows
+LONGEST = 512  # position embeddings of ALBERT
 
 
 class RouterAlbert(RouterNetwork):
@@ -46,7 +46,7 @@ class RouterAlbert(RouterNetwork):
         config = AlbertConfig(
             vocab_size=vocab_size,
             max_position_embeddings=LONGEST,
-            attn_implementation="eager",  # what the ONNX exporter can write
+            attn_implementation="eager",  # the ONNX exporter supports no other
             **self.settings,
         )
         self.body = AlbertModel(config)
@@ -56,9 +56,11 @@ class RouterAlbert(RouterNetwork):
     def features(
         self, input_ids: Tensor, mask: Tensor, noise: torch.Generator | None = None
     ) -> Tensor:
-        """[B, F]: ALBERT's pooled output; it has no dropout, so no use for `noise`. The separator
-        stands in for its [CLS] and [SEP]; what comes after the prompt's segments is its second
-        sentence."""
+        """[B, F]: ALBERT's pooled output; `noise` is unused, since it has no dropout.
+
+        The separator replaces [CLS] and [SEP]; token type 1 marks what follows the prompt's
+        segments.
+        """
         first = torch.full_like(input_ids[:, :1], self.separator)
         ids = torch.cat([first, input_ids], 1)
         attention = torch.cat([torch.ones_like(first), mask.long()], 1)
@@ -67,10 +69,10 @@ class RouterAlbert(RouterNetwork):
         return output.pooler_output
 
     def take_weights(self, source: str | Path) -> None:
-        """Weights of a pretrained ALBERT for the same tokenizer.
+        """Load the weights of a pretrained ALBERT with the same tokenizer.
 
         Raises:
-            RouterError: they cannot be read, or are of another shape.
+            RouterError: they cannot be read, or have other shapes.
         """
         try:
             logging.set_verbosity_error()

@@ -33,7 +33,7 @@ _RETRAIN = "Train it again with `dlp-edge train-router`"
 
 @dataclass(frozen=True)
 class RouterReport:
-    """What training made and measured (`router.json`).
+    """Settings and metrics of a trained router (`router.json`).
 
     Attributes:
         min_confidence: below it the base model answers, unless a request says otherwise.
@@ -60,7 +60,7 @@ class RouterReport:
 
 @dataclass(frozen=True)
 class RouterCard:
-    """What router.json says of how the router works."""
+    """The part of router.json that inference needs."""
 
     architecture: str
     settings: RouterSettings
@@ -71,8 +71,8 @@ class RouterCard:
 
 @dataclass(frozen=True)
 class RouterFolder:
-    """Everything that a router folder holds; weights are fp16 on disk, float32 here. The last
-    layer is in `head` alone."""
+    """The content of a router folder. Weights are fp16 on disk, float32 here, and exclude the last
+    layer, which is in `head`."""
 
     card: RouterCard
     weights: dict[str, Tensor]
@@ -92,7 +92,7 @@ def write_router(
     head: RouterHead,
     tokenizer: Tokenizer,
 ) -> None:
-    """Writes the four files into an existing folder."""
+    """Write the four files into an existing folder."""
     halves = {
         name: value.to(torch.float16).contiguous()
         for name, value in weights.items()
@@ -107,10 +107,10 @@ def write_router(
 
 
 def read_card(folder: Path) -> RouterCard:
-    """What router.json says.
+    """Read router.json.
 
     Raises:
-        RouterError: it is missing or damaged, or of another version or architecture.
+        RouterError: it is missing or damaged, or of an unsupported version or architecture.
     """
     card = _read_card(folder / CARD)
     if card.get("format") != FORMAT:
@@ -149,7 +149,7 @@ def read_card(folder: Path) -> RouterCard:
 
 
 def read_router(folder: Path) -> RouterFolder:
-    """A whole router folder.
+    """Read a router folder.
 
     Raises:
         RouterError: a file is missing or damaged, or the files do not belong together.

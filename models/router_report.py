@@ -30,7 +30,7 @@ def write_report(
     """Writes `confusion.csv` over all kinds together, `reliability.png` with a line for each, and
     `out_of_scope.png`: what each threshold keeps of the prompts and finds of foreign text.
 
-    Kinds without examples are left out.
+    Kinds without examples are omitted.
     """
     kinds = {kind: found for kind, found in kinds.items() if len(found.labels)}
     table = np.zeros((len(labels), len(labels)), np.int64)

@@ -1,4 +1,4 @@
-"""Task folders: the samples of each skill, as the router is trained on them."""
+"""Reads task folders: the samples of each skill that the router is trained on."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Task:
 
     @cached_property
     def common(self) -> CommonText:
-        """What the training prompts share."""
+        """The text that the training prompts have in common."""
         return CommonText([sample.prompt for sample in self.train])
 
 
@@ -53,7 +53,7 @@ def read_tasks(folder: Path) -> list[Task]:
     for home in homes:
         if not ADAPTER_NAME.fullmatch(home.name):
             raise RouterError(
-                f"{home.name!r} is no name for an adapter", f"Rename the folder: {NAME_RULE}"
+                f"{home.name!r} is not a valid adapter name", f"Rename the folder: {NAME_RULE}"
             )
     seen: dict[str, str] = {}
     for home in homes:
@@ -113,7 +113,8 @@ def _read_split(home: Path, split: str) -> tuple[Sample, ...]:
 
 
 def _check_distinct(tasks: Sequence[Task]) -> None:
-    """Raises RouterError where two tasks have mostly the same prompts: nothing tells them apart."""
+    """Raise RouterError if two tasks have mostly the same prompts, so that no router can separate
+    them."""
     prompts = {task.name: {sample.prompt for sample in task.train} for task in tasks}
     for index, task in enumerate(tasks):
         for other in tasks[:index]:

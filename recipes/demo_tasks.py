@@ -1,13 +1,13 @@
 """Write the task files of the demo: seven small skills with visibly different answers.
 
 Six skills are generated from templates, so that their answers are right by construction and
-anyone can make them again from a seed; the seventh (`stratqa`) is real data, a sample of
+reproducible from a seed; the seventh (`stratqa`) is real data, a sample of
 StrategyQA as it is in BIG-bench (Apache-2.0), kept beside this file.
 
     python recipes/demo_tasks.py tasks/
 
 writes tasks/NAME/train.jsonl and tasks/NAME/dev.jsonl, one {"prompt", "response"} a line: the
-format of `dlp-edge train-router` and of `recipes/demo_adapters.py`.
+format of `dlp-edge train-router` and of `recipes/train_adapters.py`.
 """
 
 from __future__ import annotations

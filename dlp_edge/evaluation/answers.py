@@ -1,4 +1,4 @@
-"""Asking a `Runtime`, with all that the evaluation wants to know of an answer."""
+"""Generates answers with a `Runtime`, and records their routing and timing."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from dlp_edge.types import Reply, RouteDecision
 
 @dataclass(frozen=True)
 class Decision:
-    """What the router said at the start of a sentence: its favourite, how probable, how sure, and
-    the weights that came of it."""
+    """A routing decision: the most probable adapter, its probability, the confidence, and the
+    resulting fusion weights."""
 
     top: str
     probability: float
@@ -26,15 +26,15 @@ class Decision:
 
 @dataclass(frozen=True)
 class Answered:
-    """An answer and its cost.
+    """An answer with its routing and timing.
 
     Attributes:
         sentences: (text, fusion) of each.
-        decisions: one for each routing; none where adapters are pinned.
-        prompt_tokens: with the chat template.
-        clock: seconds from the request to each of its tokens, routing and fusing included; empty
-            for an answer that was one of a batch.
-        seconds: to the end of the answer.
+        decisions: one per routing step; empty if adapters are pinned.
+        prompt_tokens: including the chat template.
+        clock: seconds from the request to each token, including routing and fusion; empty for
+            answers generated in a batch.
+        seconds: from the request to the end of the answer; in a batch, its share.
         router, switch, recompute: seconds, as in `Timings`.
     """
 
@@ -66,22 +66,21 @@ class Answered:
         return cls(**{**record, **whole})
 
     def seconds_to(self, tokens: int) -> float:
-        """Seconds from the request until so many tokens were there; all of it where it has no
-        more."""
+        """Seconds from the request to this many tokens, or to the end if there are fewer."""
         return self.clock[tokens - 1] if 0 < tokens <= len(self.clock) else self.seconds
 
 
 def ask(runtime: Runtime, question: Question, system: System) -> Answered:
-    """One greedy answer, timed token by token."""
+    """Generate one greedy answer, timed token by token."""
     decisions: list[Decision] = []
-    begun = perf_counter()
+    start = perf_counter()
     stream = runtime.stream(question.prompt, **_options(question, system, decisions))
     clock: list[float] = []
     for _ in stream:
-        now = perf_counter() - begun
+        now = perf_counter() - start
         count = stream.reply.usage.completion_tokens
-        clock += [now] * (count - len(clock))  # tokens that were held back came before this one
-    seconds = perf_counter() - begun
+        clock += [now] * (count - len(clock))  # tokens held back until this one
+    seconds = perf_counter() - start
     reply = stream.reply
     clock += [seconds] * (reply.usage.completion_tokens - len(clock))
     return _answered(reply, decisions, clock, seconds)
@@ -90,20 +89,20 @@ def ask(runtime: Runtime, question: Question, system: System) -> Answered:
 def ask_batch(
     runtime: Runtime, questions: Sequence[Question], systems: Sequence[System]
 ) -> list[Answered]:
-    """Greedy answers side by side. Of the time only the whole is known: each gets its share."""
+    """Generate greedy answers as a batch; each is charged an equal share of the batch's time."""
     decisions: list[list[Decision]] = [[] for _ in questions]
     options = [_options(*each) for each in zip(questions, systems, decisions, strict=True)]
     prompts = [question.prompt for question in questions]
-    begun = perf_counter()
+    start = perf_counter()
     replies = runtime.generate_batch(prompts, options, max_batch=len(prompts))
-    seconds = (perf_counter() - begun) / len(prompts)
+    seconds = (perf_counter() - start) / len(prompts)
     return [
         _answered(reply, made, (), seconds) for reply, made in zip(replies, decisions, strict=True)
     ]
 
 
 def _options(question: Question, system: System, decisions: list[Decision]) -> GenerateOptions:
-    """A system's options, with a listener that notes what the router decides."""
+    """A system's options, plus a callback that records routing decisions."""
 
     def listen(decision: RouteDecision, generated: str) -> None:
         decisions.append(_decision(decision))

@@ -1,4 +1,4 @@
-"""One evaluation from beginning to end, as a library call."""
+"""The entry point of the library: one complete evaluation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dlp_edge.atomic.lock import locked
 from dlp_edge.evaluation.plan import EvalSettings, make_plan
 from dlp_edge.evaluation.questions import rooms_of
 from dlp_edge.evaluation.results import collect
-from dlp_edge.evaluation.runner import Tell, run_plan
+from dlp_edge.evaluation.runner import OnProgress, run_plan
 from dlp_edge.evaluation.store import Store
 from dlp_edge.evaluation.tasks import EvalTask
 from dlp_edge.runtime.runtime import Runtime
@@ -27,15 +27,15 @@ def evaluate(
     folder: Path,
     settings: EvalSettings | None = None,
     examples: int = 10,
-    on_progress: Tell = lambda what, fraction: None,
+    on_progress: OnProgress = lambda what, fraction: None,
 ) -> dict[str, Any]:
-    """Measures a bundle on tasks; returns the document that reports are made of.
+    """Evaluate a bundle on tasks; returns the results document that `write_report` takes.
 
     Args:
-        folder: where answers are stored (`answers.jsonl`). An evaluation that was ended goes on
-            from there; another bundle, task or option finds nothing and is measured anew.
-        examples: how many losses of routing are shown.
-        on_progress: called with (what was answered last, fraction).
+        folder: where answers are stored (`answers.jsonl`). Interrupted runs resume from it; answers
+            of another bundle, task or option are not reused.
+        examples: how many losses of routing to include.
+        on_progress: called with (the last answer's task and system, fraction done).
 
     Raises:
         UsageError: see `make_plan`.
@@ -45,7 +45,7 @@ def evaluate(
     adapters = [adapter.name for adapter in runtime.adapters]
     rooms = rooms_of(tasks, runtime.count_tokens, settings.max_new_tokens)
     plan = make_plan(tasks, adapters, rooms, settings)
-    manifest = repr(runtime.manifest)  # it has the checksum of every file
+    manifest = repr(runtime.manifest)  # includes the checksum of every file
     digest = hashlib.sha256(f"{__version__} {runtime.device} {manifest}".encode()).hexdigest()
     with locked(folder / ANSWERS):
         store = Store(folder / ANSWERS, digest)

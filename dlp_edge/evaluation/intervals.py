@@ -1,4 +1,4 @@
-"""95 % confidence intervals of means, of differences and of ratios."""
+"""95 % confidence intervals of means, differences and ratios."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 RESAMPLES = 2_000
-_Z = 1.959964  # the normal distribution's 97.5 % point
+_Z = 1.959964  # 97.5 % quantile of the standard normal distribution
 
 Values = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure with the ends of its 95 % confidence interval."""
+    """A value and its 95 % confidence interval."""
 
     value: float
     low: float
@@ -24,7 +24,7 @@ class Interval:
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
-    """A mean with Wilson's interval where all values are 0 or 1, else the bootstrap's."""
+    """A mean, with Wilson's interval if all values are 0 or 1, else a bootstrap interval."""
     array = np.asarray(values, np.float64)
     if set(np.unique(array)) <= {0.0, 1.0}:
         return wilson(int(array.sum()), len(array))
@@ -32,7 +32,7 @@ def mean_interval(values: Sequence[float]) -> Interval:
 
 
 def wilson(successes: int, count: int) -> Interval:
-    """Wilson's score interval of a share."""
+    """Wilson's score interval of a proportion."""
     share = successes / count
     spread = _Z**2 / count
     centre = (share + spread / 2) / (1 + spread)
@@ -42,8 +42,8 @@ def wilson(successes: int, count: int) -> Interval:
 
 
 def mean_of_means(groups: Sequence[Sequence[float]]) -> Interval:
-    """The mean over groups of their means (each task counts the same); samples are drawn within
-    their group."""
+    """The mean of the group means, so that each task has equal weight; a bootstrap that resamples
+    within groups."""
     rng = np.random.default_rng(0)
     arrays = [np.asarray(group, np.float64) for group in groups]
     drawn = np.mean([array[_draws(rng, len(array))].mean(1) for array in arrays], 0)
@@ -51,14 +51,14 @@ def mean_of_means(groups: Sequence[Sequence[float]]) -> Interval:
 
 
 def ratio_of_sums(pairs: Sequence[tuple[float, float]]) -> Interval:
-    """The sum of the first over the sum of the second, pairs drawn together."""
+    """The ratio of the two sums; a bootstrap that resamples pairs."""
     array = np.asarray(pairs, np.float64)
     drawn = array[_draws(np.random.default_rng(0), len(array))].sum(1)
     return _percentiles(float(np.divide(*array.sum(0))), drawn[:, 0] / drawn[:, 1])
 
 
 def median_ratio(pairs: Sequence[tuple[float, float]]) -> Interval:
-    """The median of first over second: what else a machine did at times moves it little."""
+    """The median of the pairwise ratios, which is robust to interference on the machine."""
     array = np.asarray(pairs, np.float64)
     ratios = array[:, 0] / array[:, 1]
     drawn = np.median(ratios[_draws(np.random.default_rng(0), len(ratios))], 1)

@@ -1,8 +1,8 @@
-"""Composite-n in one prompt: several questions, and which part of the answer is whose.
+"""Composite-n in one prompt: scores one answer to several questions.
 
-The sentences of the answer are dealt out in order, a run of them to each question, in the way
-that scores best; every system gets the same kindness. A run that names another choice of its
-question besides the right one is wrong: listing choices costs this question or the next.
+Each question gets a contiguous run of the answer's sentences, in order, so that the total score
+is maximal; this holds for every system. A run that names a wrong choice besides the right one
+scores 0, so listing all choices does not pay.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class JoinedMarks:
 
 
 def part_scores(sentences: Sequence[str], samples: Sequence[Sample]) -> tuple[float, ...]:
-    """The score of each question, the sentences dealt out in the best way (see above)."""
+    """The score of each question under the best assignment of sentences (see above)."""
     ends = range(len(sentences) + 1)
     # best[i]: (sum, scores) of the questions so far over the first i sentences.
     best: dict[int, tuple[float, tuple[float, ...]]] = {0: (0.0, ())}
@@ -58,7 +58,7 @@ def _run_score(text: str, sample: Sample) -> float:
 
 
 def mark_joined(questions: Sequence[Question], answers: Answers) -> list[JoinedMarks]:
-    """Marks all answers to questions of one joined part."""
+    """Score all answers to the questions of one joined part."""
     systems = sorted({name for _, name in answers.found})
     marked = []
     for question in questions:
@@ -77,10 +77,10 @@ def mark_joined(questions: Sequence[Question], answers: Answers) -> list[JoinedM
 def joined_document(
     marked: Sequence[JoinedMarks], plain: Sequence[Marked], systems: Sequence[str]
 ) -> dict[str, Any]:
-    """Figures of one joined part.
+    """The results of one joined part.
 
     Args:
-        plain: the same samples asked alone: what the own adapters then score is the upper bound.
+        plain: the same samples asked alone; the score of their own adapters is the upper bound.
     """
     alone = {item.question.parts[0]: item for item in plain}
     bound = _scores_alone(marked, alone, "single")

@@ -1,4 +1,4 @@
-"""Where routing loses against the task's own adapter, and what it lost by."""
+"""Finds where routing scores less than the task's own adapter, and why."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from dlp_edge.evaluation.answers import Answered
 from dlp_edge.evaluation.report.summary import Marked
 
 CAUSES = {
-    "abstained": "the base model wrote the first sentence: the router was not sure enough",
-    "router": "another task's adapter was the router's favourite for the first sentence",
-    "router, later": "another task's adapter was the favourite for a later sentence",
-    "fusion": "the right adapter was the favourite throughout, with others blended in",
-    "same adapter": "the right adapter alone wrote all of it; what differs is rounding",
+    "abstained": "the router's confidence was too low, so the base model wrote the first sentence",
+    "router": "the router ranked another task's adapter first at the first sentence",
+    "router, later": "the router ranked another task's adapter first at a later sentence",
+    "fusion": "the right adapter ranked first throughout, but was fused with others",
+    "same adapter": "the right adapter alone wrote the whole answer; the difference is rounding",
 }
 _EXCERPT = 400  # characters
 
 
 def losses(marked: Sequence[Marked], examples: int) -> dict[str, Any]:
-    """How often `dlp` scores less than `single`, by task and cause, and the other way round.
+    """Count the questions where `dlp` scores less than `single`, by task and cause.
 
     Args:
-        examples: how many to show, the largest losses first, of different tasks where possible.
+        examples: how many to include: the largest losses first, from different tasks if possible.
     """
     both = [item for item in marked if "dlp" in item.marks and "single" in item.marks]
     gains = [_gain(item) for item in both]
@@ -42,7 +42,7 @@ def losses(marked: Sequence[Marked], examples: int) -> dict[str, Any]:
 
 
 def cause_of(item: Marked) -> str:
-    """Of CAUSES, the first that holds."""
+    """The first of CAUSES that applies."""
     task, answer = item.question.parts[0].task, item.answers["dlp"]
     first, *later = answer.decisions
     if not first.weights:

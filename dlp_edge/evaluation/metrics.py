@@ -1,7 +1,7 @@
-"""Metrics of an answer: the choice it makes, its final number, BLEU and ROUGE.
+"""Metrics of an answer: chosen option, final number, BLEU and ROUGE.
 
-BLEU is sacrebleu's (13a tokens, corpus level), ROUGE is rouge-score's (F1, no stemming; it reads
-Latin letters and digits only). What counts as a right answer is defined here and nowhere else.
+BLEU is sacrebleu's (13a tokenisation, corpus level). ROUGE is rouge-score's (F1, no stemming, Latin
+letters and digits only). This module alone defines what counts as a right answer.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ _ROUGE = RougeScorer(["rouge1", "rougeL"])
 
 @dataclass(frozen=True)
 class Marks:
-    """What an answer to one sample is worth; each is 0 to 1, None where it makes no sense.
+    """The scores of an answer to one sample, each from 0 to 1; None if it does not apply.
 
     Attributes:
         score: the headline: `right` for choices, `number` for final numbers, else `rouge_l`.
         right: whether the answer picks the right choice (`picked`).
         likelihood: whether the model finds the right choice most likely (`likeliest_is_right`).
         named: whether the right choice is the only one that the answer names anywhere
-            (`named_choices`); kinder to a model that was not taught the form.
+            (`named_choices`); more lenient towards models not trained on the format.
         number: whether the final number after `####` is right.
-        exact: whether the whole answer is the response, both normalised.
+        exact: whether the whole answer equals the response, both normalised.
         rouge1, rouge_l: F1 against the response.
     """
 
@@ -54,7 +54,7 @@ class Marks:
 
 
 def kind_of(sample: Sample) -> Kind:
-    """How a sample is marked: by its choices, by its final number, or as free text."""
+    """How a sample is scored: by its choices, by its final number, or as free text."""
     wanted = normalise(sample.response)
     if any(normalise(choice) == wanted for choice in sample.choices):
         return "choice"
@@ -62,10 +62,10 @@ def kind_of(sample: Sample) -> Kind:
 
 
 def mark(answer: str, sample: Sample, logprobs: Sequence[float] | None = None) -> Marks:
-    """The marks of an answer to a sample.
+    """Score an answer to a sample.
 
     Args:
-        logprobs: log probability of each choice, where it was measured.
+        logprobs: log probability of each choice, if measured.
     """
     kind = kind_of(sample)
     wanted = normalise(sample.response)
@@ -83,23 +83,24 @@ def mark(answer: str, sample: Sample, logprobs: Sequence[float] | None = None) -
 
 
 def likeliest_is_right(logprobs: Sequence[float], sample: Sample) -> float:
-    """1 where the most likely choice is the right one (of equal ones the first), else 0."""
+    """1 if the most likely choice is the right one (the first of ties), else 0."""
     best = sample.choices[int(np.argmax(logprobs))]
     return float(normalise(best) == normalise(sample.response))
 
 
 def normalise(text: str) -> str:
-    """Compatibility forms unified, lower case, single spaces, no quotes, brackets and stops at
-    its edges (where anything else is left)."""
+    """Normalise to NFKC, case-folded, single spaces, and strip quotes, brackets and punctuation
+    from the ends unless nothing else is left."""
     plain = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
     return plain.strip(_EDGES) or plain
 
 
 def picked(answer: str, choices: Sequence[str]) -> str | None:
-    """The choice, normalised, that an answer makes; None for none.
+    """The choice, normalised, that an answer picks, or None.
 
-    The whole answer, or else its first line, equals a choice; or else the first line begins with
-    one, up to the end of a word: "Valid, because ..." picks "Valid". Of several the longest.
+    An answer picks a choice if it equals the choice, else if its first line does, else if its
+    first line begins with the choice as whole words ("Valid, because ..." picks "Valid"). The
+    longest of several wins.
     """
     offered = {normalise(choice) for choice in choices}
     lines = answer.strip().split("\n")
@@ -112,8 +113,8 @@ def picked(answer: str, choices: Sequence[str]) -> str | None:
 
 
 def named_choices(answer: str, choices: Sequence[str]) -> set[str]:
-    """The choices, normalised, that occur in an answer as whole words; one that only occurs
-    inside a longer one that was found does not count."""
+    """The choices, normalised, that occur in an answer as whole words, except inside a longer
+    choice."""
     rest = normalise(answer)
     found: set[str] = set()
     for choice in sorted({normalise(choice) for choice in choices}, key=len, reverse=True):
@@ -129,7 +130,7 @@ def _begins(text: str, choice: str) -> bool:
 
 
 def final_number(text: str) -> float | None:
-    """The number after the last `####`, as GSM8K marks its results; None where there is none."""
+    """The number after the last `####`, as in GSM8K; None if there is none."""
     found = _FINAL_NUMBER.findall(text)
     if not found:
         return None
@@ -147,15 +148,15 @@ def rouge(answer: str, response: str) -> tuple[float, float]:
 
 
 def bleu_counts(answer: str, response: str) -> npt.NDArray[np.float64]:
-    """What BLEU needs of one answer, to be summed: n-grams found and n-grams there are, for each
-    order, then the lengths of answer and response; [2 * ORDERS + 2]."""
+    """The BLEU statistics of one answer, which add up over a corpus [2 * ORDERS + 2]: matched and
+    total n-grams of each order, then the lengths of answer and response."""
     found = _BLEU.sentence_score(answer, [response])
     counts = [*found.counts, *found.totals, found.sys_len, found.ref_len]
     return np.array(counts, np.float64)
 
 
 def bleu(counts: npt.NDArray[np.float64]) -> float:
-    """Corpus BLEU, 0 to 1, of summed counts (sacrebleu's exponential smoothing)."""
+    """Corpus BLEU, 0 to 1, from summed counts (sacrebleu's exponential smoothing)."""
     whole: list[Any] = counts.astype(int).tolist()
     correct, total = whole[:ORDERS], whole[ORDERS : 2 * ORDERS]
     found = BLEU.compute_bleu(correct, total, whole[-2], whole[-1], smooth_method="exp")

@@ -1,4 +1,4 @@
-"""Which systems answer which questions."""
+"""Plans which systems answer which questions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dlp_edge.runtime.request import parse_schedule
 
 PARTS = ("tasks", "likelihood", "joined", "mixed", "bare", "sweep")
 DEFAULT_PARTS = ("tasks", "likelihood", "joined")
-# What the sweep changes, one thing at a time, of the bundle's routing.
+# Routing variants of the sweep; each changes one option of the bundle.
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "nucleus p=0.4": {"select": "nucleus", "p": 0.4},
     "nucleus p=0.6": {"select": "nucleus", "p": 0.6},
@@ -51,12 +51,12 @@ class EvalSettings:
     Attributes:
         systems: of SYSTEMS.
         parts: of PARTS.
-        multi: the adapter that was trained on all tasks; routing never picks it.
-        routing: options of `dlp` over the bundle's own.
-        joined: how many questions one prompt joins.
-        mixed: sizes of the groups of tasks that routing is confined to.
-        max_new_tokens: of an answer to one question, at most (see `rooms_of`).
-        batch: questions side by side. Faster, but an answer's own time is only known at 1.
+        multi: the adapter trained on all tasks; routing never picks it.
+        routing: options of `dlp` that override the bundle's.
+        joined: numbers of questions joined in one prompt.
+        mixed: sizes of the task groups that routing is restricted to.
+        max_new_tokens: upper limit per question (see `rooms_of`).
+        batch: questions generated as one batch. Faster, but only 1 times each answer.
     """
 
     systems: tuple[str, ...] = SYSTEMS
@@ -79,7 +79,7 @@ class EvalSettings:
                     raise UsageError(f"there is no {what} {name!r}", f"Use {', '.join(known)}")
         parse_schedule(self.routing)
         if min((*self.joined, *self.mixed), default=2) < 2:
-            raise UsageError("one question is joined with none", "Join 2 or more")
+            raise UsageError("joined and mixed sizes must be at least 2", "Choose 2 or more")
         for what, number in (("max_new_tokens", self.max_new_tokens), ("batch", self.batch)):
             if number < 1:
                 raise UsageError(f"{what} is {number}", "Choose at least 1")
@@ -91,8 +91,8 @@ class Plan:
 
     Attributes:
         questions: "tasks", "bare", "joined 2", ... -> its questions.
-        systems: question -> systems, without repetition.
-        weighed: questions whose choices are compared by likelihood -> systems.
+        systems: question -> its systems by name.
+        weighed: questions whose choices are scored by likelihood -> systems by name.
     """
 
     questions: dict[str, list[Question]] = field(default_factory=dict)
@@ -106,13 +106,13 @@ def make_plan(
     rooms: Mapping[str, int],
     settings: EvalSettings,
 ) -> Plan:
-    """All that is to be asked. Beside the tasks themselves only those with an adapter count.
+    """Build the plan. All parts but the plain tasks use only tasks that have an adapter.
 
     Args:
-        rooms: task -> tokens of an answer at most.
+        rooms: task -> maximum tokens of an answer.
 
     Raises:
-        UsageError: no task has an adapter of the bundle, or `multi` is none of them.
+        UsageError: no task has an adapter of the bundle, or the bundle has no adapter `multi`.
     """
     owned = [task for task in tasks if task.name in adapters]
     if not owned:
@@ -149,7 +149,7 @@ def make_plan(
 def system_options(
     name: str, question: Question, adapters: Sequence[str], settings: EvalSettings
 ) -> GenerateOptions | None:
-    """How a system answers a question; None where it cannot (a task without an adapter)."""
+    """A system's generation options for a question; None if it cannot answer it."""
     if name == "base":
         return {"adapters": {}}
     if name == "single":
@@ -161,7 +161,7 @@ def system_options(
 
 
 def _routed(settings: EvalSettings, forbid: Sequence[str] = ()) -> GenerateOptions:
-    """Routing's options; the multi-task adapter is never picked."""
+    """The options for routing, which never picks the multi-task adapter."""
     asked = settings.routing.get("forbid", ())
     never = {*forbid, *asked, *([settings.multi] if settings.multi else [])}
     options: dict[str, Any] = {**settings.routing, "forbid": sorted(never)}
@@ -200,7 +200,7 @@ def _add_mixed(
     adapters: Sequence[str],
     settings: EvalSettings,
 ) -> None:
-    """Each group's questions, where routing may pick the group's adapters only."""
+    """Add each group's questions, with routing restricted to the group's adapters."""
     name = mixed_name(len(groups[0]))
     for group in groups:
         options = _routed(settings, [adapter for adapter in adapters if adapter not in group])
@@ -210,5 +210,5 @@ def _add_mixed(
 
 
 def mixed_name(count: int) -> str:
-    """The system that routes among `count` adapters only."""
+    """The name of the system that routes among `count` adapters only."""
     return f"dlp of {count}"

@@ -1,4 +1,4 @@
-"""What is asked of a bundle, and the systems that answer: base, single, multi, dlp."""
+"""Evaluation questions, and the systems that answer them: base, single, multi, dlp."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dlp_edge.tasks.samples import Sample
 
 SYSTEMS = ("base", "single", "multi", "dlp")
 JOIN = "\n\n"  # between the questions of one prompt
-# Over the longest response of a task: room for an answer that says the same in more words.
+# Token limit relative to the longest response of a task: leaves room for wordier answers.
 ROOM_FACTOR, ROOM_MARGIN = 1.25, 8
 
 
@@ -27,10 +27,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt with what it asks for: one part, or several one after the other.
+    """A prompt that asks one part, or several in order.
 
     Attributes:
-        room: the most tokens of an answer.
+        room: maximum tokens of the answer.
     """
 
     parts: tuple[Part, ...]
@@ -40,7 +40,7 @@ class Question:
 
 @dataclass(frozen=True)
 class System:
-    """A way to answer: its name, and the options of `Runtime.generate`."""
+    """A system under evaluation: its name and its options for `Runtime.generate`."""
 
     name: str
     options: GenerateOptions
@@ -49,8 +49,8 @@ class System:
 def rooms_of(
     tasks: Sequence[EvalTask], count_tokens: Callable[[str], int], most: int
 ) -> dict[str, int]:
-    """The most tokens that an answer of each task may have, the same for all systems: what its
-    longest response has and a quarter more, `most` at most."""
+    """Maximum answer tokens of each task, equal for all systems: those of its longest response
+    times ROOM_FACTOR plus ROOM_MARGIN, limited to `most`."""
     longest = {
         task.name: max(count_tokens(sample.response) for sample in task.samples) for task in tasks
     }
@@ -60,7 +60,7 @@ def rooms_of(
 
 
 def plain_questions(tasks: Sequence[EvalTask], rooms: Mapping[str, int]) -> list[Question]:
-    """Each sample as it is."""
+    """One question per sample, unchanged."""
     return [
         Question((Part(task.name, sample),), sample.prompt, rooms[task.name])
         for task in tasks
@@ -69,7 +69,7 @@ def plain_questions(tasks: Sequence[EvalTask], rooms: Mapping[str, int]) -> list
 
 
 def bare_questions(tasks: Sequence[EvalTask], rooms: Mapping[str, int]) -> list[Question]:
-    """Each sample without its task's instruction line and its list of choices, where it has any."""
+    """Each sample without the instruction line and the list of choices, if it has them."""
     questions = []
     for task in tasks:
         common = CommonText(task.prompts)
@@ -84,13 +84,13 @@ def bare_questions(tasks: Sequence[EvalTask], rooms: Mapping[str, int]) -> list[
 def joined_questions(
     tasks: Sequence[EvalTask], count: int, rooms: Mapping[str, int], seed: int = 0
 ) -> list[Question]:
-    """Samples of `count` different tasks in one prompt, in random order. Every sample is used
-    once, as far as there are others to join it with."""
+    """Samples of `count` different tasks in one prompt, in random order. Each sample is used at
+    most once."""
     rng = random.Random(f"{seed} joined {count}")
     left = {task.name: list(task.samples) for task in tasks}
     questions: list[Question] = []
     while True:
-        # Tasks with most samples left first, so that few are left over; ties at random.
+        # Take tasks with the most samples left first, so that few remain; break ties at random.
         names = sorted(left, key=lambda name: (-len(left[name]), rng.random()))[:count]
         if len(names) < count or not left[names[-1]]:
             return questions
@@ -101,7 +101,7 @@ def joined_questions(
 
 
 def task_groups(tasks: Sequence[EvalTask], count: int, seed: int = 0) -> list[tuple[str, ...]]:
-    """The tasks in random groups of `count`; the last takes tasks again if they do not divide."""
+    """The tasks in random groups of `count`; the last is filled up with earlier tasks."""
     names = [task.name for task in tasks]
     random.Random(f"{seed} groups {count}").shuffle(names)
     starts = range(0, len(names), count)

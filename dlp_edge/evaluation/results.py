@@ -1,4 +1,4 @@
-"""All figures of an evaluation as one JSON document, which reports are made of."""
+"""Collects all results of an evaluation in one JSON document, the source of reports."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def _task(task: EvalTask, items: Sequence[Marked], systems: Sequence[str]) -> Do
 
 
 def routed_share(items: Sequence[Marked]) -> float | None:
-    """Of the questions that routing answered, those whose first favourite was the own adapter."""
+    """The share of routed questions whose first decision ranked the task's own adapter first."""
     firsts = [
         item.answers["dlp"].decisions[0].top == item.question.parts[0].task
         for item in items

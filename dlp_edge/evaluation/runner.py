@@ -1,4 +1,4 @@
-"""Working through a plan: all systems of a question one after the other, in turning order."""
+"""Runs a plan: all systems answer a question in succession, in rotating order."""
 
 from __future__ import annotations
 
@@ -14,56 +14,60 @@ from dlp_edge.evaluation.store import Store
 from dlp_edge.runtime.runtime import Runtime
 
 WARM_TOKENS = 2
-Tell = Callable[[str, float], None]  # what is being done, and which part of all is done
+OnProgress = Callable[[str, float], None]  # (current step, fraction done)
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What was answered: (question, name of the system) -> answer, and -> the log probability
-    of each of its choices."""
+    """Results by (question, system name).
+
+    Attributes:
+        found: answers.
+        weighed: log probability of each choice.
+    """
 
     found: dict[tuple[Question, str], Answered]
     weighed: dict[tuple[Question, str], tuple[float, ...]]
 
     def of(self, question: Question, system: str) -> Answered | None:
-        """The answer, where the system answered the question."""
+        """The answer, or None if the system did not answer the question."""
         return self.found.get((question, system))
 
 
 def run_plan(
-    runtime: Runtime, plan: Plan, store: Store, settings: EvalSettings, tell: Tell
+    runtime: Runtime, plan: Plan, store: Store, settings: EvalSettings, on_progress: OnProgress
 ) -> Answers:
-    """Asks all that the store does not know yet.
+    """Generate all answers that are not in the store yet.
 
-    All tasks are mixed in one stream, in a seeded order. The systems of a question (of a batch of
-    questions) follow one another, each time beginning with the next system, so that what else the
-    machine does hits all of them alike.
+    All tasks are shuffled into one stream with a seed. The systems answer each question (or batch)
+    in succession, starting with a different system each time, so that interference on the machine
+    affects all of them alike.
     """
     questions = list(plan.systems)
     random.Random(f"{settings.seed} order").shuffle(questions)
     total = sum(map(len, plan.systems.values())) + sum(map(len, plan.weighed.values()))
     answers = Answers({}, {})
     _warm_up(runtime, questions[0], plan, settings)
-    for turn, at in enumerate(range(0, len(questions), settings.batch)):
+    for index, at in enumerate(range(0, len(questions), settings.batch)):
         batch = questions[at : at + settings.batch]
         names = list(dict.fromkeys(name for each in batch for name in plan.systems[each]))
-        first = turn % len(names)
+        first = index % len(names)
         for name in [*names[first:], *names[:first]]:
             asked = [each for each in batch if name in plan.systems[each]]
             systems = [plan.systems[each][name] for each in asked]
             for each, record in _answer(runtime, store, asked, systems, settings.batch):
                 answers.found[each, name] = Answered.of_record(record)
-            tell(f"{asked[0].parts[0].task}, {name}", len(answers.found) / total)
+            on_progress(f"{asked[0].parts[0].task}, {name}", len(answers.found) / total)
     for question, own in plan.weighed.items():
         for system in own.values():
             answers.weighed[question, system.name] = _weigh(runtime, store, question, system)
             done = len(answers.found) + len(answers.weighed)
-            tell(f"{question.parts[0].task}, {system.name}, choices", done / total)
+            on_progress(f"{question.parts[0].task}, {system.name}, choices", done / total)
     return answers
 
 
 def _warm_up(runtime: Runtime, question: Question, plan: Plan, settings: EvalSettings) -> None:
-    """Some tokens that nobody times: the first pass of a process is slower than all others."""
+    """Generate a few untimed tokens: the first pass of a process is slower than the others."""
     short = replace(question, room=WARM_TOKENS)
     for system in plan.systems[question].values():
         ask(runtime, short, system)
@@ -76,8 +80,7 @@ def _answer(
     systems: Sequence[System],
     size: int,
 ) -> Iterator[tuple[Question, dict[str, Any]]]:
-    """Each question with its record; what is not stored is asked, as one batch where `size` is
-    more than one."""
+    """Yield each question with its record; missing ones are generated, as a batch if `size` > 1."""
     batched = [size] if size > 1 else []
     keys = [
         store.key("answer", question.prompt, question.room, system.options, *batched)
@@ -96,7 +99,7 @@ def _answer(
 
 
 def _weigh(runtime: Runtime, store: Store, question: Question, system: System) -> tuple[float, ...]:
-    """log p of each choice as the whole answer, its end included."""
+    """Log probability of each choice as the complete answer, including EOS."""
     choices = question.parts[0].sample.choices
     key = store.key("choices", question.prompt, choices, system.options)
     record = store.get(key)

@@ -1,7 +1,7 @@
-"""Finished measurements on the disk, so that a killed evaluation goes on where it was.
+"""Stores finished measurements on disk, so that interrupted evaluations resume.
 
-One line of JSON each, under a digest of all that it depends on: the bundle, the prompt, the
-options. So a changed bundle or task file simply finds nothing, a changed scoring rule finds all.
+Each record is a JSON line under a digest of its inputs: the bundle, the prompt and the options.
+Changing one of these invalidates the record; changing a scoring rule does not.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any
 
 from dlp_edge.errors import ResourceError
 
-FORMAT = 1  # of the records; another one finds nothing
+FORMAT = 1  # of the records; a change invalidates all
 
 
 class Store:
-    """Records in a file, each written through as soon as it is there."""
+    """Records in a file, each flushed as soon as it is added."""
 
     def __init__(self, path: Path, bundle: str) -> None:
-        """Opens a file, or begins it.
+        """Open or create the file.
 
         Args:
             bundle: a digest of the bundle; part of every key.
@@ -41,23 +41,23 @@ class Store:
             ) from error
 
     def key(self, *what: object) -> str:
-        """The digest of what a record depends on, besides the bundle."""
+        """The key of a record: a digest of its inputs and the bundle."""
         text = json.dumps([FORMAT, self._bundle, *what], sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     def get(self, key: str) -> dict[str, Any] | None:
-        """The record under a key, if there is one."""
+        """The record of a key, or None."""
         return self._records.get(key)
 
     def of(self, key: str) -> dict[str, Any]:
-        """The record under a key that has one."""
+        """The record of a key that is known to exist."""
         return self._records[key]
 
     def put(self, key: str, record: dict[str, Any]) -> None:
-        """Adds a record.
+        """Add a record.
 
         Raises:
-            ResourceError: the disk is full, or the like.
+            ResourceError: the file cannot be written, for example because the disk is full.
         """
         self._records[key] = record
         try:
@@ -65,14 +65,14 @@ class Store:
             self._file.flush()
         except OSError as error:
             raise ResourceError(
-                f"an answer cannot be stored ({error.strerror})", "Make room on the disk"
+                f"an answer cannot be stored ({error.strerror})", "Free disk space"
             ) from error
 
     def close(self) -> None:
         self._file.close()
 
     def _read(self, path: Path) -> None:
-        """Takes what is whole; a line that was cut off by a kill is mended by a line break."""
+        """Read complete lines; terminate a line that was cut off, so that appending is safe."""
         text = path.read_text(encoding="utf-8", errors="replace")
         for line in text.split("\n"):
             try:

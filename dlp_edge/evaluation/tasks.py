@@ -17,12 +17,12 @@ SPLITS = ("test", "dev")  # the first that a task has
 
 @dataclass(frozen=True)
 class EvalTask:
-    """What a task is tested with; `name` is that of its folder and of its adapter.
+    """The test samples of a task; its folder and its adapter are called `name`.
 
     Attributes:
-        kind: how most of its samples are marked.
-        prompts: of its training samples (of those tested, where there are none): what they have
-            in common is the task's instruction line.
+        kind: how most of its samples are scored.
+        prompts: of its training samples, or of the test samples without any; their common text
+            is the task's instruction line.
     """
 
     name: str
@@ -42,14 +42,14 @@ def read_eval_tasks(
     """The tasks of a folder, by name.
 
     Args:
-        split: the file of each task that is tested; None takes `test`, or `dev` without one.
-        only: names; none takes all.
-        limit: samples of each task at most: the first of a seeded order, so that a larger limit
+        split: the split to test; None takes `test`, or `dev` if there is no `test`.
+        only: task names; empty takes all.
+        limit: maximum samples per task, the first of a seeded order, so that a larger limit only
             adds samples.
 
     Raises:
         UsageError: there are no tasks, no such task, or none with such a split.
-        RouterError: a file is wrong (see `read_samples`).
+        RouterError: a file is invalid (see `read_samples`).
     """
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder", "Name a folder of task folders")

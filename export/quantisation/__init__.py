@@ -1,1 +1,1 @@
-"""From a dense graph to whole-number weights: int8, int4 (GPTQ or an existing grid), nf4."""
+"""Quantisation of the backbone: int4 (RTN and GPTQ), int8, NF4, and the choice among them."""

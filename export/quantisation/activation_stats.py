@@ -1,4 +1,4 @@
-"""What the matrices of a graph are fed: products of their inputs over a calibration text."""
+"""Second moments X^T X of the inputs of a graph's matrices over a calibration text."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import onnxruntime as ort
 from onnx import helper
 
 TEXT = Path(__file__).with_name("calibration.txt")
-GROUP_BYTES = 1 << 30  # of products that are held at a time
+GROUP_BYTES = 1 << 30  # of second moments held in memory at a time
 
 Products = npt.NDArray[np.float32]
 
 
 def cut(ids: Sequence[int], size: int) -> list[Sequence[int]]:
-    """Pieces of `size` tokens; the last may be shorter."""
+    """Split into chunks of `size` tokens; the last may be shorter."""
     return [ids[start : start + size] for start in range(0, len(ids), size)]
 
 
@@ -29,14 +29,13 @@ def input_products(
     windows: Sequence[Sequence[int]],
     head_size: int,
 ) -> Iterator[dict[str, Products]]:
-    """Yields X^T X [K, K] of the named values X [.., K], in groups that fit into memory, in
-    order.
+    """Yield X^T X [K, K] of the named values X [.., K], in order, in groups that fit in memory.
 
     Args:
         graph: the dense graph, as `prepare_graph` leaves it.
-        inputs: names and widths of values in it.
-        windows: the text's tokens, in pieces that see each other.
-        head_size: of the attention, which the graph's cache leaves open.
+        inputs: names and widths K of the values.
+        windows: token ids, one sequence per forward pass.
+        head_size: of the attention; the cache inputs of the graph do not state it.
     """
     group: list[str] = []
     size = 0
@@ -56,7 +55,7 @@ def _products(
     windows: Sequence[Sequence[int]],
     head_size: int,
 ) -> dict[str, Products]:
-    """One pass; what comes after the last of the values is not computed."""
+    """One pass over the text; nodes after the last of the values do not run."""
     model = onnx.load(path, load_external_data=False)
     kind = model.graph.output[0].type.tensor_type.elem_type
     del model.graph.output[:]
@@ -68,16 +67,16 @@ def _products(
     session = ort.InferenceSession(str(probe), options, providers=["CPUExecutionProvider"])
     sums: dict[str, Products] = {}
     for ids in windows:
-        found = session.run(list(names), first_pass(model.graph, ids, head_size))
-        for name, value in zip(names, found, strict=True):
+        values = session.run(list(names), first_pass(model.graph, ids, head_size))
+        for name, value in zip(names, values, strict=True):
             rows = value.reshape(-1, value.shape[-1]).astype(np.float32)
             sums[name] = sums.get(name, np.float32(0)) + rows.T @ rows
     return sums
 
 
 def first_pass(graph: onnx.GraphProto, ids: Sequence[int], head_size: int) -> dict[str, Any]:
-    """Inputs for a pass over ids [S] that gives the logits after each: nothing is cached, no
-    adapter is fused."""
+    """Inputs for a prefill of ids [S] with logits at every position, an empty cache and no
+    adapter."""
     lengths = {
         "input_ids": np.asarray(ids, np.int64)[None],
         "seqlens_k": np.asarray([len(ids) - 1], np.int32),

@@ -1,6 +1,7 @@
-"""GPTQ (Frantar et al., arXiv 2210.17323): 4-bit levels chosen for what the matrix does to real
-inputs. Columns are rounded one after the other, and what a column loses is made up for by the
-columns that are still to come."""
+"""GPTQ (Frantar et al., arXiv 2210.17323): 4-bit quantisation that minimises the output error.
+
+Columns are rounded one by one; the columns not yet rounded compensate for the error.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +12,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dlp_edge.export.quantisation.quantized_matrix import BLOCK, Levels, cut
+from dlp_edge.export.quantisation.quantized_matrix import BLOCK, QuantizedMatrix, cut
 
 Array = npt.NDArray[np.floating]
-DAMPING = 0.01  # of the mean of the products' diagonal, so that they can be inverted
-SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)  # a block's range, narrowed as far as it pays
+DAMPING = 0.01  # share of the mean diagonal added to the Hessian to make it invertible
+SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)  # candidate factors for the range of a block
 
 
-def round_gptq(matrix: Array, products: Array, dtype: npt.DTypeLike) -> Levels:
-    """Levels of a matrix.
+def round_gptq(matrix: Array, products: Array, dtype: npt.DTypeLike) -> QuantizedMatrix:
+    """QuantizedMatrix of a matrix.
 
     Args:
         matrix: [N, K].
@@ -30,11 +31,11 @@ def round_gptq(matrix: Array, products: Array, dtype: npt.DTypeLike) -> Levels:
         return _round(matrix, products, dtype)
 
 
-def _round(matrix: Array, products: Array, dtype: npt.DTypeLike) -> Levels:
+def _round(matrix: Array, products: Array, dtype: npt.DTypeLike) -> QuantizedMatrix:
     rows, width = matrix.shape
     blocks = cut(matrix).shape[1]
-    left = torch.zeros(rows, blocks * BLOCK)
-    left[:, :width] = torch.from_numpy(matrix.astype(np.float32))
+    remaining = torch.zeros(rows, blocks * BLOCK)
+    remaining[:, :width] = torch.from_numpy(matrix.astype(np.float32))
     hessian = torch.zeros(blocks * BLOCK, blocks * BLOCK)
     hessian[:width, :width] = torch.from_numpy(products)
     factor = _inverse_factor(hessian)
@@ -43,7 +44,7 @@ def _round(matrix: Array, products: Array, dtype: npt.DTypeLike) -> Levels:
     for index in range(blocks):
         start, stop = index * BLOCK, (index + 1) * BLOCK
         inside = factor[start:stop, start:stop]
-        own = left[:, start:stop]
+        own = remaining[:, start:stop]
         scale, zero = _best_grid(own, inside.diagonal() ** -2, dtype)
         scales[:, index], zeros[:, index] = scale, zero
         lost = torch.zeros(rows, BLOCK)
@@ -52,8 +53,8 @@ def _round(matrix: Array, products: Array, dtype: npt.DTypeLike) -> Levels:
             levels[:, start + column] = level
             lost[:, column] = (own[:, column] - (level - zero) * scale) / inside[column, column]
             own[:, column:] -= lost[:, column : column + 1] * inside[column, column:]
-        left[:, stop:] -= lost @ factor[start:stop, stop:]
-    return Levels(
+        remaining[:, stop:] -= lost @ factor[start:stop, stop:]
+    return QuantizedMatrix(
         4,
         levels.to(torch.uint8).reshape(rows, blocks, BLOCK).numpy(),
         scales.numpy().astype(dtype),
@@ -63,8 +64,8 @@ def _round(matrix: Array, products: Array, dtype: npt.DTypeLike) -> Levels:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Columns are short: beside a busy neighbour, threads that wait for each other at every one
-    of them are many times slower than one."""
+    """Run the block on one thread: columns are so short that synchronising several threads at
+    each is many times slower on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -74,8 +75,8 @@ def one_thread() -> Iterator[None]:
 
 
 def _inverse_factor(hessian: torch.Tensor) -> torch.Tensor:
-    """The upper Cholesky factor of the damped inverse. Inputs that are always zero count for
-    nothing."""
+    """Upper Cholesky factor of the inverse of the damped Hessian; inputs that are always zero have
+    no weight."""
     diagonal = hessian.diagonal()
     diagonal[diagonal == 0] = 1
     diagonal += DAMPING * diagonal.mean()
@@ -86,7 +87,7 @@ def _inverse_factor(hessian: torch.Tensor) -> torch.Tensor:
 def _best_grid(
     block: torch.Tensor, importance: torch.Tensor, dtype: npt.DTypeLike
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scale and whole zero [N] of a block [N, BLOCK]: the range that loses least."""
+    """Scale and integer zero point [N] of a block [N, BLOCK]: the range with the least error."""
     low, high = block.amin(1).clamp(max=0), block.amax(1).clamp(min=0)
     best = torch.full_like(low, torch.inf)
     best_scale, best_zero = torch.ones_like(low), torch.zeros_like(low)

@@ -1,11 +1,11 @@
-"""Recognising weights that lie on 16 levels already, and keeping them exactly.
+"""Detects weights that already lie on a 4-bit grid, and keeps them exactly.
 
-A Q4_0, Q4_1 or Q4_K tensor of a GGUF file, and 4-bit weights of other makers with blocks of 32 or
-a multiple, stay on their grid when they are dequantised: w = d q + m with q in 0..15 in each
-block. Rounding them onto another grid of 16 levels costs far more than they lost when they were
-made. MatMulNBits is fast with d (q - z) for a *whole* z only, and m / d is none. So z = round(-m/d)
-and what remains, r = m + z d, is one number a block: sum_k r x_k = 32 r mean(x). The means of the
-input's blocks are appended to the input, and 32 r to the matrix, as further columns of 4 bits.
+A Q4_0, Q4_1 or Q4_K tensor of a GGUF file, and other 4-bit weights with blocks of 32 or a
+multiple, stay on their grid when they are dequantised: w = d q + m with q in 0..15 in each block.
+Rounding them to another 16-level grid would lose more than the first quantisation did. MatMulNBits
+is fast only for d (q - z) with an integer z, and m / d is no integer. So z = round(-m/d), and the
+remainder r = m + z d is one number per block: sum_k r x_k = 32 r mean(x). The block means are
+appended to the input, and 32 r to the matrix, as further 4-bit columns.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dlp_edge.export.quantisation.quantized_matrix import BLOCK, Levels, cut, round_int4
+from dlp_edge.export.quantisation.quantized_matrix import BLOCK, QuantizedMatrix, cut, round_int4
 
 Array = npt.NDArray[np.floating]
-# How far from its level a weight may lie, in steps: sources are rounded to fp16 or bf16. Weights
-# that lie on no grid pass with a probability of about (2 * 0.06)^30 a block.
+# Largest distance of a weight from its level, in steps: sources are rounded to fp16 or bf16. A
+# block of weights off any grid passes with a probability of about (2 * 0.06)^30.
 TOLERANCE = 0.06
-SAMPLE = 64  # rows that are tried before a whole matrix is
-ROWS = 2048  # rows at a time: bounds the memory
+SAMPLE = 64  # rows checked before the whole matrix
+ROW_CHUNK = 2048  # rows processed at a time, to bound memory
 
 
 @dataclass(frozen=True)
@@ -30,27 +30,29 @@ class Grid:
     """Weights that lie on 16 levels.
 
     Attributes:
-        levels: of the matrix [N, K] with whole zeros.
-        remainder: [N, K / BLOCK]; adding its entries to the blocks' weights gives the source.
+        matrix: [N, K], with integer zero points.
+        remainder: [N, K / BLOCK]; added to the weights of a block, it gives the source.
     """
 
-    levels: Levels
+    matrix: QuantizedMatrix
     remainder: Array
 
     @property
     def is_whole(self) -> bool:
-        """Whether the zeros were whole numbers in the source, so that nothing remains."""
-        steps = self.levels.scales.astype(np.float32)
+        """Whether the zero points of the source were integers, so that the remainder is zero."""
+        steps = self.matrix.scales.astype(np.float32)
         return bool((np.abs(self.remainder) <= TOLERANCE * steps).all())
 
-    def extended(self, dtype: npt.DTypeLike) -> Levels:
-        """Levels of the matrix [N, K + blocks]: the remainder as further columns, for inputs
-        that are followed by the means of their blocks."""
+    def with_block_means(self, dtype: npt.DTypeLike) -> QuantizedMatrix:
+        """The matrix [N, K + blocks], with the remainder as further columns.
+
+        Its input must be followed by its block means.
+        """
         extra = round_int4(self.remainder * BLOCK, dtype)
-        own = self.levels
+        own = self.matrix
         if own.zeros is None or extra.zeros is None:
             raise AssertionError("4-bit levels of a grid have zeros")
-        return Levels(
+        return QuantizedMatrix(
             4,
             np.concatenate([own.levels, extra.levels], 1),
             np.concatenate([own.scales, extra.scales], 1),
@@ -59,27 +61,27 @@ class Grid:
 
 
 def find_grid(matrix: Array, dtype: npt.DTypeLike) -> Grid | None:
-    """The grid of a matrix [N, K], its scales as `dtype`; None if some block lies on none."""
+    """The grid of a matrix [N, K], with scales of `dtype`; None if some block is off any grid."""
     if matrix.shape[1] % BLOCK or _fit(cut(matrix[:SAMPLE]), dtype) is None:
         return None
     parts = []
-    for start in range(0, len(matrix), ROWS):
-        part = _fit(cut(matrix[start : start + ROWS]), dtype)
+    for start in range(0, len(matrix), ROW_CHUNK):
+        part = _fit(cut(matrix[start : start + ROW_CHUNK]), dtype)
         if part is None:
             return None
         parts.append(part)
     levels, scales, zeros, remainder = (
         np.concatenate(column) for column in zip(*parts, strict=True)
     )
-    return Grid(Levels(4, levels, scales, zeros), remainder)
+    return Grid(QuantizedMatrix(4, levels, scales, zeros), remainder)
 
 
 def _fit(
     blocks: Array, dtype: npt.DTypeLike
 ) -> tuple[npt.NDArray[np.uint8], Array, npt.NDArray[np.uint8], Array] | None:
-    """levels, scales, zeros, remainder of blocks [N, blocks, BLOCK]; None where there is no grid.
+    """levels, scales, zeros, remainder of blocks [N, blocks, BLOCK]; None if there is no grid.
 
-    The span of a block is a whole number of steps, 15 where all levels are used.
+    The span of a block is an integer number of steps: 15 if it uses both end levels.
     """
     flat = blocks.reshape(-1, BLOCK).astype(np.float32)
     low = flat.min(1)

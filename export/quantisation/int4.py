@@ -1,13 +1,13 @@
-"""Which matrices of a backbone become int4, and how.
+"""Chooses which matrices of a backbone become int4, and quantises them.
 
-Where the source's weights lie on 16 levels already, those levels are kept, and what the source
-keeps finer becomes int8. Otherwise the levels are found by GPTQ, and what 4 bits cost is measured
-for each kind of matrix in each third of the layers: the Kullback-Leibler divergence from the dense
-model's predictions on the calibration text, which is the loss in log perplexity to be expected.
-Those that cost least for what they save become int4, up to BUDGET in all.
+If the source's weights already lie on a 4-bit grid, their levels are kept, and matrices that the
+source stores with more bits become int8. Otherwise GPTQ quantises the matrices, and the cost of
+int4 is measured for each kind of matrix in each third of the layers: the Kullback-Leibler
+divergence from the dense model on held-out calibration text, an estimate of the loss in log
+perplexity. The cheapest per weight become int4, up to BUDGET in total.
 
-Of a large head the rows of the first tokens are int8 and the rest int4 by GPTQ: merges come in a
-vocabulary in the order of their frequency, so an error on a late row is one on a rare token.
+A large head is split: int8 for the first rows, GPTQ int4 for the rest. Tokenizers order merges by
+frequency, so errors on late rows affect rare tokens only.
 """
 
 from __future__ import annotations
@@ -28,34 +28,34 @@ from dlp_edge.export.quantisation.gptq import round_gptq
 from dlp_edge.export.quantisation.grid_detection import find_grid
 from dlp_edge.export.quantisation.quantise import (
     HEAD,
-    Extended,
-    Parted,
     Quantised,
     Quantiser,
+    SplitRows,
+    WithBlockMeans,
     matrices,
 )
-from dlp_edge.export.quantisation.quantized_matrix import Levels, round_int8
+from dlp_edge.export.quantisation.quantized_matrix import QuantizedMatrix, round_int8
 from dlp_edge.export.weights import WeightFile
 
 Array = npt.NDArray[np.floating]
 Unit = tuple[str, int]
 
-BUDGET = 0.015  # of log perplexity; with what int8 costs this makes about 1.02
-WINDOW = 256  # tokens of calibration text that see each other
-JUDGED = 2 * WINDOW  # tokens at the text's end that the costs are measured on, not calibrated
-LARGE_HEAD = 8192  # rows; a smaller head is int8 as a whole, since it takes little time
-COMMON = 1 / 6  # of a large head's rows are int8
-TRIED = 8  # matrices off the grid after which no other is tried: two layers
+BUDGET = 0.015  # of log perplexity; with the loss by int8, a perplexity ratio of about 1.02
+WINDOW = 256  # tokens of calibration text in one forward pass
+HELD_OUT = 2 * WINDOW  # tokens at the end of the text, held out to measure the costs
+LARGE_HEAD = 8192  # rows; a smaller head is int8 throughout, since it costs little time
+COMMON = 1 / 6  # share of a large head's rows that become int8
+TRIED = 8  # give up after this many matrices off the grid: two layers
 _LAYER = re.compile(r"layers\.(\d+)/")
 
 
 class Int4:
-    """Chooses for every matrix of a graph.
+    """Chooses the format of every matrix of a graph.
 
     Attributes:
-        costs: what each unit (kind of matrix, third of the layers) loses in int4; empty where
-            the source's own levels are kept.
-        kept: the matrices that are int4, by the names of their nodes.
+        costs: the divergence that int4 causes in each unit (kind of matrix, third of the layers);
+            empty if the source's own levels are kept.
+        kept: names of the MatMul nodes that become int4.
     """
 
     def __init__(
@@ -64,56 +64,59 @@ class Int4:
         """
         Args:
             quantiser: of the graph that is about to be rewritten.
-            dense: the same graph's file.
-            entry: what the backbone is like.
+            dense: the file of the same graph.
+            entry: the backbone's manifest entry.
         """
         self.costs: dict[Unit, float] = {}
         self.kept: set[str] = set()
-        self._found: dict[str, Levels] = {}
+        self._gptq: dict[str, QuantizedMatrix] = {}
         self._quantiser = quantiser
         self._dense = dense
         self._head_size = entry.head_size
         text = TEXT.read_text(encoding="utf-8")
         ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
-        self._calibration = cut(ids[:-JUDGED], min(WINDOW, entry.context_length))
-        self._judged = cut(ids[-JUDGED:], min(JUDGED, entry.context_length))
+        self._calibration = cut(ids[:-HELD_OUT], min(WINDOW, entry.context_length))
+        self._held_out = cut(ids[-HELD_OUT:], min(HELD_OUT, entry.context_length))
 
-    def run(self, tell: Callable[[float], None]) -> None:
-        """Keeps the source's own levels, or searches; `tell` is called with the fraction that is
-        done."""
+    def run(self, on_progress: Callable[[float], None]) -> None:
+        """Keep the source's own levels if there are any, else search.
+
+        Args:
+            on_progress: called with the fraction done.
+        """
         quantiser = self._quantiser
         self.kept = on_grid(quantiser.graph, quantiser.weights, quantiser.dtype)
         if self.kept:
-            self._round(_large_head(quantiser.graph, quantiser.weights), tell)
+            self._round(_large_head(quantiser.graph, quantiser.weights), on_progress)
         else:
-            self.search(tell)
+            self.search(on_progress)
 
-    def search(self, tell: Callable[[float], None]) -> None:
-        """Finds levels by GPTQ and measures which matrices bear them."""
+    def search(self, on_progress: Callable[[float], None]) -> None:
+        """Quantise with GPTQ, and measure which matrices can afford int4."""
         graph = self._quantiser.graph
         body = _body(graph)
         head = _large_head(graph, self._quantiser.weights)
-        self._round([*body, *head], lambda done: tell(done * 0.6))
-        self._measure(body, lambda done: tell(0.6 + done * 0.4))
+        self._round([*body, *head], lambda done: on_progress(done * 0.6))
+        self._measure(body, lambda done: on_progress(0.6 + done * 0.4))
 
     def choose(self, node: onnx.NodeProto, matrix: Array) -> Quantised:
-        """What becomes of a matrix [N, K]."""
+        """The quantised form of a matrix [N, K]."""
         dtype = self._quantiser.dtype
-        if node.name == HEAD and node.name in self._found:
-            rest = self._found[node.name]
+        if node.name == HEAD and node.name in self._gptq:
+            rest = self._gptq[node.name]
             common = len(matrix) - len(rest.levels)
-            return Parted(round_int8(matrix[:common], dtype), rest)
+            return SplitRows(round_int8(matrix[:common], dtype), rest)
         if node.name not in self.kept:
             return round_int8(matrix, dtype)
-        if node.name in self._found:
-            return self._found[node.name]
+        if node.name in self._gptq:
+            return self._gptq[node.name]
         grid = find_grid(matrix, dtype)
         if grid is None:
             return round_int8(matrix, dtype)
-        return grid.levels if grid.is_whole else Extended(grid.extended(dtype))
+        return grid.matrix if grid.is_whole else WithBlockMeans(grid.with_block_means(dtype))
 
-    def _round(self, nodes: Sequence[onnx.NodeProto], tell: Callable[[float], None]) -> None:
-        """GPTQ of the matrices; of the head, all but the common rows."""
+    def _round(self, nodes: Sequence[onnx.NodeProto], on_progress: Callable[[float], None]) -> None:
+        """Quantise the matrices with GPTQ; of the head, only the rows after the common ones."""
         widths = {n.input[0]: self._quantiser.weights.shape(n.input[1])[0] for n in nodes}
         done = 0
         for products in input_products(
@@ -123,13 +126,15 @@ class Int4:
                 if node.input[0] in products:
                     matrix = _matrix(node, self._quantiser.weights)
                     rest = matrix[int(COMMON * len(matrix)) :] if node.name == HEAD else matrix
-                    self._found[node.name] = round_gptq(
+                    self._gptq[node.name] = round_gptq(
                         rest, products[node.input[0]], self._quantiser.dtype
                     )
                     done += 1
-                    tell(done / len(nodes))
+                    on_progress(done / len(nodes))
 
-    def _measure(self, body: Sequence[onnx.NodeProto], tell: Callable[[float], None]) -> None:
+    def _measure(
+        self, body: Sequence[onnx.NodeProto], on_progress: Callable[[float], None]
+    ) -> None:
         units: dict[Unit, list[onnx.NodeProto]] = {}
         last = max(_layer(node.name) for node in body)
         for node in body:
@@ -139,24 +144,24 @@ class Int4:
         expected = self._predictions([])
         for index, (unit, nodes) in enumerate(units.items()):
             self.costs[unit] = divergence(expected, self._predictions(nodes))
-            tell((index + 1) / len(units))
+            on_progress((index + 1) / len(units))
         sizes = {
-            unit: sum(self._found[node.name].levels.size for node in nodes)
+            unit: sum(self._gptq[node.name].levels.size for node in nodes)
             for unit, nodes in units.items()
         }
-        spent = 0.0
+        total = 0.0
         for unit in sorted(units, key=lambda unit: self.costs[unit] / sizes[unit]):
-            spent += self.costs[unit]
-            if spent > BUDGET:
+            total += self.costs[unit]
+            if total > BUDGET:
                 break
             self.kept.update(node.name for node in units[unit])
 
     def _predictions(self, int4: Sequence[onnx.NodeProto]) -> Array:
-        """Logits [JUDGED, V] of the dense graph with some of its matrices in int4."""
+        """Logits [HELD_OUT, V] of the dense graph with some of its matrices in int4."""
         model = onnx.load(self._dense, load_external_data=False)
         names = {node.name for node in int4}
         for node in [node for node in model.graph.node if node.name in names]:
-            self._quantiser.put(model.graph, node, self._found[node.name])
+            self._quantiser.put(model.graph, node, self._gptq[node.name])
         trial = self._dense.with_name("trial.onnx")
         onnx.save(model, trial)
         options = ort.SessionOptions()
@@ -164,15 +169,17 @@ class Int4:
         session = ort.InferenceSession(str(trial), options, providers=["CPUExecutionProvider"])
         parts = [
             session.run(["logits"], first_pass(model.graph, ids, self._head_size))[0][0]
-            for ids in self._judged
+            for ids in self._held_out
         ]
         found: Array = np.concatenate(parts).astype(np.float32)
         return found
 
 
 def on_grid(graph: onnx.GraphProto, weights: WeightFile, dtype: npt.DTypeLike) -> set[str]:
-    """The matrices of the body whose weights lie on 16 levels a block, by their nodes' names;
-    none where it is less than half of them, and so an accident."""
+    """Names of the body's MatMul nodes whose weights lie on a 4-bit grid.
+
+    Empty if fewer than half do: then the match is accidental.
+    """
     found: set[str] = set()
     body = _body(graph)
     for index, node in enumerate(body):
@@ -203,7 +210,7 @@ def _body(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
 
 
 def _large_head(graph: onnx.GraphProto, weights: WeightFile) -> list[onnx.NodeProto]:
-    """The head, if it has LARGE_HEAD rows or more."""
+    """The head, if it has at least LARGE_HEAD rows."""
     return [
         node
         for node in matrices(graph)

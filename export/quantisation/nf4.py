@@ -1,4 +1,4 @@
-"""NF4 as bitsandbytes makes it, in the form of onnxruntime's MatMulBnb4 operator."""
+"""NF4 (QLoRA, arXiv 2305.14314) by bitsandbytes, in the layout of onnxruntime's MatMulBnb4."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dlp_edge.export.suppress_output import quiet
+from dlp_edge.export.suppress_output import suppress_output
 
 BLOCK = 64  # bitsandbytes' default
 NF4 = 1  # MatMulBnb4's quant_type
@@ -15,7 +15,7 @@ NF4 = 1  # MatMulBnb4's quant_type
 
 @dataclass(frozen=True)
 class Nf4:
-    """A matrix [N, K], row after row: two levels a byte, the first in the high half.
+    """A matrix [N, K] in row-major order: two levels per byte, the first in the high nibble.
 
     Attributes:
         levels: [N * K / 2].
@@ -27,10 +27,10 @@ class Nf4:
 
 
 def round_nf4(matrix: npt.NDArray[np.floating]) -> Nf4:
-    """bitsandbytes' own bytes for a matrix [N, K] (`quantize_4bit`, absmax not quantised again)."""
+    """Quantise a matrix [N, K] with bitsandbytes' `quantize_4bit`, without double quantisation."""
     import torch
 
-    with quiet():
+    with suppress_output():
         from bitsandbytes.functional import quantize_4bit
 
         weights = torch.from_numpy(np.ascontiguousarray(matrix, np.float32))

@@ -1,5 +1,7 @@
-"""From a dense graph to a quantised one: every weight matrix becomes an operator of onnxruntime
-that reads whole numbers. One path for all backbones: a matrix is a MatMul with a constant."""
+"""Replaces the weight matrices of a dense graph by quantised operators of onnxruntime.
+
+A weight matrix is a MatMul with a constant, so one path serves all backbones.
+"""
 
 from __future__ import annotations
 
@@ -13,35 +15,35 @@ from onnx import TensorProto, helper
 
 from dlp_edge.export.quantisation.nf4 import BLOCK as NF4_BLOCK
 from dlp_edge.export.quantisation.nf4 import NF4, Nf4
-from dlp_edge.export.quantisation.quantized_matrix import BLOCK, Levels, round_int8
+from dlp_edge.export.quantisation.quantized_matrix import BLOCK, QuantizedMatrix, round_int8
 from dlp_edge.export.weights import WeightFile
 
 HEAD = "/lm_head/MatMul"
 EMBEDDING = "/model/embed_tokens/Gather"
 MICROSOFT = "com.microsoft"  # onnxruntime's operators
-# accuracy_level of MatMulNBits. On a CPU it rounds its input to int8 as well (4), which is what
-# makes it fast; CUDA computes in fp16 whatever is said here.
+# accuracy_level of MatMulNBits. 4 quantises the input to int8 as well, which makes it fast on a
+# CPU; CUDA ignores it and computes in fp16.
 ACCURACY = {"cpu": 4, "cuda": 0}
 
 Array = npt.NDArray[np.floating]
 
 
 @dataclass(frozen=True)
-class Extended:
-    """Levels of a matrix [N, K] followed by columns for the means of the input's blocks."""
+class WithBlockMeans:
+    """A matrix [N, K] followed by columns that multiply the block means of the input."""
 
-    levels: Levels
+    matrix: QuantizedMatrix
 
 
 @dataclass(frozen=True)
-class Parted:
-    """Levels of a matrix's first rows, and of the rest."""
+class SplitRows:
+    """A matrix in two parts: its first rows and the rest, each in its own format."""
 
-    first: Levels
-    rest: Levels
+    first: QuantizedMatrix
+    rest: QuantizedMatrix
 
 
-Quantised = Levels | Extended | Parted | Nf4
+Quantised = QuantizedMatrix | WithBlockMeans | SplitRows | Nf4
 Chooser = Callable[[onnx.NodeProto, Array], Quantised]
 
 
@@ -63,34 +65,34 @@ class Quantiser:
     graph: onnx.GraphProto
     weights: WeightFile
     target: str
-    _extended: dict[str, str] = field(default_factory=dict)
+    _with_means: dict[str, str] = field(default_factory=dict)
 
     @property
     def dtype(self) -> npt.DTypeLike:
-        """What the graph computes in."""
+        """The compute type of the graph."""
         return np.float32 if self.target == "cpu" else np.float16
 
-    def run(self, choose: Chooser, tell: Callable[[float], None]) -> None:
+    def run(self, choose: Chooser, on_progress: Callable[[float], None]) -> None:
         """Replaces all matrices, and the embedding where its width is a multiple of BLOCK.
 
-        The embedding is int8. It is read from the head's bytes where the two are tied and the
-        head is int8 as a whole.
+        The embedding is int8. A tied embedding shares the bytes of the head if the whole head is
+        int8.
 
         Args:
-            choose: what becomes of a matrix [N, K].
-            tell: called with the fraction that is done.
+            choose: returns the quantised form of a matrix [N, K].
+            on_progress: called with the fraction done.
         """
-        found = matrices(self.graph)
-        for index, node in enumerate(found):
+        nodes = matrices(self.graph)
+        for index, node in enumerate(nodes):
             weight = np.ascontiguousarray(self.weights.read(node.input[1]).T)
-            how = choose(node, weight)
-            self._replace(node, self._nodes(node, weight.shape[1], how))
+            quantised = choose(node, weight)
+            self._replace(node, self._nodes(node, weight.shape[1], quantised))
             if node.name == HEAD:
-                self._embed(node.input[1], weight, shared=isinstance(how, Levels))
-            tell((index + 1) / len(found))
+                self._embed(node.input[1], weight, shared=isinstance(quantised, QuantizedMatrix))
+            on_progress((index + 1) / len(nodes))
 
-    def put(self, graph: onnx.GraphProto, node: onnx.NodeProto, levels: Levels) -> None:
-        """Puts int4 levels into another graph, which holds them itself (for trials)."""
+    def put(self, graph: onnx.GraphProto, node: onnx.NodeProto, levels: QuantizedMatrix) -> None:
+        """Replace a node of another graph, with the weights stored inline. For trial graphs."""
         inputs = [node.input[0]]
         for kind, tensor in levels.tensors().items():
             inputs.append(f"{node.input[1]}_{kind}")
@@ -98,33 +100,40 @@ class Quantiser:
         width = self.weights.shape(node.input[1])[0]
         node.CopyFrom(self._int_node(node, inputs, levels, width))
 
-    def _nodes(self, node: onnx.NodeProto, width: int, how: Quantised) -> list[onnx.NodeProto]:
-        if isinstance(how, Nf4):
-            return [self._nf4_node(node, width, how)]
-        if isinstance(how, Levels):
-            return self._int_nodes(node, how, width)
-        if isinstance(how, Parted):
-            return self._parted_nodes(node, how, width)
+    def _nodes(
+        self, node: onnx.NodeProto, width: int, quantised: Quantised
+    ) -> list[onnx.NodeProto]:
+        if isinstance(quantised, Nf4):
+            return [self._nf4_node(node, width, quantised)]
+        if isinstance(quantised, QuantizedMatrix):
+            return self._int_nodes(node, quantised, width)
+        if isinstance(quantised, SplitRows):
+            return self._split_nodes(node, quantised, width)
         before = self._extend(node.input[0], width)
-        node.input[0] = self._extended[node.input[0]]
-        return [*before, *self._int_nodes(node, how.levels, how.levels.levels.shape[1] * BLOCK)]
+        node.input[0] = self._with_means[node.input[0]]
+        return [
+            *before,
+            *self._int_nodes(node, quantised.matrix, quantised.matrix.levels.shape[1] * BLOCK),
+        ]
 
     def _int_nodes(
-        self, node: onnx.NodeProto, levels: Levels, width: int, name: str | None = None
+        self, node: onnx.NodeProto, levels: QuantizedMatrix, width: int, name: str | None = None
     ) -> list[onnx.NodeProto]:
         """
         Args:
-            name: of the levels; that of the matrix where it is left out.
+            name: prefix of the initializers; the name of the matrix by default.
         """
         inputs = [node.input[0]]
         for kind, tensor in levels.tensors().items():
             inputs.append(self.weights.add(f"{name or node.input[1]}_{kind}", tensor))
         return [self._int_node(node, inputs, levels, width)]
 
-    def _parted_nodes(self, node: onnx.NodeProto, how: Parted, width: int) -> list[onnx.NodeProto]:
-        """A product for each part, and their outputs side by side."""
+    def _split_nodes(
+        self, node: onnx.NodeProto, split: SplitRows, width: int
+    ) -> list[onnx.NodeProto]:
+        """One product for each part, and a Concat of their outputs."""
         products = []
-        for part, levels in (("first", how.first), ("rest", how.rest)):
+        for part, levels in (("first", split.first), ("rest", split.rest)):
             own = onnx.NodeProto()
             own.CopyFrom(node)
             own.name, own.output[0] = f"{node.name}/{part}", f"{node.output[0]}/{part}"
@@ -136,7 +145,7 @@ class Quantiser:
         ]
 
     def _int_node(
-        self, node: onnx.NodeProto, inputs: list[str], levels: Levels, width: int
+        self, node: onnx.NodeProto, inputs: list[str], levels: QuantizedMatrix, width: int
     ) -> onnx.NodeProto:
         return helper.make_node(
             "MatMulNBits",
@@ -151,32 +160,32 @@ class Quantiser:
             accuracy_level=ACCURACY[self.target],
         )
 
-    def _nf4_node(self, node: onnx.NodeProto, width: int, found: Nf4) -> onnx.NodeProto:
+    def _nf4_node(self, node: onnx.NodeProto, width: int, matrix: Nf4) -> onnx.NodeProto:
         name = node.input[1]
-        absmax = found.absmax.astype(self.dtype)
+        absmax = matrix.absmax.astype(self.dtype)
         return helper.make_node(
             "MatMulBnb4",
             [
                 node.input[0],
-                self.weights.add(f"{name}_levels", found.levels),
+                self.weights.add(f"{name}_levels", matrix.levels),
                 self.weights.add(f"{name}_absmax", absmax),
             ],
             list(node.output),
             name=node.name,
             domain=MICROSOFT,
             K=width,
-            N=2 * len(found.levels) // width,
+            N=2 * len(matrix.levels) // width,
             block_size=NF4_BLOCK,
             quant_type=NF4,
         )
 
     def _extend(self, x: str, width: int) -> list[onnx.NodeProto]:
-        """Nodes that append the means of x's blocks to x [.., width], unless another matrix of
-        the same input brought them; filled up with zeros to whole blocks.
+        """Nodes that append the block means of x [.., width], zero-padded to whole blocks.
 
-        A product with a constant: as fast as pooling on a CPU, and pooling on CUDA needs cuDNN.
+        Empty if another matrix with the same input added them. The means are a product with a
+        constant: as fast as pooling on a CPU, and pooling on CUDA would need cuDNN.
         """
-        if x in self._extended:
+        if x in self._with_means:
             return []
         blocks = width // BLOCK
         means = f"block_means_{width}"
@@ -184,7 +193,7 @@ class Quantiser:
             matrix = np.zeros((width, -(-blocks // BLOCK) * BLOCK), self.dtype)
             matrix[np.arange(width), np.arange(width) // BLOCK] = 1 / BLOCK
             self.weights.add(means, matrix)
-        self._extended[x] = f"{x}/extended"
+        self._with_means[x] = f"{x}/extended"
         return [
             helper.make_node("MatMul", [x, means], [f"{x}/means"], name=f"{x}/means"),
             helper.make_node(
@@ -193,7 +202,7 @@ class Quantiser:
         ]
 
     def _embed(self, head: str, weight: Array, shared: bool) -> None:
-        """Reads the embedding from int8 rows.
+        """Make the embedding look up int8 rows.
 
         Args:
             head: the name of the head's matrix.
@@ -245,7 +254,7 @@ class Quantiser:
 
 
 def store_half(graph: onnx.GraphProto, weights: WeightFile) -> None:
-    """Stores the matrices of an fp32 graph as fp16; onnxruntime widens them when it loads."""
+    """Store the matrices of an fp32 graph as fp16; onnxruntime casts them to fp32 at load time."""
     names = [node.input[1] for node in matrices(graph)]
     gather = next((node for node in graph.node if node.name == EMBEDDING), None)
     if gather is not None and gather.input[0] in weights:

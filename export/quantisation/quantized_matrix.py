@@ -1,4 +1,5 @@
-"""Matrices in whole numbers: what onnxruntime's MatMulNBits and GatherBlockQuantized read."""
+"""Block-quantised integer matrices, as onnxruntime's MatMulNBits and GatherBlockQuantized read
+them."""
 
 from __future__ import annotations
 
@@ -11,18 +12,18 @@ import numpy.typing as npt
 Array = npt.NDArray[np.floating]
 Bytes = npt.NDArray[np.uint8]
 
-BLOCK = 32  # weights that share a scale; MatMulNBits takes 16, 32, 64, ...
+BLOCK = 32  # weights that share a scale; MatMulNBits supports 16, 32, 64, ...
 
 
 @dataclass(frozen=True)
-class Levels:
+class QuantizedMatrix:
     """A matrix [N, K], cut along K into blocks: w = scale * (level - zero).
 
     Attributes:
         bits: 4 or 8.
-        levels: [N, blocks, BLOCK], the last block filled up with the zero level.
+        levels: [N, blocks, BLOCK], the last block padded with the zero level.
         scales: [N, blocks].
-        zeros: [N, blocks]; None is the middle level everywhere.
+        zeros: [N, blocks]; None means the middle level everywhere.
     """
 
     bits: int
@@ -31,9 +32,9 @@ class Levels:
     zeros: Bytes | None = None
 
     def tensors(self) -> dict[str, npt.NDArray[Any]]:
-        """As MatMulNBits wants them, in its order: levels [N, blocks, BLOCK * bits / 8], scales
-        [N, blocks] and, if there are, zeros [N, ceil(blocks * bits / 8)]. Of two 4-bit numbers
-        the first lies in the low half of the byte."""
+        """The inputs of MatMulNBits, in its order: levels [N, blocks, BLOCK * bits / 8], scales
+        [N, blocks] and, unless None, zeros [N, ceil(blocks * bits / 8)]. Of two 4-bit numbers
+        the first lies in the low nibble."""
         tensors: dict[str, npt.NDArray[Any]] = {"levels": self.levels, "scales": self.scales}
         if self.zeros is not None:
             tensors["zeros"] = np.pad(self.zeros, ((0, 0), (0, self.zeros.shape[1] % 2)))
@@ -45,7 +46,7 @@ class Levels:
         }
 
     def dense(self, width: int) -> Array:
-        """The matrix [N, width] that these levels stand for."""
+        """Dequantise to [N, width]."""
         zeros = 1 << (self.bits - 1) if self.zeros is None else self.zeros[..., None]
         values = (self.levels.astype(np.float32) - zeros) * self.scales[..., None]
         dense: Array = values.reshape(len(values), -1)[:, :width]
@@ -53,32 +54,32 @@ class Levels:
 
 
 def cut(matrix: Array) -> Array:
-    """A matrix [N, K] as blocks [N, ceil(K / BLOCK), BLOCK], filled up with zeros."""
+    """A matrix [N, K] as blocks [N, ceil(K / BLOCK), BLOCK], zero-padded."""
     rows, width = matrix.shape
     filled = np.pad(matrix, ((0, 0), (0, -width % BLOCK)))
     return filled.reshape(rows, -1, BLOCK)
 
 
-def round_int8(matrix: Array, dtype: npt.DTypeLike) -> Levels:
-    """The nearest of 255 levels, symmetric about zero. [N, K] -> scales of `dtype`."""
+def round_int8(matrix: Array, dtype: npt.DTypeLike) -> QuantizedMatrix:
+    """Round [N, K] to the nearest of 255 levels, symmetric about zero; scales are of `dtype`."""
     blocks = cut(matrix)
     scales = _scales(np.abs(blocks).max(-1) / 127, dtype)
     levels = np.clip(np.rint(blocks / _wide(scales)) + 128, 1, 255).astype(np.uint8)
-    return Levels(8, levels, scales)
+    return QuantizedMatrix(8, levels, scales)
 
 
-def round_int4(matrix: Array, dtype: npt.DTypeLike) -> Levels:
-    """The nearest of 16 levels between a block's least and greatest weight, zero among them."""
+def round_int4(matrix: Array, dtype: npt.DTypeLike) -> QuantizedMatrix:
+    """Round to the nearest of 16 levels between the extremes of a block; zero is always a level."""
     blocks = cut(matrix)
     low, high = np.minimum(blocks.min(-1), 0), np.maximum(blocks.max(-1), 0)
     scales = _scales((high - low) / 15, dtype)
     zeros = np.clip(np.rint(-low / scales.astype(np.float32)), 0, 15)
     levels = np.clip(np.rint(blocks / _wide(scales)) + zeros[..., None], 0, 15)
-    return Levels(4, levels.astype(np.uint8), scales, zeros.astype(np.uint8))
+    return QuantizedMatrix(4, levels.astype(np.uint8), scales, zeros.astype(np.uint8))
 
 
 def _scales(scales: Array, dtype: npt.DTypeLike) -> Array:
-    """As `dtype`; 1 for a block of nothing but zeros (or what `dtype` takes for zero)."""
+    """Scales as `dtype`; 1 where they are zero or underflow to it."""
     rounded = scales.astype(dtype)
     return np.where(rounded > 0, rounded, np.ones((), dtype))
 

@@ -89,7 +89,7 @@ def test_the_report_can_be_read_alone(document: dict[str, Any]) -> None:
     assert html.count("data:image/png;base64,") == 2
     assert "src=" not in html.replace('src="data:', "")
     text = (folder / "report.md").read_text(encoding="utf-8")
-    for heading in ("Averages over tasks", "Composite-2", "Routing rules", "Where dlp loses"):
+    for heading in ("Averages over tasks", "Composite-2", "Routing rules", "Where dlp scores less"):
         assert f"# {heading}" in text
         assert heading in html
     for name in ("scores.png", "time.png"):

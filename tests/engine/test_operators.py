@@ -19,7 +19,7 @@ from dlp_edge.bundle.bundle import Bundle, open_bundle
 from dlp_edge.bundle.files import BACKBONE, BACKBONE_DATA
 from dlp_edge.errors import BundleError
 from dlp_edge.export.pipeline import export_bundle
-from dlp_edge.export.quantisation.quantized_matrix import Levels
+from dlp_edge.export.quantisation.quantized_matrix import QuantizedMatrix
 from dlp_edge.onnx_bytes.protobuf import parts, read_message, write_message
 from dlp_edge.onnx_bytes.reader import FLOAT, FLOAT16, GRAPH, INT64, MODEL, NODE, UINT8
 from dlp_edge.onnx_bytes.writer import make_model, make_node, make_value
@@ -66,14 +66,16 @@ def rounded(x: Array) -> Array:
     return result
 
 
-def make_levels(rng: np.random.Generator, bits: int, rows: int, blocks: int, zeros: bool) -> Levels:
+def make_levels(
+    rng: np.random.Generator, bits: int, rows: int, blocks: int, zeros: bool
+) -> QuantizedMatrix:
     levels = rng.integers(0, 1 << bits, (rows, blocks, BLOCK)).astype(np.uint8)
     scales = rng.uniform(0.01, 0.1, (rows, blocks)).astype(np.float16).astype(np.float32)
     some = rng.integers(0, 16, (rows, blocks)).astype(np.uint8) if zeros else None
-    return Levels(bits, levels, scales, some)
+    return QuantizedMatrix(bits, levels, scales, some)
 
 
-def linear(x: Array, levels: Levels, means: int = 0, scales: str = "float32") -> Array:
+def linear(x: Array, levels: QuantizedMatrix, means: int = 0, scales: str = "float32") -> Array:
     tensors = levels.tensors()
     inputs = {"x": x, **tensors, "zeros": tensors.get("zeros")}
     inputs["scales"] = tensors["scales"].astype(scales)

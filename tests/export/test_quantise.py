@@ -31,7 +31,12 @@ from dlp_edge.export.quantisation.grid_detection import find_grid
 from dlp_edge.export.quantisation.int4 import divergence
 from dlp_edge.export.quantisation.nf4 import BLOCK as NF4_BLOCK
 from dlp_edge.export.quantisation.nf4 import NF4, round_nf4
-from dlp_edge.export.quantisation.quantized_matrix import BLOCK, Levels, round_int4, round_int8
+from dlp_edge.export.quantisation.quantized_matrix import (
+    BLOCK,
+    QuantizedMatrix,
+    round_int4,
+    round_int8,
+)
 from dlp_edge.runtime.decoding.engine import make_engine
 from dlp_edge.runtime.engine.backbone import open_backbone
 from dlp_edge.runtime.engine.device import choose_device
@@ -65,7 +70,7 @@ def through_operator(node: onnx.NodeProto, tensors: dict[str, Any], x: Array) ->
     return found
 
 
-def nbits(levels: Levels, x: Array) -> Array:
+def nbits(levels: QuantizedMatrix, x: Array) -> Array:
     """MatMulNBits in full precision."""
     tensors = levels.tensors()
     node = helper.make_node(
@@ -108,7 +113,7 @@ def test_levels_of_a_gguf_file_are_found(kind: str, rows: int, blocks: int, seed
     matrix = on_levels(GGMLQuantizationType[kind], random(seed, rows, blocks * BLOCK))
     grid = find_grid(matrix, np.float32)
     assert grid is not None
-    exact = grid.levels.dense(matrix.shape[1]) + np.repeat(grid.remainder, BLOCK, 1)
+    exact = grid.matrix.dense(matrix.shape[1]) + np.repeat(grid.remainder, BLOCK, 1)
     assert np.abs(exact - matrix).max() <= 1e-5
     assert kind == "Q4_1" or grid.is_whole
 
@@ -121,7 +126,7 @@ def test_levels_of_a_k_quant_with_few_used() -> None:
     matrix = (step * used - least).reshape(20, -1).astype(np.float32)
     grid = find_grid(matrix, np.float32)
     assert grid is not None
-    exact = grid.levels.dense(matrix.shape[1]) + np.repeat(grid.remainder, BLOCK, 1)
+    exact = grid.matrix.dense(matrix.shape[1]) + np.repeat(grid.remainder, BLOCK, 1)
     assert np.abs(exact - matrix).max() <= 1e-5
 
 
@@ -150,12 +155,12 @@ def test_block_means_carry_what_whole_zeros_lack() -> None:
     assert not grid.is_whole
     x = random(3, 16, matrix.shape[1]) + 0.3
     means = x.reshape(16, -1, BLOCK).mean(2)
-    levels = grid.extended(np.float32)
+    levels = grid.with_block_means(np.float32)
     wide = np.zeros((16, levels.levels.shape[1] * BLOCK), np.float32)
     wide[:, : matrix.shape[1] + 40] = np.concatenate([x, means], 1)
     expected = x @ matrix.T
     error = np.abs(nbits(levels, wide) - expected).mean()
-    assert error < 0.1 * np.abs(nbits(grid.levels, x) - expected).mean()
+    assert error < 0.1 * np.abs(nbits(grid.matrix, x) - expected).mean()
     assert error < 0.25 * np.abs(nbits(round_int4(matrix, np.float32), x) - expected).mean()
 
 
@@ -164,7 +169,7 @@ def test_gptq_loses_less_than_rounding() -> None:
     x = random(5, 400, 30) @ random(6, 30, 100) + 0.1 * random(7, 400, 100)
     expected = x @ matrix.T
 
-    def loss(levels: Levels) -> float:
+    def loss(levels: QuantizedMatrix) -> float:
         return float(((x @ levels.dense(100).T - expected) ** 2).mean())
 
     best = round_gptq(matrix, x.T @ x, np.float32)

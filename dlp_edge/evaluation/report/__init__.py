@@ -1,1 +1,1 @@
-"""From results to a report: summaries, tables, plots, HTML and Markdown."""
+"""The report of an evaluation: its figures, tables, plots and pages."""

@@ -1,4 +1,4 @@
-"""A report as a list of blocks, written as Markdown or as one HTML file."""
+"""A report as a list of blocks, rendered as Markdown or HTML."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Table:
-    """Columns after the first hold figures."""
+    """A table; columns after the first hold numbers."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -29,14 +29,14 @@ class Table:
 
 @dataclass(frozen=True)
 class Quote:
-    """Labelled texts, kept as they are."""
+    """Labelled texts, shown verbatim."""
 
     items: Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture: its file name, PNG bytes, and what it shows."""
+    """An image: file name, PNG bytes and caption."""
 
     name: str
     png: bytes
@@ -59,12 +59,12 @@ img { max-width: 100%; } figcaption { color: #555; }
 
 
 def as_markdown(blocks: Sequence[Block]) -> str:
-    """The blocks in Markdown; figures are files beside it."""
+    """Render as Markdown; images are separate files."""
     return "\n\n".join(_markdown(block) for block in blocks) + "\n"
 
 
 def as_html(title: str, blocks: Sequence[Block]) -> str:
-    """The blocks as one HTML file that needs nothing else."""
+    """Render as one self-contained HTML file."""
     body = "\n".join(_html(block) for block in blocks)
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -87,7 +87,7 @@ def _markdown(block: Block) -> str:
 
 
 def _code(text: str) -> str:
-    """A text as code on one line; a double fence lets it have back quotes."""
+    """Text as inline code; the double fence permits backticks."""
     return f"`` {' '.join(text.split()) or ' '} ``"
 
 

@@ -1,4 +1,4 @@
-"""Pictures of an evaluation, as PNG bytes; drawn without a display."""
+"""Plots of an evaluation as PNG bytes; no display needed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _DPI = 110
 
 
 def plot_scores(document: dict[str, Any]) -> bytes:
-    """Bars of each task's score by system, with intervals."""
+    """Bar chart of scores by task and system, with confidence intervals."""
     tasks, systems = document["tasks"], document["systems"]
     figure = Figure(figsize=(max(6.0, 1.1 * len(tasks) + 1.5), 4.2), layout="constrained")
     axes = figure.add_subplot()
@@ -44,7 +44,7 @@ def plot_scores(document: dict[str, Any]) -> bytes:
 
 
 def plot_time(document: dict[str, Any]) -> bytes:
-    """Average score against time over the base model's; the sweep's variants small."""
+    """Average score against relative time; small points are variants of the sweep."""
     figure = Figure(figsize=(6.0, 4.2), layout="constrained")
     axes = figure.add_subplot()
     average = document["averages"]["all"]["systems"]
@@ -66,7 +66,7 @@ def plot_time(document: dict[str, Any]) -> bytes:
 def _point(
     axes: Any, found: dict[str, Any], name: str, colour: str, size: float, place: int = 0
 ) -> None:
-    """A system's point; `place` keeps the names of equal ones apart."""
+    """Draw a system's point; `place` offsets its label, so that labels of equal points differ."""
     if found["score"] is None or found["time_ratio"] is None:
         return
     x, y = found["time_ratio"]["value"], 100 * found["score"]["value"]

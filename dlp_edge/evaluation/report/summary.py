@@ -1,4 +1,4 @@
-"""From answers to figures: scores with intervals, differences, time ratios."""
+"""Summarises answers: scores with intervals, differences, time ratios."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ SHARES = ("right", "named", "likelihood", "number", "exact", "rouge1", "rouge_l"
 
 @dataclass(frozen=True)
 class Figures:
-    """A system on the questions of a task.
+    """A system's results on the questions of a task.
 
     Attributes:
         score: the headline (`Marks.score`).
-        means: mean of each mark that samples have, with BLEU of the free-text answers.
-        time_ratio: time over the base model's until both have written the same number of tokens
-            (the shorter answer's), prompt and routing included: a ratio of sums.
-        wall_ratio: time over the base model's for the answers as they are.
-        new_tokens: of an answer, on average.
+        means: mean of each metric that applies, plus BLEU of free-text answers.
+        time_ratio: time relative to the base model up to the token count of the shorter answer,
+            including prefill and routing; a ratio of sums.
+        wall_ratio: time relative to the base model for the complete answers.
+        new_tokens: mean per answer.
     """
 
     questions: int
@@ -46,7 +46,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Marked:
-    """A question with the answers and marks of all systems."""
+    """A question with the answers and scores of all systems."""
 
     question: Question
     answers: dict[str, Answered]
@@ -54,7 +54,7 @@ class Marked:
 
 
 def mark_all(questions: Sequence[Question], answers: Answers) -> list[Marked]:
-    """Marks all answers to questions of one part."""
+    """Score all answers to the questions of one part."""
     systems = {name for _, name in answers.found}
     marked = []
     for question in questions:
@@ -73,7 +73,7 @@ def mark_all(questions: Sequence[Question], answers: Answers) -> list[Marked]:
 
 
 def figures_of(marked: Sequence[Marked], system: str) -> Figures | None:
-    """A system's figures; None where it answered nothing."""
+    """Summarise a system's answers; None if it has none."""
     own = [item for item in marked if system in item.marks]
     if not own:
         return None
@@ -105,7 +105,7 @@ def figures_of(marked: Sequence[Marked], system: str) -> Figures | None:
 
 
 def by_task(marked: Sequence[Marked]) -> dict[str, list[Marked]]:
-    """Question's task -> its questions."""
+    """Group questions by task."""
     tasks: dict[str, list[Marked]] = {}
     for item in marked:
         tasks.setdefault(item.question.parts[0].task, []).append(item)
@@ -113,7 +113,7 @@ def by_task(marked: Sequence[Marked]) -> dict[str, list[Marked]]:
 
 
 def average(marked: Sequence[Marked], system: str, share: str = "score") -> Interval | None:
-    """The mean over tasks of a mark's mean; None unless the system answered all of them."""
+    """The mean over tasks of a metric's mean; None unless the system has values for every task."""
     groups = [
         [
             value
@@ -126,7 +126,7 @@ def average(marked: Sequence[Marked], system: str, share: str = "score") -> Inte
 
 
 def difference(marked: Sequence[Marked], system: str, other: str) -> Interval | None:
-    """The mean over tasks of the paired difference of scores; None where no question has both."""
+    """The mean over tasks of the paired difference of scores; None if no question has both."""
     groups = [
         [item.marks[system].score - item.marks[other].score for item in items]
         for items in by_task(
@@ -139,8 +139,10 @@ def difference(marked: Sequence[Marked], system: str, other: str) -> Interval | 
 def paired_times(
     answers: Sequence[Mapping[str, Answered]], system: str, other: str
 ) -> list[tuple[float, float]]:
-    """Seconds of both until each has as many tokens as the shorter answer (one at least); none
-    of answers that were given in batches."""
+    """Seconds of both systems up to the token count of the shorter answer (at least 1).
+
+    Answers generated in batches have no token times and are skipped.
+    """
     pairs = []
     for each in answers:
         if system in each and other in each:

@@ -1,4 +1,4 @@
-"""The tables of a report, made of the results document."""
+"""The tables of a report, from the results document."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ NOTHING = "–"
 GROUPS = {"choice": "multiple choice", "text": "free text", "all": "all"}
 SHARES = {
     "right": "right choice",
-    "named": "only it named",
+    "named": "only choice named",
     "likelihood": "by likelihood",
     "number": "right number",
     "bleu": "BLEU",
@@ -49,7 +49,7 @@ def ratio(found: dict[str, float] | None) -> str:
 
 
 def average_table(averages: dict[str, Any], systems: Sequence[str]) -> Table:
-    """Score and time ratio of each system, by kind of task (all, where there is one kind)."""
+    """Score and time ratio of each system by kind of task; only "all" if there is one kind."""
     rows = []
     for group, found in averages.items():
         if group != "all" and len(averages) == 2:
@@ -74,7 +74,7 @@ def average_table(averages: dict[str, Any], systems: Sequence[str]) -> Table:
 
 
 def task_tables(document: dict[str, Any]) -> list[Block]:
-    """For each kind of task, the metrics of every task and system."""
+    """The metrics of every task and system, one table per kind of task."""
     blocks: list[Block] = []
     titles = {
         "choice": "Multiple choice",
@@ -113,7 +113,7 @@ def _metric_table(
                 ]
             )
         if task["routed"] is not None:
-            share = f"routed to it {task['routed']:.0%}"
+            share = f"routed correctly {task['routed']:.0%}"
             rows.append(
                 [f"{task['name']}, dlp - single ({share})", "", points(task["dlp - single"])]
             )
@@ -122,7 +122,7 @@ def _metric_table(
 
 
 def part_blocks(document: dict[str, Any]) -> list[Block]:
-    """Tables of the parts beside the plain tasks, as far as they were measured."""
+    """Tables of the parts other than the plain tasks, if measured."""
     blocks: list[Block] = []
     if "mixed" in document:
         blocks += _mixed_blocks(document["mixed"])
@@ -131,14 +131,16 @@ def part_blocks(document: dict[str, Any]) -> list[Block]:
     if "bare" in document:
         routed = [document[part]["all"]["routed"] for part in ("averages", "bare")]
         blocks += [
-            Heading("Without the task's instruction line and choices"),
+            Heading("Without instruction line and choices"),
             average_table(document["bare"], document["systems"]),
         ]
         if None not in routed:
             shares = " and ".join(f"{share:.1%}" for share in routed)
-            blocks.append(Text(f"Routed to the own adapter with and without them: {shares}."))
+            blocks.append(
+                Text(f"Routed to the task's own adapter with and without them: {shares}.")
+            )
     if document.get("beside"):
-        blocks += [Heading("Beside other evaluations"), _beside_table(document)]
+        blocks += [Heading("Comparison with other evaluations"), _beside_table(document)]
     if "sweep" in document:
         blocks += [Heading("Routing rules"), _sweep_table(document["sweep"])]
     return blocks
@@ -162,7 +164,7 @@ def _beside_table(document: dict[str, Any]) -> Table:
                     ratio(own["time_ratio"]),
                 ]
             )
-    header = ["dlp", "router", "routed right", "score %", "- single", "time / base"]
+    header = ["dlp", "router", "routed correctly", "score %", "- single", "time / base"]
     return Table(header, rows)
 
 
@@ -173,8 +175,8 @@ def _mixed_blocks(groups: Sequence[dict[str, Any]]) -> list[Block]:
         for system, own in found["systems"].items()
     ]
     text = (
-        "The tables above are one stream of all tasks in random order. Here routing may only pick "
-        "the adapters of a random group of n tasks (dlp of n)."
+        "The tables above mix all tasks in one stream. Here, routing is restricted to the "
+        "adapters of a random group of n tasks (dlp of n)."
     )
     return [
         Heading("Composite-n: tasks mixed in one stream"),
@@ -198,12 +200,12 @@ def _joined_blocks(count: str, found: dict[str, Any]) -> list[Block]:
     if found["alone"].get("single"):
         rows.append(["single", NOTHING, NOTHING, percent(found["alone"]["single"])])
         rows[-1] += [NOTHING, NOTHING]
-    header = ["", "score %", "by place %", "asked alone %", "time / base", "switches"]
+    header = ["", "score %", "by position %", "asked alone %", "time / base", "switches"]
     return [
         Heading(f"Composite-{count}: {count} questions in one prompt"),
         Text(
-            f"{found['questions']} prompts. The answer's sentences are dealt out to the questions "
-            "in order, in the way that scores best; naming another choice as well is wrong. "
+            f"{found['questions']} prompts. Each question gets a run of the answer's sentences, in "
+            "order, with the best total score; naming a wrong choice as well scores 0. "
             f"dlp - single asked alone: {points(found['dlp - single alone'])} points."
         ),
         Table(header, rows),
@@ -223,12 +225,20 @@ def _sweep_table(sweep: dict[str, Any]) -> Table:
         ]
         for name, found in sweep.items()
     ]
-    header = ["", "score %", "- single", "- dlp", "time / base", "adapters a sentence", "switches"]
+    header = [
+        "",
+        "score %",
+        "- single",
+        "- dlp",
+        "time / base",
+        "adapters per sentence",
+        "switches",
+    ]
     return Table(header, rows)
 
 
 def loss_blocks(found: dict[str, Any] | None) -> list[Block]:
-    """Where routing loses against the own adapter."""
+    """Where routing scores less than the task's own adapter."""
     if found is None:
         return []
     causes = list(found["causes"])
@@ -237,10 +247,10 @@ def loss_blocks(found: dict[str, Any] | None) -> list[Block]:
         for task, counts in found["by_task"].items()
     ]
     blocks: list[Block] = [
-        Heading("Where dlp loses against single"),
+        Heading("Where dlp scores less than single"),
         Text(
-            f"Of {found['questions']} questions dlp scores less than single in {found['lost']} "
-            f"and more in {found['won']}."
+            f"Of {found['questions']} questions, dlp scores less than single on {found['lost']} "
+            f"and more on {found['won']}."
         ),
         Table(["task", *causes], rows),
         *(Text(f"{cause}: {meaning}.") for cause, meaning in found["causes"].items()),

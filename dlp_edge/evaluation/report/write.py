@@ -1,4 +1,4 @@
-"""The report of an evaluation: results.json, report.md and report.html with its pictures."""
+"""Writes the report of an evaluation: results.json, report.md, report.html and the images."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ TITLE = "Evaluation"
 DEFINITIONS = (
     "base: the backbone alone. single: the task's own adapter, pinned. multi: one adapter "
     "trained on all tasks. dlp: routed and fused sentence by sentence.",
-    "Answers are greedy. Score: the right choice for multiple choice (the answer, or its first "
-    "line, is the choice or begins with it, both normalised); the right number after #### where "
-    "the response has one; ROUGE-L F1 for other free text. Averages are over the tasks that have "
-    "an adapter and count each the same.",
-    "Brackets hold 95 % confidence intervals: Wilson's for shares, the bootstrap over samples "
-    "(2,000 draws, within each task, differences paired) for the rest.",
-    "Time ratio: seconds over the base model's for the same prompt and the same number of new "
-    "tokens (those of the shorter answer), routing and fusing included, summed over the "
-    "questions; median: of the questions' own ratios. Systems take turns on each question. Wall "
-    "ratio: the answers as they are, however long.",
+    "Answers are greedy. Score: for multiple choice, whether the answer picks the right choice "
+    "(it or its first line equals the choice, or begins with it, after normalisation); whether the "
+    "number after #### is right if the response has one; else ROUGE-L F1. Averages weight all "
+    "tasks that have an adapter equally.",
+    "Brackets: 95 % confidence intervals. Wilson's for proportions, else a bootstrap over samples "
+    "(2,000 resamples within each task, paired for differences).",
+    "time / base: time relative to the base model for the same prompt and number of new tokens "
+    "(those of the shorter answer), including routing and fusion, summed over the questions. "
+    "median: of the ratios per question. The systems answer each question in succession. "
+    "wall / base: the same for the complete answers, whatever their length.",
 )
 
 
 def write_report(document: dict[str, Any], folder: Path) -> None:
-    """Writes all files.
+    """Write all files of the report.
 
     Raises:
         ResourceError: the folder cannot be written.
@@ -56,7 +56,7 @@ def write_report(document: dict[str, Any], folder: Path) -> None:
 
 
 def report_blocks(document: dict[str, Any]) -> list[Block]:
-    """The report of the figures."""
+    """The blocks of the report."""
     bundle = document["bundle"]
     questions = sum(task["questions"] for task in document["tasks"])
     blocks: list[Block] = [
@@ -69,7 +69,7 @@ def report_blocks(document: dict[str, Any]) -> list[Block]:
         Heading("Averages over tasks"),
         average_table(document["averages"], document["systems"]),
         Figure("scores.png", plot_scores(document), "Score of each task by system"),
-        Figure("time.png", plot_time(document), "Average score against time over base"),
+        Figure("time.png", plot_time(document), "Average score against time relative to base"),
         *task_tables(document),
         *part_blocks(document),
         *loss_blocks(document["losses"]),
