@@ -204,6 +204,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
+@pytest.mark.slow
 class TestEdition:
     def test_old_files_go_and_the_backbone_is_not_touched(
         self, bundle_copy: Path, parrot: Path
@@ -462,6 +463,7 @@ class TestCommandLine:
         assert done.stdout.strip() == "('parrot',)", done.stderr
 
 
+@pytest.mark.slow
 def test_bfloat16_adapters_are_read_without_torch(
     bundle_copy: Path, parrot: Path, tmp_path: Path
 ) -> None:
