@@ -59,7 +59,6 @@ def document(
     return {**found, "folder": folder}
 
 
-@pytest.mark.slow
 def test_every_system_of_every_task(document: dict[str, Any]) -> None:
     systems = {task["name"]: task["systems"] for task in document["tasks"]}
     assert set(systems) == {"email", "foreign", "sql", "sums"}
@@ -118,7 +117,6 @@ def test_single_answers_are_the_pinned_adapters(runtime: Runtime, document: dict
     assert all("email" not in decision["weights"] for decision in routed)
 
 
-@pytest.mark.slow
 def test_a_second_evaluation_asks_nothing_again(
     runtime: Runtime,
     document: dict[str, Any],

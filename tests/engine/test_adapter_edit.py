@@ -44,6 +44,7 @@ def top(runtime: Runtime, prompt: str) -> str:
     return runtime.route(prompt, min_confidence=0.0).selected[0]
 
 
+@pytest.mark.slow
 class TestRuntime:
     def test_a_new_skill_is_routed_to_and_survives_a_reload(
         self, bundle_copy: Path, parrot: Path
@@ -404,6 +405,7 @@ def equal(a: RouterHead, b: RouterHead) -> bool:
     return all(np.array_equal(vars(a)[name], vars(b)[name]) for name in vars(a))
 
 
+@pytest.mark.slow
 class TestCommandLine:
     def test_add_and_remove(
         self,
