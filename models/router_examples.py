@@ -19,10 +19,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from dlp_edge.models.augmentation import cut, with_gaps, with_typos
-from dlp_edge.models.out_of_scope import OtherTexts
-from dlp_edge.models.scope import Scope
 from dlp_edge.models.tasks import Task
+from dlp_edge.models.training_texts.augmentation import cut, with_gaps, with_typos
+from dlp_edge.models.training_texts.out_of_scope import OtherTexts
+from dlp_edge.models.training_texts.scope import Scope
 from dlp_edge.runtime.text.sentences import SentenceSplitter
 from dlp_edge.tasks.boilerplate import CommonText
 from dlp_edge.tasks.samples import Sample
@@ -41,7 +41,7 @@ PIECE_SHARE = 0.4  # of the sentences are cut within their first word, as langua
 MAX_SAMPLES = 20_000  # more are thinned out, so that training takes no longer
 # A skill is shown as often at least, whole or disturbed, so that many skills of few examples are
 # learned, and rare ones beside common ones. MAX_PROMPTS bounds the time that many skills take.
-LEAST_PROMPTS = 1_000
+LEAST_PROMPTS = 2_000
 MAX_PROMPTS = 300_000
 COUNTED_ANSWERS = 60  # of a task, to see how many sentences they have
 HELD_OUT_COMPOSITES = 300

@@ -35,13 +35,13 @@ from dlp_edge.models.confidence_calibration import (
 )
 from dlp_edge.models.evaluation import measure
 from dlp_edge.models.network import RouterNetwork
-from dlp_edge.models.out_of_scope import random_pieces
 from dlp_edge.models.router_examples import HELD_OUT_COMPOSITES, Example, ExampleMaker
 from dlp_edge.models.router_folder import RouterReport, is_router_folder, write_router
 from dlp_edge.models.router_mlp import EMBEDDING, SPREAD, RouterMLP
 from dlp_edge.models.router_report import write_report
 from dlp_edge.models.router_tokenizer import open_tokenizer, train_tokenizer
 from dlp_edge.models.tasks import read_out_of_scope, read_tasks
+from dlp_edge.models.training_texts.out_of_scope import random_pieces
 from dlp_edge.runtime.adapters.fit_router_row import KEPT_FEATURES
 from dlp_edge.runtime.routing.router_input import RouterInputEncoder
 
@@ -52,7 +52,7 @@ PROMPT_TOKENS = 96
 GENERATED_TOKENS = 48
 WORD_MEMORY = 5_000_000  # characters
 WORKERS = 2
-LEAST_STEPS = 240  # small task sets are drawn from more often
+LEAST_STEPS = 600  # small task sets are drawn from more often
 LOOSE_SHARE = 0.02  # of the training windows, as many more are random ids
 HELD_OUT_OTHERS = 600
 

@@ -20,7 +20,7 @@ from dlp_edge.runtime.engine.operators import find_operators
 from dlp_edge.types import Estimate
 
 # Resident size of a backbone on a CPU over its file's size: onnxruntime repacks weights, loads a
-# shared head twice, and widens fp16. Measured on the demo backbone (docs/decisions/memory.md).
+# shared head twice, and widens fp16. Measured: docs/decisions/memory.md.
 RESIDENT_FACTORS = {"int8": 1.45, "int4": 1.4, "nf4": 0.82, "fp16": 2.43, "fp32": 1.21}
 IN_PLACE_FACTORS = {"int8": 1.05, "int4": 1.05}  # the custom operators read weights in place
 TOKENIZER_FACTOR = 4.5  # over the size of its JSON

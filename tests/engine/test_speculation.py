@@ -229,6 +229,7 @@ def test_the_answer_is_the_same(
     temperature: float,
 ) -> None:
     plain = Decoding(
+        repetition_stop=False,
         max_new_tokens=limit,
         stop=stop,
         kv=kv,
@@ -248,7 +249,7 @@ LOOP = "Say it. " * 12
 
 
 def test_copied_text_takes_fewer_passes() -> None:
-    told = tell({"a": LOOP}, Decoding(speculate=True))
+    told = tell({"a": LOOP}, Decoding(repetition_stop=False, speculate=True))
     text = "".join(chunk.text for chunk in told.run())
     times = told.answer.reply().timings
     assert text == LOOP
@@ -265,7 +266,7 @@ def test_a_fusion_that_changes_inside_a_draft_ends_it(kv: Any, place: int) -> No
     said, rest = "One of the men is " + "t" * place + "all. B", "ad men are not."
     told = tell(
         {"a": said + rest, "b": said + "etter men are."},
-        Decoding(speculate=True, kv=kv),
+        Decoding(repetition_stop=False, speculate=True, kv=kv),
         prompt=said + rest,
     )
     assert "".join(chunk.text for chunk in told.run()) == said + "etter men are."
@@ -278,13 +279,16 @@ def test_a_fusion_that_changes_inside_a_draft_ends_it(kv: Any, place: int) -> No
 
 
 def test_a_stop_string_inside_a_draft_ends_the_answer() -> None:
-    told = tell({"a": LOOP + "Say it no more." + LOOP}, Decoding(speculate=True, stop=("no m",)))
+    told = tell(
+        {"a": LOOP + "Say it no more." + LOOP},
+        Decoding(repetition_stop=False, speculate=True, stop=("no m",)),
+    )
     assert "".join(chunk.text for chunk in told.run()) == LOOP + "Say it "
     assert len(told.decoder.cache) == told.decoder.start + len(LOOP + "Say it no m") - 1
 
 
 def test_cancelling_inside_an_accepted_draft_ends_it_there() -> None:
-    told = tell({"a": LOOP}, Decoding(speculate=True))
+    told = tell({"a": LOOP}, Decoding(repetition_stop=False, speculate=True))
     run = told.run()
     text = ""
     while told.answer.timings.accepted < 5:
@@ -298,7 +302,7 @@ def test_cancelling_inside_an_accepted_draft_ends_it_there() -> None:
 
 
 def test_an_abandoned_draft_leaves_the_cache_as_far_as_the_answer_came() -> None:
-    told = tell({"a": LOOP}, Decoding(speculate=True))
+    told = tell({"a": LOOP}, Decoding(repetition_stop=False, speculate=True))
     run = told.run()
     text = ""
     while told.answer.timings.accepted < 5:
@@ -308,7 +312,7 @@ def test_an_abandoned_draft_leaves_the_cache_as_far_as_the_answer_came() -> None
 
 
 def test_numbers_that_are_not_finite_inside_a_draft_empty_the_cache() -> None:
-    told = tell({"a": LOOP}, Decoding(speculate=True))
+    told = tell({"a": LOOP}, Decoding(repetition_stop=False, speculate=True))
     sound = told.decoder._logits
 
     def broken() -> Any:

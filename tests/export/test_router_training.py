@@ -23,15 +23,15 @@ from tokenizers.models import WordLevel
 from dlp_edge.cli import main
 from dlp_edge.errors import RouterError, UsageError
 from dlp_edge.export.router import router_labels
-from dlp_edge.models.augmentation import cut, with_gaps, with_typos
 from dlp_edge.models.evaluation import Judged, calibration_error, confusions, judged
-from dlp_edge.models.grammar_texts import WHOLE, grammar, made_up
-from dlp_edge.models.out_of_scope import OtherTexts
 from dlp_edge.models.router_examples import ExampleMaker
 from dlp_edge.models.router_tokenizer import open_tokenizer, train_tokenizer
-from dlp_edge.models.scope import Scope
 from dlp_edge.models.tasks import Task, read_tasks
 from dlp_edge.models.training import train_router
+from dlp_edge.models.training_texts.augmentation import cut, with_gaps, with_typos
+from dlp_edge.models.training_texts.grammar_texts import WHOLE, grammar, made_up
+from dlp_edge.models.training_texts.out_of_scope import OtherTexts
+from dlp_edge.models.training_texts.scope import Scope
 from dlp_edge.tasks.boilerplate import CommonText
 from dlp_edge.tasks.samples import Sample
 

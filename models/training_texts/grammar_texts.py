@@ -18,7 +18,9 @@ _SLOT = re.compile(r"{(\w+)}")
 @cache
 def grammar() -> dict[str, tuple[str, ...]]:
     """What may stand in a slot, by its name; those of WHOLE are whole texts."""
-    content = resources.files("dlp_edge.models").joinpath("grammar.txt").read_text("utf-8")
+    content = (
+        resources.files("dlp_edge.models.training_texts").joinpath("grammar.txt").read_text("utf-8")
+    )
     found: dict[str, tuple[str, ...]] = {}
     for section in content.split("\n== "):
         name, _, body = section.removeprefix("== ").strip("\n").partition("\n")

@@ -16,14 +16,14 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
-from dlp_edge.models.augmentation import cut, with_typos
-from dlp_edge.models.grammar_texts import SMALL_TALK, made_up
-from dlp_edge.models.scope import Scope
+from dlp_edge.models.training_texts.augmentation import cut, with_typos
+from dlp_edge.models.training_texts.grammar_texts import SMALL_TALK, made_up
+from dlp_edge.models.training_texts.scope import Scope
 
 SOURCE_STEP = 4  # every fourth module is code enough
 HELD_OUT = 8  # every eighth text is measured on, not taught
 GIVEN_SHARE = 0.3  # of all texts, where the user gives some
-SMALL_TALK_SHARE = 0.15
+SMALL_TALK_SHARE = 0.3
 SMALL_TALK_PROBES = 60  # texts of each kind of small talk, to see whether a skill is about it
 SMALL_TALK_CLAIMED = 0.15  # of them; beyond, the kind is in scope
 TRIES = 20
@@ -35,7 +35,11 @@ _SIGNS = string.ascii_letters + string.digits + "!?.,;:-_#%&/()=+*<>[]{}$@'~^|\\
 def kinds() -> dict[str, tuple[str, ...]]:
     """The texts of the package's file, by kind."""
     found: dict[str, tuple[str, ...]] = {}
-    content = resources.files("dlp_edge.models").joinpath("out_of_scope.txt").read_text("utf-8")
+    content = (
+        resources.files("dlp_edge.models.training_texts")
+        .joinpath("out_of_scope.txt")
+        .read_text("utf-8")
+    )
     for section in content.split("\n== "):
         kind, _, body = section.removeprefix("== ").partition("\n")
         found[kind] = tuple(text.strip("\n") for text in body.split("\n\n") if text.strip())

@@ -1,0 +1,1 @@
+"""Texts that a router is trained on beside the tasks: out-of-scope ones, and augmentation."""
