@@ -17,6 +17,8 @@ from dlp_edge.bundle.peft_reader import read_adapter
 from dlp_edge.export.source import load_source
 from tests.testing.paths import ROOT
 
+pytestmark = pytest.mark.slow
+
 IDS = list(range(20, 60))
 FUSION = {"sums": 0.6, "sql": 0.4}
 

@@ -234,6 +234,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(tiny_bundle: Path) -> None:
     assert "Traceback" not in terminal.shown
 
 
+@pytest.mark.slow
 @posix
 @pytest.mark.parametrize("no_colour", [True, False])
 def test_colour_on_a_terminal_only_where_it_is_wanted(tiny_bundle: Path, no_colour: bool) -> None:
@@ -250,6 +251,7 @@ def test_colour_on_a_terminal_only_where_it_is_wanted(tiny_bundle: Path, no_colo
     assert "│" in quiet.shown
 
 
+@pytest.mark.slow
 @posix
 def test_the_model_does_not_steer_the_terminal(tiny_bundle: Path) -> None:
     """This backbone writes all bytes, control characters among them."""

@@ -91,6 +91,7 @@ def test_export(
     assert err == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [

@@ -22,7 +22,6 @@ from tests.testing.paths import ROOT
 
 EXAMPLE = ROOT / "examples" / "desktop"
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
-sys.path.insert(0, str(EXAMPLE))
 
 # An ImportError, not only a missing module: Qt needs libraries of the system (libEGL).
 pytest.importorskip("PySide6.QtWidgets", reason="needs PySide6", exc_type=ImportError)
@@ -273,6 +272,7 @@ def test_closing_the_window_ends_everything(
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("assistant")]
 
 
+@pytest.mark.slow
 def test_generation_does_not_block_the_window(
     chat: ChatWindow, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,6 +20,8 @@ from openai import OpenAI
 
 from tests.testing.paths import ROOT
 
+pytestmark = pytest.mark.slow
+
 COMMAND = [sys.executable, "-m", "dlp_edge.cli.main", "serve"]
 
 

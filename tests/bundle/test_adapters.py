@@ -12,14 +12,14 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from dlp_edge.bundle.bundle import open_bundle
-from dlp_edge.bundle.files import BACKBONE
 from dlp_edge.errors import AdapterError
 from dlp_edge.export.pipeline import export_bundle
-from dlp_edge.runtime.decoding.engine import Engine, make_engine
-from dlp_edge.runtime.engine.backbone import open_backbone
-from dlp_edge.runtime.engine.device import choose_device
+from dlp_edge.runtime.decoding.engine import Engine
+from tests.testing.engines import make_engine_for
 from tests.testing.families import CONTEXT, make_adapter, make_backbone
 from tests.testing.oracle import Peft
+
+pytestmark = pytest.mark.slow
 
 IDS = np.random.default_rng(0).integers(0, 256, 100).tolist()
 
@@ -55,13 +55,6 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-def load(bundle: Path) -> Engine:
-    opened = open_bundle(bundle)
-    device = choose_device("cpu", "cpu", 1)
-    graph = open_backbone(bundle / BACKBONE, opened.manifest.backbone, device)
-    return make_engine(graph, opened.adapters(), CONTEXT)
-
-
 def check(engine: Engine, oracle: Peft, fusion: dict[str, float]) -> None:
     expected = oracle.logits(IDS, fusion)
     engine.decoder.set_fusion(engine.fuser.fuse(fusion))
@@ -81,7 +74,7 @@ def test_every_shape_equals_peft_alone_and_fused(backbone: Path, tmp_path: Path)
         for name, settings in SHAPES.items()
     }
     export_bundle(str(backbone), adapters, None, tmp_path / "bundle", "fp32")
-    engine, oracle = load(tmp_path / "bundle"), Peft(backbone, adapters)
+    engine, oracle = make_engine_for(tmp_path / "bundle", CONTEXT), Peft(backbone, adapters)
     for name in SHAPES:
         check(engine, oracle, {name: 1.0})
     check(engine, oracle, {name: (i + 1) / 20 for i, name in enumerate(SHAPES)})
@@ -107,7 +100,7 @@ def test_one_bundle_holds_128_adapters(backbone: Path, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "adapters")
     adapters = {f"a{i}": tmp_path / "adapters" / f"a{i}" for i in range(128)}
     export_bundle(str(backbone), adapters, None, tmp_path / "bundle", "fp32")
-    engine, oracle = load(tmp_path / "bundle"), Peft(backbone, adapters)
+    engine, oracle = make_engine_for(tmp_path / "bundle", CONTEXT), Peft(backbone, adapters)
     assert len(open_bundle(tmp_path / "bundle").manifest.adapters) == 128
     check(engine, oracle, {"a127": 1.0})
     for count in (2, 20, 128):

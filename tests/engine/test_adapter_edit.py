@@ -44,6 +44,7 @@ def top(runtime: Runtime, prompt: str) -> str:
     return runtime.route(prompt, min_confidence=0.0).selected[0]
 
 
+@pytest.mark.slow
 class TestRuntime:
     def test_a_new_skill_is_routed_to_and_survives_a_reload(
         self, bundle_copy: Path, parrot: Path
@@ -204,6 +205,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
+@pytest.mark.slow
 class TestEdition:
     def test_old_files_go_and_the_backbone_is_not_touched(
         self, bundle_copy: Path, parrot: Path
@@ -403,6 +405,7 @@ def equal(a: RouterHead, b: RouterHead) -> bool:
     return all(np.array_equal(vars(a)[name], vars(b)[name]) for name in vars(a))
 
 
+@pytest.mark.slow
 class TestCommandLine:
     def test_add_and_remove(
         self,
@@ -462,6 +465,7 @@ class TestCommandLine:
         assert done.stdout.strip() == "('parrot',)", done.stderr
 
 
+@pytest.mark.slow
 def test_bfloat16_adapters_are_read_without_torch(
     bundle_copy: Path, parrot: Path, tmp_path: Path
 ) -> None:

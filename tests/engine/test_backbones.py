@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dlp_edge.bundle.bundle import open_bundle
-from dlp_edge.bundle.files import BACKBONE
 from dlp_edge.errors import BackboneError
 from dlp_edge.export.pipeline import export_bundle
 from dlp_edge.models.architectures import SUPPORTED
-from dlp_edge.runtime.decoding.engine import Engine, make_engine
-from dlp_edge.runtime.engine.backbone import VERIFY_TOKENS, open_backbone
-from dlp_edge.runtime.engine.device import choose_device
+from dlp_edge.runtime.decoding.engine import Engine
+from dlp_edge.runtime.engine.backbone import VERIFY_TOKENS
+from tests.testing.engines import make_engine_for
 from tests.testing.families import CONTEXT, EOS, FAMILIES, WINDOW, make_adapter, make_backbone
 from tests.testing.oracle import Peft
+
+pytestmark = pytest.mark.slow
 
 FUSIONS: list[dict[str, float]] = [{}, {"all": 1.0}, {"attention": 1.0}, {"all": 0.6, "some": 0.4}]
 ADAPTERS: dict[str, dict[str, Any]] = {
@@ -46,15 +46,7 @@ def exported(
         for name, settings in ADAPTERS.items()
     }
     report = export_bundle(str(backbone), adapters, None, folder / "bundle", quantisation="fp32")
-    bundle = open_bundle(folder / "bundle")
-    device = choose_device("cpu", "cpu", 1)
-    graph = open_backbone(
-        folder / "bundle" / BACKBONE,
-        bundle.manifest.backbone,
-        device,
-        reread=lambda: bundle.weights(bundle.graph()[1]),
-    )
-    return make_engine(graph, bundle.adapters(), CONTEXT), Peft(backbone, adapters), report
+    return make_engine_for(folder / "bundle", CONTEXT), Peft(backbone, adapters), report
 
 
 def test_logits_equal_pefts_in_one_pass_and_token_by_token(

@@ -11,12 +11,9 @@ import numpy as np
 import pytest
 
 from dlp_edge import ContextLengthError, Runtime, UsageError
-from dlp_edge.bundle.bundle import open_bundle
-from dlp_edge.bundle.files import BACKBONE
-from dlp_edge.runtime.decoding.engine import Engine, make_engine
-from dlp_edge.runtime.engine.backbone import open_backbone
-from dlp_edge.runtime.engine.device import choose_device
+from dlp_edge.runtime.decoding.engine import Engine
 from dlp_edge.runtime.options import GenerateOptions
+from tests.testing.engines import make_engine_for
 
 FUSIONS: list[dict[str, float]] = [
     {},
@@ -44,10 +41,7 @@ def runtime(either_bundle: Path) -> Iterator[Runtime]:
 
 @pytest.fixture(scope="module")
 def engine(either_bundle: Path) -> Engine:
-    bundle = open_bundle(either_bundle)
-    device = choose_device("cpu", "cpu", 1)
-    graph = open_backbone(either_bundle / BACKBONE, bundle.manifest.backbone, device)
-    return make_engine(graph, bundle.adapters(), 256, sequences=4)
+    return make_engine_for(either_bundle, 256, sequences=4)
 
 
 @pytest.mark.parametrize("kv", ["keep", "recompute"])

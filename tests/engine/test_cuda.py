@@ -17,6 +17,9 @@ from dlp_edge.runtime.engine.backbone import open_backbone
 from dlp_edge.runtime.engine.cuda_graphs import NOT_CAPTURED, CudaGraphs
 from dlp_edge.runtime.engine.device import Device
 from dlp_edge.runtime.fusion.on_device import OnDeviceFuser
+from tests.testing.engines import make_engine_for
+
+pytestmark = pytest.mark.slow
 
 FUSIONS = [{}, {"sums": 1.0}, {"sql": 0.6, "sums": 0.4}, {"email": 0.5, "sql": 0.5}]
 PROMPT = list(range(40, 90))
@@ -46,8 +49,7 @@ def make(bundle: Path, kind: str, gathered: bool, sequences: int = 1) -> Engine:
     """An engine that fuses on the host or, `gathered`, where the backbone is."""
     opened = open_bundle(bundle)
     entry, device = opened.manifest.backbone, Device(kind, 1)
-    backbone = open_backbone(bundle / "backbone.onnx", entry, device)
-    engine = make_engine(backbone, opened.adapters(), 128, sequences)
+    engine = make_engine_for(bundle, 128, sequences, device)
     if not gathered:
         return engine
     fuser = OnDeviceFuser(opened.adapters(), entry.slots, entry.dtype, device, sequences)

@@ -95,6 +95,7 @@ for i in range(60):
 """
 
 
+@pytest.mark.slow
 def test_loading_again_fifty_times_does_not_grow(tiny_bundle: Path) -> None:
     """Closed as usual, failed while loading, and left through an exception, in turn."""
     done = subprocess.run(

@@ -290,6 +290,7 @@ def quantised(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     out = tmp_path_factory.mktemp("quantised") / "bundle"
+
     export_bundle(str(tiny_backbone), tiny_adapters, None, out, quantisation=request.param)
     return out
 

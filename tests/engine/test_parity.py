@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dlp_edge.bundle.bundle import open_bundle
-from dlp_edge.bundle.files import BACKBONE
-from dlp_edge.runtime.decoding.engine import Engine, make_engine
-from dlp_edge.runtime.engine.backbone import open_backbone
-from dlp_edge.runtime.engine.device import choose_device
+from dlp_edge.runtime.decoding.engine import Engine
+from tests.testing.engines import make_engine_for
 from tests.testing.oracle import Peft
+
+pytestmark = pytest.mark.slow
 
 IDS = np.random.default_rng(0).integers(0, 256, 200).tolist()
 
@@ -24,10 +23,7 @@ def oracle(tiny_backbone: Path, tiny_adapters: dict[str, Path]) -> Peft:
 
 @pytest.fixture(scope="module")
 def engine(tiny_bundle: Path) -> Engine:
-    bundle = open_bundle(tiny_bundle)
-    device = choose_device("cpu", "cpu", 1)
-    graph = open_backbone(tiny_bundle / BACKBONE, bundle.manifest.backbone, device)
-    return make_engine(graph, bundle.adapters(), 512)
+    return make_engine_for(tiny_bundle, 512)
 
 
 FUSIONS: list[dict[str, float]] = [

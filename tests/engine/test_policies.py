@@ -7,16 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dlp_edge.bundle.bundle import open_bundle
-from dlp_edge.bundle.files import BACKBONE
 from dlp_edge.export.pipeline import export_bundle
-from dlp_edge.runtime.decoding.engine import Engine, make_engine
+from dlp_edge.runtime.decoding.engine import Engine
 from dlp_edge.runtime.decoding.sampling import Sampler, make_sampler
-from dlp_edge.runtime.engine.backbone import open_backbone
-from dlp_edge.runtime.engine.device import choose_device
+from tests.testing.engines import make_engine_for
 from tests.testing.families import EOS, make_adapter, make_backbone
 from tests.testing.oracle import Peft
 from tests.testing.scripted_answer import ScriptedAnswer, by_peft, by_the_loop, script_of
+
+pytestmark = pytest.mark.slow
 
 COUNT = 1000
 CONTEXT = 1100
@@ -39,10 +38,7 @@ def engines(
         for name, settings in ADAPTERS.items()
     }
     export_bundle(str(backbone), adapters, None, folder / "bundle", "fp32")
-    bundle = open_bundle(folder / "bundle")
-    device = choose_device("cpu", "cpu", 1)
-    graph = open_backbone(folder / "bundle" / BACKBONE, bundle.manifest.backbone, device)
-    return make_engine(graph, bundle.adapters(), CONTEXT), Peft(backbone, adapters)
+    return make_engine_for(folder / "bundle", CONTEXT), Peft(backbone, adapters)
 
 
 def sampler() -> Sampler:

@@ -203,6 +203,7 @@ FAULTS: dict[str, tuple[Callable[[Run, Any], None], type[BaseException]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("way", WAYS)
 def test_a_pass_that_fails_leaves_nothing_behind(
@@ -306,6 +307,7 @@ def test_a_router_that_fails_leaves_nothing_behind(
         assert ask() == answer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("owner", "method", "ways"),
     [
@@ -537,6 +539,7 @@ def test_cancelled_in_every_pass(
         assert runtime.generate(PROMPT, **switching).text == whole.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["generate", "session", "generate_batch"])
 def test_a_runtime_closed_in_every_pass(
     runtime: Runtime, either_bundle: Path, switching: GenerateOptions, way: str

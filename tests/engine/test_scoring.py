@@ -12,6 +12,8 @@ from tokenizers import Tokenizer
 from dlp_edge import ContextLengthError, Runtime, UsageError
 from tests.testing.oracle import Peft
 
+pytestmark = pytest.mark.slow
+
 PROMPT = "Select the name of row 7"
 TEXTS = ["SELECT", "SELECT it", "No.", "ä — é", "x" * 150]
 

@@ -204,6 +204,7 @@ PIECES = st.lists(
 ).map("".join)
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(
     texts=st.fixed_dictionaries({"a": PIECES, "b": PIECES}),

@@ -6,6 +6,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import pytest
+
 from dlp_edge import Runtime
 from tests.testing.hammer import hammer
 
@@ -18,6 +20,7 @@ PROMPTS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.slow
 def test_answers_are_those_of_the_request_alone_and_memory_stays(tiny_bundle: Path) -> None:
     with Runtime(tiny_bundle) as runtime:
         wrong, memory = hammer(runtime, PROMPTS, threads=8, requests=25)

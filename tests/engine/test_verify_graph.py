@@ -19,6 +19,8 @@ from dlp_edge.runtime.engine.backbone import VERIFY_TOKENS
 from dlp_edge.runtime.engine.decoder import Decoder
 from dlp_edge.runtime.engine.interrupt import Cancelled, Interrupt
 
+pytestmark = pytest.mark.slow
+
 FUSIONS: list[dict[str, float]] = [
     {},
     {"sums": 1.0},

@@ -32,6 +32,8 @@ from dlp_edge.export.pipeline import export_bundle
 from dlp_edge.export.source import load_source
 from tests.testing.families import make_adapter
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def sizes(tiny_backbone: Path) -> dict[str, tuple[int, int]]:

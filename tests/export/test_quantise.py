@@ -37,10 +37,10 @@ from dlp_edge.export.quantisation.quantized_matrix import (
     round_int4,
     round_int8,
 )
-from dlp_edge.runtime.decoding.engine import make_engine
-from dlp_edge.runtime.engine.backbone import open_backbone
-from dlp_edge.runtime.engine.device import choose_device
+from tests.testing.engines import make_engine_for
 from tests.testing.families import make_adapter
+
+pytestmark = pytest.mark.slow
 
 Array = npt.NDArray[np.float32]
 shapes = st.tuples(st.integers(1, 40), st.integers(1, 200))
@@ -374,12 +374,9 @@ def test_formats_that_are_refused(quantisation: str, target: str, said: str) -> 
 
 
 def test_greedy_answers_in_a_batch_are_those_of_single_steps(tiny_bundle: Path) -> None:
-    bundle = open_bundle(tiny_bundle)
-    entry, device = bundle.manifest.backbone, choose_device("cpu", "cpu", None)
     asked = [np.random.default_rng(i).integers(0, 256, 3 + 5 * i).tolist() for i in range(4)]
-    graph = open_backbone(tiny_bundle / BACKBONE, entry, device)
-    answers = greedy_answers(make_engine(graph, bundle.adapters(), 64, len(asked)), asked, 20)
-    decoder = make_engine(graph, bundle.adapters(), 64).decoder
+    answers = greedy_answers(make_engine_for(tiny_bundle, 64, len(asked)), asked, 20)
+    decoder = make_engine_for(tiny_bundle, 64).decoder
     for ids, answer in zip(asked, answers, strict=True):
         decoder.truncate(0)
         alone = [int(decoder.prefill(ids).argmax())]

@@ -36,6 +36,8 @@ from dlp_edge.runtime.routing.router_input import (
     RouterInputEncoder,
 )
 
+pytestmark = pytest.mark.slow
+
 WORDS = [f"w{i}" for i in range(50)]
 SEPARATOR = len(WORDS) + 1
 LABELS = ("a", "b", "c")

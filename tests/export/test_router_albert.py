@@ -20,6 +20,8 @@ from dlp_edge.models.training import Recipe, train_router
 from dlp_edge.runtime.routing.router import Router
 from dlp_edge.runtime.routing.router_input import RouterInputEncoder
 
+pytestmark = pytest.mark.slow
+
 SMALL = {
     "embedding_size": 16,
     "hidden_size": 32,

@@ -35,6 +35,8 @@ from dlp_edge.models.training_texts.scope import Scope
 from dlp_edge.tasks.boilerplate import CommonText
 from dlp_edge.tasks.samples import Sample
 
+pytestmark = pytest.mark.slow
+
 SAMPLES = {
     "shout": lambda i: (f"Please shout this loudly: bird {i} sings", f"BIRD {i} SINGS!"),
     "count": lambda i: (f"How many are {i} cats and {i} dogs?", f"There are {2 * i}. That is all."),

@@ -18,6 +18,8 @@ from dlp_edge.runtime.adapters.edit import _slot_sizes
 from dlp_edge.runtime.memory import release_memory
 from tests.security.attacks import ADAPTER_ATTACKS, ATTACKS, Attack
 
+pytestmark = pytest.mark.slow
+
 MAX_SECONDS = 5.0
 MAX_BYTES = 200 << 20
 

@@ -219,6 +219,7 @@ EDITIONS: dict[str, Callable[[Path, Path], object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", EDITIONS)
 class TestEdition:
     """An adapter that is added or removed."""

@@ -12,6 +12,8 @@ import pytest
 
 from tests.testing.paths import ROOT
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip(
     "atheris", reason="atheris is not installed (Linux x86-64, Python 3.11 to 3.13)"
 )

@@ -9,6 +9,7 @@ import pytest
 from benchmarks import soak
 
 
+@pytest.mark.slow
 def test_every_kind_of_request_is_made(
     tiny_bundle: Path, tiny_adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

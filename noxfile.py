@@ -1,0 +1,67 @@
+"""Tasks, each in an environment of its own: `nox -s NAME`, or `nox -l` for the list."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2024.10"
+nox.options.sessions = ["lint", "types", "test_fast", "docs"]
+CONSTRAINTS = ("-c", "constraints.txt")
+ROOT = Path(__file__).parent
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, and what ruff takes for mistakes."""
+    session.install(*CONSTRAINTS, "ruff")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """mypy, strict."""
+    session.install(*CONSTRAINTS, "-e", ".[export,test]")
+    session.run(str(ROOT / ".ci" / "types"), external=True, env={"PYTHON": python_of(session)})
+
+
+@nox.session
+def test(session: nox.Session) -> None:
+    """All tests; takes pytest's arguments after `--`."""
+    session.install(*CONSTRAINTS, "-e", ".[export,test]")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def test_fast(session: nox.Session) -> None:
+    """The tests that need no torch, where there is none."""
+    session.install(*CONSTRAINTS, "-e", ".[cpu,test]")
+    session.run("pytest", "-m", "not slow", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation site; warnings are errors."""
+    session.install(*CONSTRAINTS, ".[docs]")
+    session.run("mkdocs", "build", "--strict", "--site-dir", session.create_tmp())
+
+
+@nox.session
+def wheels(session: nox.Session) -> None:
+    """The source distribution, and from it this platform's wheel, in dist/."""
+    session.install("build", "twine")
+    session.run("python", "-m", "build")
+    session.run("twine", "check", "--strict", *map(str, sorted(Path("dist").iterdir())))
+
+
+@nox.session
+def sanitize(session: nox.Session) -> None:
+    """The operator in C under AddressSanitizer and UBSan (Linux, gcc)."""
+    session.install(*CONSTRAINTS, "-e", ".[export,test]")
+    session.run(str(ROOT / ".ci" / "sanitize"), external=True, env={"PYTHON": python_of(session)})
+
+
+def python_of(session: nox.Session) -> str:
+    return str(Path(session.bin) / "python")
