@@ -60,8 +60,7 @@ class Runtime:
         threads: CPU threads; None takes those that this process may use, 8 at most.
         on_progress: called with (stage, fraction) while loading; an exception that it raises
             stops the loading and propagates.
-        cache_budget: bytes for the KV caches of all sessions; beyond it the least recently used
-            is dropped, and its session prefills again. None: no limit.
+        cache_budget: bytes for all sessions' KV caches; beyond it the least recently used goes.
         trusted_key: an Ed25519 public key (a PEM file, its content, or the raw 32 bytes) that the
             bundle must be signed with; None takes any bundle. Needs the extra `sign`.
 
