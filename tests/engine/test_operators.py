@@ -18,7 +18,6 @@ from dlp_edge import Runtime
 from dlp_edge.bundle.bundle import Bundle, open_bundle
 from dlp_edge.bundle.files import BACKBONE, BACKBONE_DATA
 from dlp_edge.errors import BundleError
-from dlp_edge.export.pipeline import export_bundle
 from dlp_edge.export.quantisation.quantized_matrix import QuantizedMatrix
 from dlp_edge.onnx_bytes.protobuf import parts, read_message, write_message
 from dlp_edge.onnx_bytes.reader import FLOAT, FLOAT16, GRAPH, INT64, MODEL, NODE, UINT8
@@ -290,6 +289,8 @@ def quantised(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     out = tmp_path_factory.mktemp("quantised") / "bundle"
+
+    from dlp_edge.export.pipeline import export_bundle
 
     export_bundle(str(tiny_backbone), tiny_adapters, None, out, quantisation=request.param)
     return out
