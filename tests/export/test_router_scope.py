@@ -26,6 +26,8 @@ from dlp_edge.models.training_texts.out_of_scope import OtherTexts
 from dlp_edge.models.training_texts.scope import Scope
 from dlp_edge.tasks.samples import Sample
 
+pytestmark = pytest.mark.slow
+
 GREETINGS = ("Hi", "Hello", "Hey", "hi there", "Hello!", "Good morning", "hey there", "Howdy")
 
 
