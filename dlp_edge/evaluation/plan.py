@@ -131,8 +131,8 @@ def make_plan(
         for question in plain:
             if kind_of(question.parts[0].sample) == "choice":
                 plan.weighed[question] = _systems(question, adapters, settings)
-    if "bare" in parts:
-        _add(plan, "bare", bare_questions(owned, rooms), adapters, settings)
+    if "bare" in parts and (bare := bare_questions(owned, rooms)):  # none: no fixed wording
+        _add(plan, "bare", bare, adapters, settings)
     if "joined" in parts:
         for count in settings.joined:
             joined = joined_questions(owned, count, rooms, settings.seed)

@@ -26,9 +26,13 @@ LIMIT = 3
 
 @pytest.fixture(scope="module")
 def tasks(tiny_tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny tasks, one of them as multiple choice, and one without an adapter."""
+    """The tiny tasks: one with an instruction line, one as multiple choice, one without adapter."""
     folder = Path(shutil.copytree(tiny_tasks, tmp_path_factory.mktemp("eval") / "tasks"))
     (folder / "foreign").mkdir()
+    mails = (
+        (folder / "email" / "dev.jsonl").read_text().replace('"prompt": "', f'"prompt": "{LINE}')
+    )
+    (folder / "email" / "dev.jsonl").write_text(mails)
     (folder / "foreign" / "dev.jsonl").write_text((folder / "sql" / "dev.jsonl").read_text())
     lines = (folder / "sql" / "dev.jsonl").read_text().splitlines()
     asked = [
@@ -45,6 +49,7 @@ def runtime(tiny_bundle: Path) -> Iterator[Runtime]:
         yield runtime
 
 
+LINE = r"Here is a problem about apples: say how many there are in the end.\n"
 SETTINGS = EvalSettings(parts=PARTS, multi="email", max_new_tokens=12, mixed=(2,))
 
 
@@ -81,6 +86,15 @@ def test_the_parts(document: dict[str, Any]) -> None:
         sum(sum(own.values()) for own in document["losses"]["by_task"].values())
         == (document["losses"]["lost"])
     )
+
+
+def test_tasks_without_fixed_wording_have_no_bare_part(
+    runtime: Runtime, tiny_tasks: Path, tmp_path: Path
+) -> None:
+    settings = EvalSettings(parts=("tasks", "bare"), max_new_tokens=2)
+    found = evaluate(runtime, read_eval_tasks(tiny_tasks, limit=1), tmp_path, settings)
+    assert "bare" not in found
+    write_report(found, tmp_path)
 
 
 def test_the_report_can_be_read_alone(document: dict[str, Any]) -> None:
