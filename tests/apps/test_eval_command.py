@@ -31,10 +31,8 @@ def tasks(tiny_tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny tasks: one with an instruction line, one as multiple choice, one without adapter."""
     folder = Path(shutil.copytree(tiny_tasks, tmp_path_factory.mktemp("eval") / "tasks"))
     (folder / "foreign").mkdir()
-    mails = (
-        (folder / "email" / "dev.jsonl").read_text().replace('"prompt": "', f'"prompt": "{LINE}')
-    )
-    (folder / "email" / "dev.jsonl").write_text(mails)
+    for path in (folder / "sums").iterdir():
+        path.write_text(path.read_text().replace('"prompt": "', f'"prompt": "{LINE}'))
     (folder / "foreign" / "dev.jsonl").write_text((folder / "sql" / "dev.jsonl").read_text())
     lines = (folder / "sql" / "dev.jsonl").read_text().splitlines()
     asked = [
