@@ -21,6 +21,8 @@ from dlp_edge.evaluation.plan import PARTS, VARIANTS
 from dlp_edge.evaluation.runner import WARM_TOKENS
 from tests.testing.paths import ROOT
 
+pytestmark = pytest.mark.slow
+
 LIMIT = 3
 
 
