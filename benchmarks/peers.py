@@ -73,7 +73,7 @@ def main() -> None:
             "tokens": {"short": SHORT, "long": LONG, "new": NEW, "judged": JUDGED},
             "cases": {name: dict(fusion) for name, fusion in CASES.items()},
             "engines": match.play(),
-            "disturbed": match.disturbed,
+            "augmented": match.augmented,
         }
     document["ratios"] = summarise(document["engines"])
     if arguments.json:

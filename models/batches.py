@@ -25,7 +25,7 @@ class Windows:
     """n windows of ids, and targets [n, R] that sum to 1.
 
     Args:
-        loose: windows more, which are nobody's.
+        loose: additional inputs, which are out-of-scope.
     """
 
     def __init__(

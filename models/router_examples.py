@@ -5,7 +5,7 @@ answer so far, up to and including the first token of the new sentence. Where a 
 two or three skills, the sentences of the answer belong to different adapters.
 
 A task's fixed wording (its instruction, its list of choices) is a shortcut that users will not
-type, so samples are also shown without it, and disturbed.
+type, so samples are also shown without it, and augmented.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from typing import Literal
 
 from dlp_edge.models.tasks import Task
 from dlp_edge.models.training_texts.augmentation import cut, with_gaps, with_typos
-from dlp_edge.models.training_texts.out_of_scope import OtherTexts
+from dlp_edge.models.training_texts.out_of_scope import OutOfScopeTexts
 from dlp_edge.models.training_texts.scope import Scope
 from dlp_edge.runtime.text.sentences import SentenceSplitter
 from dlp_edge.tasks.boilerplate import CommonText
 from dlp_edge.tasks.samples import Sample
 
 # Of the samples, in an epoch's examples; what is left out once is not left out of composites.
-WHOLE_SHARE, BARE_SHARE, DISTURBED_SHARE = 0.5, 0.8, 0.8
+WHOLE_SHARE, BARE_SHARE, AUGMENTED_SHARE = 0.5, 0.8, 0.8
 COMPOSITES = 1.0  # for each sample
 TRIPLE_SHARE = 0.45  # of the composites ask for three skills, the others for two
 SENTENCES_EACH = 2  # of a composite's sentences
@@ -39,7 +39,7 @@ BARE_PARTS = 0.35  # of the parts of a composite come without their fixed wordin
 LOWER_SHARE = 0.3  # of all examples are in lower case, as many people type
 PIECE_SHARE = 0.4  # of the sentences are cut within their first word, as language models do
 MAX_SAMPLES = 20_000  # more are thinned out, so that training takes no longer
-# A skill is shown as often at least, whole or disturbed, so that many skills of few examples are
+# A skill is shown as often at least, whole or augmented, so that many skills of few examples are
 # learned, and rare ones beside common ones. MAX_PROMPTS bounds the time that many skills take.
 LEAST_PROMPTS = 2_000
 MAX_PROMPTS = 300_000
@@ -70,7 +70,7 @@ CHAT_TURNS = ("thanks! and now: ", "great, that helped. next one - ", "ok cool. 
 @dataclass(frozen=True)
 class Example:
     """A routing question and its answer: label -> weight; the weights sum to 1. The label after
-    the last task's is nobody's."""
+    the last one's is out-of-scope."""
 
     prompt: str
     generated: str
@@ -104,8 +104,8 @@ class ExampleMaker:
     ) -> None:
         self._rng = rng
         scope = Scope(sample.prompt for task in tasks for sample in task.train)
-        self._others = OtherTexts(split == "dev", scope, out_of_scope)
-        self.nobody = len(tasks)
+        self._others = OutOfScopeTexts(split == "dev", scope, out_of_scope)
+        self.out_of_scope = len(tasks)
         self._by_task: list[list[Part]] = []
         for label, task in enumerate(tasks):
             samples = task.train if split == "train" else task.dev
@@ -165,8 +165,8 @@ class ExampleMaker:
             found.append(_alone(part, part.sample.prompt))
         if part.bare and rng.random() < BARE_SHARE:
             found.append(_alone(part, rng.choice(part.bare)))
-        if rng.random() < DISTURBED_SHARE:
-            found.append(_alone(part, self._disturbed(part)))
+        if rng.random() < AUGMENTED_SHARE:
+            found.append(_alone(part, self._augmented(part)))
         return found
 
     def prompts(self) -> list[Example]:
@@ -205,7 +205,10 @@ class ExampleMaker:
 
     def others(self, count: int) -> list[Example]:
         """Text of none of the tasks."""
-        return [Example(self._others.make(self._rng), "", {self.nobody: 1.0}) for _ in range(count)]
+        return [
+            Example(self._others.make(self._rng), "", {self.out_of_scope: 1.0})
+            for _ in range(count)
+        ]
 
     def _composite(self) -> list[Example]:
         rng = self._rng
@@ -237,7 +240,7 @@ class ExampleMaker:
 
     def _other_part(self) -> Part:
         sample = Sample(self._others.make(self._rng), self._others.reply(self._rng))
-        return Part(self.nobody, sample, ())
+        return Part(self.out_of_scope, sample, ())
 
     def _worded(self, part: Part, bare: float) -> str:
         """A part's prompt, in so many cases without its fixed wording."""
@@ -250,7 +253,7 @@ class ExampleMaker:
         prompts = [self._worded(part, bare) for part in parts]
         return prompts[0] + "".join(rng.choice(JOINS) + prompt for prompt in prompts[1:])
 
-    def _disturbed(self, part: Part) -> str:
+    def _augmented(self, part: Part) -> str:
         rng = self._rng
         text = self._worded(part, 0.6)
         draw = rng.random()

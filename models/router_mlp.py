@@ -51,7 +51,7 @@ class RouterMLP(RouterNetwork):
 
     Args:
         vocab_size: the tokenizer's ids and, last, the separator between segments.
-        num_rows: R, the labels and nobody's row.
+        num_rows: R, the labels and the out-of-scope row.
         settings: as in BASE; None takes BASE, an empty one EARLIER.
     """
 

@@ -213,7 +213,9 @@ def _held_out(maker: ExampleMaker, out_of_scope: Sequence[str]) -> dict[str, lis
         "sentences of two": after_two,
         "sentences of three": after_three,
         "other texts": maker.others(HELD_OUT_OTHERS),
-        "out-of-scope file": [Example(text, "", {maker.nobody: 1.0}) for text in out_of_scope],
+        "out-of-scope file": [
+            Example(text, "", {maker.out_of_scope: 1.0}) for text in out_of_scope
+        ],
     }
 
 

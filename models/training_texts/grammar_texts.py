@@ -28,7 +28,7 @@ def grammar() -> dict[str, tuple[str, ...]]:
     return found
 
 
-def made_up(kind: str, rng: random.Random) -> str:
+def from_grammar(kind: str, rng: random.Random) -> str:
     """A text of one of the kinds in WHOLE."""
     rules = grammar()
     text = _SLOT.sub(lambda slot: rng.choice(rules[slot[1]]), rng.choice(rules[kind]))

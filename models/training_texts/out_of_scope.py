@@ -1,7 +1,7 @@
 """Text of none of the tasks, which a router learns to leave to the base model.
 
 It comes from four sources: a file of short texts of many kinds, a grammar of everyday sentences
-and requests (`made_up_texts`), Python's own library and manual, and noise. Texts are joined, cut,
+and requests (`grammar_texts`), Python's own library and manual, and noise. Texts are joined, cut,
 mixed and misspelt, so that what is learned is "like none of the tasks" rather than the texts.
 """
 
@@ -17,7 +17,7 @@ from importlib import resources
 from pathlib import Path
 
 from dlp_edge.models.training_texts.augmentation import cut, with_typos
-from dlp_edge.models.training_texts.grammar_texts import SMALL_TALK, made_up
+from dlp_edge.models.training_texts.grammar_texts import SMALL_TALK, from_grammar
 from dlp_edge.models.training_texts.scope import Scope
 
 SOURCE_STEP = 4  # every fourth module is code enough
@@ -27,7 +27,13 @@ SMALL_TALK_SHARE = 0.3
 SMALL_TALK_PROBES = 60  # texts of each kind of small talk, to see whether a skill is about it
 SMALL_TALK_CLAIMED = 0.15  # of them; beyond, the kind is in scope
 TRIES = 20
-MADE_UP = {"sentences": 0.42, "requests": 0.22, "records": 0.15, "foreign": 0.13, "tasks": 0.08}
+GRAMMAR_SHARES = {
+    "sentences": 0.42,
+    "requests": 0.22,
+    "records": 0.15,
+    "foreign": 0.13,
+    "tasks": 0.08,
+}
 _SIGNS = string.ascii_letters + string.digits + "!?.,;:-_#%&/()=+*<>[]{}$@'~^|\\¿¡§¶•ªº–œ∑®†¥øπéüñß"
 
 
@@ -65,7 +71,7 @@ def _manual() -> tuple[str, ...]:
     return tuple(part for page in pages for part in page.split("\n\n") if len(part) > 60)
 
 
-class OtherTexts:
+class OutOfScopeTexts:
     """Makes text of none of the tasks.
 
     Args:
@@ -99,12 +105,12 @@ class OtherTexts:
         if self._given and rng.random() < GIVEN_SHARE:
             return _varied(rng.choice(self._given), rng)
         if self._small_talk and rng.random() < SMALL_TALK_SHARE:
-            return _varied(made_up(rng.choice(self._small_talk), rng).strip(), rng)
+            return _varied(from_grammar(rng.choice(self._small_talk), rng).strip(), rng)
         draw = rng.random()
         if draw < 0.30:
             return self._some_texts(rng)
         if draw < 0.68:
-            return _some_made_up(rng)
+            return _some_from_grammar(rng)
         if draw < 0.75:
             return _code(rng)
         if draw < 0.79:
@@ -117,7 +123,7 @@ class OtherTexts:
 
     def snippet(self, rng: random.Random) -> str:
         """Two to ten words in a row of one text, such as people say before they ask."""
-        text = made_up("sentences", rng) if rng.random() < 0.5 else rng.choice(self.texts)
+        text = from_grammar("sentences", rng) if rng.random() < 0.5 else rng.choice(self.texts)
         words = text.split()
         count = rng.randint(2, 10)
         start = rng.randint(0, max(0, len(words) - count))
@@ -126,12 +132,12 @@ class OtherTexts:
     def request(self, rng: random.Random) -> str:
         """What people ask of an assistant."""
         if rng.random() < 0.5:
-            return made_up("requests", rng)
+            return from_grammar("requests", rng)
         return rng.choice(self._kinds["requests"])
 
     def task(self, rng: random.Random) -> str:
         """What people say before they give somebody a text to work on."""
-        return made_up("tasks", rng)
+        return from_grammar("tasks", rng)
 
     def reply(self, rng: random.Random) -> str:
         """What a base model may answer: one or two texts."""
@@ -147,7 +153,7 @@ class OtherTexts:
 def _is_claimed(kind: str, scope: Scope) -> bool:
     """Whether a task is about a kind of small talk."""
     rng = random.Random(0)
-    claimed = sum(scope.covers(made_up(kind, rng)) for _ in range(SMALL_TALK_PROBES))
+    claimed = sum(scope.covers(from_grammar(kind, rng)) for _ in range(SMALL_TALK_PROBES))
     return claimed > SMALL_TALK_CLAIMED * SMALL_TALK_PROBES
 
 
@@ -159,10 +165,10 @@ def _varied(text: str, rng: random.Random) -> str:
     return text.lower() if draw < 0.25 else text
 
 
-def _some_made_up(rng: random.Random) -> str:
-    (kind,) = rng.choices(tuple(MADE_UP), tuple(MADE_UP.values()))
+def _some_from_grammar(rng: random.Random) -> str:
+    (kind,) = rng.choices(tuple(GRAMMAR_SHARES), tuple(GRAMMAR_SHARES.values()))
     count = rng.choice((1, 1, 2, 3, 4, 6) if kind == "sentences" else (1, 1, 2))
-    text = rng.choice((" ", " ", "\n")).join(made_up(kind, rng) for _ in range(count))
+    text = rng.choice((" ", " ", "\n")).join(from_grammar(kind, rng) for _ in range(count))
     return _varied(text, rng)
 
 

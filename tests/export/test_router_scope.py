@@ -22,7 +22,7 @@ from dlp_edge.models.evaluation import Judged
 from dlp_edge.models.router_examples import LEAST_PROMPTS, ExampleMaker
 from dlp_edge.models.router_tokenizer import train_tokenizer
 from dlp_edge.models.tasks import Task, read_out_of_scope, read_tasks
-from dlp_edge.models.training_texts.out_of_scope import OtherTexts
+from dlp_edge.models.training_texts.out_of_scope import OutOfScopeTexts
 from dlp_edge.models.training_texts.scope import Scope
 from dlp_edge.tasks.samples import Sample
 
@@ -56,15 +56,15 @@ class TestScope:
 
     def test_small_talk_is_taught_unless_a_skill_is_about_it(self) -> None:
         rng = random.Random(0)
-        taught = Counter(OtherTexts(False, Scope(())).make(rng) for _ in range(3_000))
+        taught = Counter(OutOfScopeTexts(False, Scope(())).make(rng) for _ in range(3_000))
         assert taught["Hi"] > 0
         assert taught["Hello"] > 0
         greeting = Scope(GREETINGS)
-        made = {OtherTexts(False, greeting).make(rng) for _ in range(1_000)}
+        made = {OutOfScopeTexts(False, greeting).make(rng) for _ in range(1_000)}
         assert not made & set(GREETINGS)
 
     def test_texts_of_the_user_are_taught(self) -> None:
-        others = OtherTexts(False, Scope(()), ["Open the pod bay doors."])
+        others = OutOfScopeTexts(False, Scope(()), ["Open the pod bay doors."])
         rng = random.Random(0)
         made = Counter(others.make(rng) for _ in range(500))
         assert made["Open the pod bay doors."] > 50

@@ -29,8 +29,8 @@ from dlp_edge.models.router_tokenizer import open_tokenizer, train_tokenizer
 from dlp_edge.models.tasks import Task, read_tasks
 from dlp_edge.models.training import train_router
 from dlp_edge.models.training_texts.augmentation import cut, with_gaps, with_typos
-from dlp_edge.models.training_texts.grammar_texts import WHOLE, grammar, made_up
-from dlp_edge.models.training_texts.out_of_scope import OtherTexts
+from dlp_edge.models.training_texts.grammar_texts import WHOLE, from_grammar, grammar
+from dlp_edge.models.training_texts.out_of_scope import OutOfScopeTexts
 from dlp_edge.models.training_texts.scope import Scope
 from dlp_edge.tasks.boilerplate import CommonText
 from dlp_edge.tasks.samples import Sample
@@ -90,7 +90,7 @@ class TestExamples:
     def test_other_texts_are_nobodys_and_dev_has_its_own(self, tasks: list[Task]) -> None:
         examples = ExampleMaker(tasks, "train", random.Random(0)).training()
         assert sum(3 in example.weights for example in examples) > 0.1 * len(examples)
-        taught, kept = (OtherTexts(held_out, Scope(())) for held_out in (False, True))
+        taught, kept = (OutOfScopeTexts(held_out, Scope(())) for held_out in (False, True))
         assert not set(taught.texts) & set(kept.texts)
         assert len(kept.texts) >= 20
 
@@ -118,7 +118,7 @@ class TestExamples:
             for text in texts:
                 assert set(re.findall(r"{(.*?)}", text)) <= set(rules), (kind, text)
         rng = random.Random(0)
-        made = {made_up(kind, rng) for kind in WHOLE for _ in range(500)}
+        made = {from_grammar(kind, rng) for kind in WHOLE for _ in range(500)}
         assert len(made) > 1_500
         assert not any(re.search(r"[{}\\]", text) for text in made)
 

@@ -32,7 +32,7 @@ def main() -> None:
         for folder in adapters.values():
             forget_path(folder / "adapter_config.json")
         router_mlp.EMBEDDING = 16
-        router_mlp.HIDDEN = (32, 32, 32)
+        router_mlp.BASE = {**router_mlp.BASE, "hidden_1": 32}
         router = here / "router"
         training.train_router(tasks(here / "tasks"), router)
         out = DATA / f"bundle-v{VERSION}"
