@@ -17,7 +17,7 @@ LARGEST_WEIGHT = 1e3  # a larger one overflows the logits
 
 
 class RouteOptions(TypedDict, total=False):
-    """How adapters are picked; what is left out is the bundle's default.
+    """How the router picks adapters; defaults are the bundle's.
 
     select, p, k, weigh, min_confidence: see `SelectionRule`.
     forbid: adapters that the router must not pick.
@@ -34,28 +34,28 @@ class RouteOptions(TypedDict, total=False):
 class GenerateOptions(RouteOptions, total=False):
     """Keyword arguments of `Runtime.generate` and `Runtime.stream`.
 
-    max_new_tokens: at most so many tokens are generated (256).
-    temperature: 0 is greedy (the default); above, sampling.
-    top_p, top_k, min_p: restrict sampling (1.0, 0 and 0: no restriction); see `make_sampler`.
-    repetition_penalty: above 1 makes tokens less likely that prompt or answer have already.
-    seed: makes sampling repeatable.
-    stop: strings that end the answer; they are not part of it.
+    max_new_tokens: maximum new tokens (default 256).
+    temperature: 0 (default) is greedy; above 0, sampling.
+    top_p, top_k, min_p: sampling filters (defaults 1.0, 0 and 0: off); see `make_sampler`.
+    repetition_penalty: above 1 penalises tokens that occur in prompt or answer (default 1.0).
+    seed: makes sampling reproducible.
+    stop: strings that end the answer, and are not part of it.
     repetition_stop: the answer ends where up to four sentences come three times in a row, word
         for word (True).
     stop_tokens: token ids that end it, besides the backbone's own.
     json_schema: the answer is JSON that follows this schema (extra `json`).
-    logprobs: reports each token's log probability and so many of the most probable ones.
+    logprobs: report each token's log probability and those of this many top tokens.
     adapters: None routes; a name, names or {name: weight} pins; {} is the base model.
     on_route: called with each `RouteDecision` and the text so far; adapters that it returns (as
-        in `adapters`) overrule it, None lets it stand.
-    route_every: `sentence` (the default), or `prompt`: the whole answer keeps its first fusion.
-    inertia: what the decision before counts at a sentence start: the probabilities are
-        (1 - inertia) times the router's plus inertia times those before (0.0; below 1).
-    kv: `keep` the cache when the fusion changes (the default), or `recompute` it, which is
-        exact and costs a prefill of the history.
-    speculate: several tokens in one pass where the answer copies from what stands before it, in
-        prompt or answer: the same answer, sooner (False). Not for `generate_batch`.
-    wait: False raises BusyError where another request is under way, instead of waiting for it.
+        in `adapters`) override the decision, None accepts it.
+    route_every: `sentence` (default), or `prompt`: one fusion for the whole answer.
+    inertia: the weight of the previous decision at a sentence start: probabilities are
+        (1 - inertia) times the router's plus inertia times the previous ones (default 0; < 1).
+    kv: `keep` the KV cache when the fusion changes (default), or `recompute` it: exact, at the
+        cost of a prefill of the history.
+    speculate: prompt-lookup decoding: several tokens per pass where the answer copies earlier
+        text; the answer is the same (default False). Not for `generate_batch`.
+    wait: False raises BusyError instead of waiting for a running request (default True).
     """
 
     max_new_tokens: int
@@ -80,10 +80,10 @@ class GenerateOptions(RouteOptions, total=False):
 
 
 def texts(name: str, value: object) -> tuple[str, ...]:
-    """One text, several or None as a tuple.
+    """A text, several texts or None, as a tuple.
 
     Raises:
-        UsageError: it is none of these.
+        UsageError: it is something else.
     """
     if value is None or isinstance(value, str):
         return () if value is None else (value,)
@@ -126,16 +126,16 @@ def check_names(names: Mapping[str, float] | Sequence[str], known: Sequence[str]
 
 
 def check_callable(name: str, value: object) -> None:
-    """Raises UsageError unless a callback is one, or None."""
+    """Raises UsageError unless the value is callable or None."""
     if value is not None and not callable(value):
         raise UsageError(f"{name} is {value!r}", "Give a function, or leave it out")
 
 
 def check_each(each: Sequence[GenerateOptions] | None, count: int) -> list[GenerateOptions]:
-    """The options of each of so many prompts.
+    """The options of each of `count` prompts.
 
     Raises:
-        UsageError: they are no list of options, or there are more or fewer.
+        UsageError: not a list of dicts, or not one per prompt.
     """
     if each is None:
         return [{} for _ in range(count)]
@@ -147,7 +147,7 @@ def check_each(each: Sequence[GenerateOptions] | None, count: int) -> list[Gener
 
 
 def check_option_names(options: Mapping[str, object]) -> None:
-    """Raises UsageError for an option that does not exist."""
+    """Raises UsageError for an unknown option."""
     known = (*RouteOptions.__annotations__, *GenerateOptions.__annotations__)
     for name in options:
         if name not in known:

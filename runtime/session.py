@@ -1,4 +1,4 @@
-"""A conversation: its messages, and the cache of what the backbone has read of them."""
+"""A conversation: its messages and its KV cache."""
 
 from __future__ import annotations
 
@@ -87,16 +87,16 @@ class SessionBackend:
 class Session:
     """A chat with a `Runtime`; made by `Runtime.session`.
 
-    Each turn reads only what its cache has not yet read under the same fusion, so it costs the
-    new words and not the whole conversation; a turn under another fusion reads everything again,
-    since a cache written by one adapter is wrong for another.
+    A turn prefills only what the KV cache does not hold under the same fusion: the new messages.
+    Under another fusion the whole conversation is prefilled again, since the cache depends on the
+    adapters that wrote it.
 
     Attributes:
-        overflow: "error" refuses a turn that does not fit, "drop_oldest" forgets the oldest
-            turns (never the system message) until prompt and answer fit.
-        dropped: how many messages were forgotten so.
+        overflow: "error" refuses a turn that does not fit; "drop_oldest" drops the oldest turns
+            (never the system message) until prompt and answer fit.
+        dropped: the number of messages dropped.
 
-    One turn at a time: a second one is a BusyError while the first is unfinished.
+    One turn at a time: a second one raises BusyError while the first is unfinished.
     """
 
     def __init__(
@@ -124,17 +124,17 @@ class Session:
         return tuple(self._messages)
 
     def send(self, text: str, **options: Unpack[GenerateOptions]) -> Reply:
-        """Says something and waits for the answer; see `stream`."""
+        """Adds a user message and returns the answer; see `stream`."""
         return self.stream(text, **options).finish()
 
     def stream(self, text: str, **options: Unpack[GenerateOptions]) -> Stream:
-        """Says something; the answer is streamed, and becomes part of the conversation with what
-        was said once the stream ends (cancelled ones with the text they had).
+        """Adds a user message and streams the answer. Both join the conversation when the stream
+        ends; a cancelled answer with the text that it has.
 
         Raises:
-            BusyError: the turn before is unfinished.
+            BusyError: the previous turn is unfinished.
             UsageError: an option is wrong, or the text is empty.
-            ContextLengthError: the conversation is too long, by `overflow`.
+            ContextLengthError: the conversation does not fit; see `overflow`.
         """
         return self._turn(lambda said: [*said, {"role": "user", "content": text}], options)
 
@@ -143,12 +143,12 @@ class Session:
         return AsyncStream(self.stream(text, **options))
 
     def regenerate(self, **options: Unpack[GenerateOptions]) -> Stream:
-        """Answers the last thing that the user said again; the new answer replaces the old."""
+        """Answers the last user message again; the new answer replaces the old."""
         return self._turn(lambda said: said[: _user_turns(said)[-1] + 1], options)
 
     def edit(self, turn: int, text: str, **options: Unpack[GenerateOptions]) -> Stream:
-        """Replaces what the user said in a turn (from 0, dropped turns not counted; -1 is the
-        last), forgets all that followed, and answers it."""
+        """Replaces the user message of a turn (from 0, dropped turns not counted; -1 is the last),
+        drops all later messages, and answers it."""
 
         def change(said: list[Message]) -> list[Message]:
             turns = _user_turns(said)
@@ -160,17 +160,17 @@ class Session:
         return self._turn(change, options)
 
     def branch(self) -> Session:
-        """A second conversation that begins as this one, cache included, and goes its own way."""
+        """A copy of the conversation, KV cache included, that continues on its own."""
         twin = Session(self._backend, self._messages, self.overflow, self.dropped)
         self._backend.copy_cache(self, twin)
         return twin
 
     def save(self, path: str | Path) -> None:
-        """Writes the conversation as JSON, whole or not at all. The cache is not saved: the
-        first turn after loading reads the conversation again.
+        """Writes the conversation as JSON, atomically. The KV cache is not saved: the first turn
+        after loading prefills the conversation again.
 
         Raises:
-            ResourceError: it cannot be written there.
+            ResourceError: the file cannot be written.
         """
         content = {
             "format": FORMAT,
@@ -216,8 +216,7 @@ class Session:
     def _fit(
         self, messages: list[Message], options: RequestOptions
     ) -> tuple[list[Message], StreamFactory, int]:
-        """The messages that the context has room for, what starts their answer, and how many
-        were dropped."""
+        """The messages that fit, what starts their answer, and how many were dropped."""
         wanted = options.decoding.max_new_tokens
         dropped = 0
         while True:
@@ -239,7 +238,7 @@ class Session:
 
 
 def _user_turns(messages: Sequence[Message]) -> list[int]:
-    """Where the user's messages are.
+    """The indices of the user's messages.
 
     Raises:
         UsageError: there are none.
@@ -251,7 +250,7 @@ def _user_turns(messages: Sequence[Message]) -> list[int]:
 
 
 def _without_oldest_turn(messages: list[Message]) -> list[Message] | None:
-    """The conversation without what the user said first and its answer; None if that is all."""
+    """The conversation without its first user message and answer; None if that is all."""
     turns = _user_turns(messages)
     return messages[: turns[0]] + messages[turns[1] :] if len(turns) > 1 else None
 
@@ -260,7 +259,7 @@ def load_session(backend: SessionBackend, path: str | Path) -> Session:
     """The session that `Session.save` wrote.
 
     Raises:
-        UsageError: it cannot be read, or is something else.
+        UsageError: the file cannot be read, or is no saved session.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))

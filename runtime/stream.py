@@ -20,13 +20,13 @@ from dlp_edge.types import Chunk, Reply
 
 
 class Stream:
-    """An answer under way: iterate over its chunks; `reply` is the whole of it at any time.
+    """A running answer: iterate over its chunks; `reply` has the answer so far at any time.
 
     Args:
         engine: called once the lock is held.
         lock: waited for, unless `wait` is False.
-        on_end: called with the reply once the answer is complete, cancelled or abandoned; not
-            when it failed.
+        on_end: called with the reply once the answer is complete, cancelled or abandoned, but not
+            after an error.
     """
 
     def __init__(
@@ -55,30 +55,30 @@ class Stream:
         return next(self._chunks)
 
     def finish(self) -> Reply:
-        """Waits for the end of the answer."""
+        """Generates the rest and returns the reply."""
         for _ in self._chunks:
             pass
         return self.reply
 
     def cancel(self) -> None:
-        """Ends the answer in the middle of whatever it does; callable from any thread."""
+        """Stops the answer, in the middle of a pass if need be; callable from any thread."""
         self._interrupt.set()
 
     def close(self) -> None:
-        """Ends the answer now, or at the next token where another thread is in the middle of
-        it, and lets other requests go on."""
+        """Stops the answer and releases the engine: at once, or at the next token if another thread
+        is inside it."""
         self.cancel()
         with contextlib.suppress(ValueError):  # "generator already executing"
             self._chunks.close()
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will come."""
+        """Whether the stream is exhausted or closed."""
         return inspect.getgeneratorstate(self._chunks) == inspect.GEN_CLOSED
 
     @property
     def reply(self) -> Reply:
-        """The answer so far, with the sentences and the timings."""
+        """The answer so far, with sentences and timings."""
         return self._answer.reply()
 
 
@@ -120,7 +120,7 @@ def closed_error() -> UsageError:
 
 
 class AsyncStream:
-    """A stream for asyncio; what takes time happens on a thread of its own."""
+    """A stream for asyncio; generation runs on a thread of its own."""
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
@@ -139,7 +139,7 @@ class AsyncStream:
         loop = asyncio.get_running_loop()
         try:
             chunk = await loop.run_in_executor(self._thread, next, self._stream, None)
-        except BaseException:  # asyncio.CancelledError among them: nobody waits any more
+        except BaseException:  # asyncio.CancelledError among them: the consumer is gone
             self._stop()
             raise
         if chunk is None:
@@ -154,7 +154,7 @@ class AsyncStream:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Ends the answer, and returns when other requests can go on."""
+        """Stops the answer, and returns once the engine is released."""
         import asyncio
 
         closing = self._stop()
@@ -172,11 +172,11 @@ class AsyncStream:
 
     def __del__(self) -> None:
         # No more than this: the collector may call it while this very thread holds the locks of
-        # the executor. What nobody refers to any more closes itself.
+        # the executor. An unreferenced executor closes itself.
         self._stream.cancel()
 
     def _stop(self) -> Future[None] | None:
-        """Closes the stream on its thread; None where that was done before."""
+        """Closes the stream on its thread; None if that was done before."""
         if self._ended:
             return None
         self._ended = True
