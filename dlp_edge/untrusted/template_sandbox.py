@@ -242,7 +242,7 @@ def _as_text(value: Any) -> Any:
 
 
 def _items(value: Any) -> int:
-    """Counts the values in a list or dict at all depths. Raises HostileTemplateError at the limit."""
+    """Counts the values in a container at all depths. Raises HostileTemplateError if too many."""
     count, pending = 0, [value]
     while pending:
         inner = pending.pop()

@@ -88,7 +88,7 @@ def test_detokeniser_survives_cut_characters() -> None:
 
 @pytest.mark.parametrize("body", ["1 / 0", "messages[9].content"])
 def test_template_failures_are_usage_errors(body: str) -> None:
-    with pytest.raises(UsageError, match="refuses"):
+    with pytest.raises(UsageError, match="rejects these messages"):
         ChatTemplate("{{ " + body + " }}").render([{"role": "user", "content": "hi"}])
 
 
