@@ -4,7 +4,7 @@
     with Runtime("bundle/") as rt:
         print(rt.generate("...").text)
 
-Importing this package loads no engine: the public names are resolved on first use.
+Importing this package does not load onnxruntime: public names are resolved on first use.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
+_NAMES = {
     "dlp_edge.errors": (
         "AdapterError BackboneError BundleError BusyError ContextLengthError DeviceError "
         "DlpEdgeError ResourceError RouterError UsageError"
@@ -58,7 +58,7 @@ _HOMES = {
     "dlp_edge.runtime.session": "Session",
     "dlp_edge.runtime.stream": "AsyncStream Stream",
 }
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 __all__ = [
     "AdapterError",
@@ -93,12 +93,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'dlp_edge' has no attribute {name!r}")
     from importlib import import_module
 
     try:
-        return getattr(import_module(_HOME_OF[name]), name)
+        return getattr(import_module(_MODULE_OF[name]), name)
     except ModuleNotFoundError as error:
         if error.name in ("dlp_edge.runtime", "dlp_edge.export", "dlp_edge.models"):
             raise ImportError(

@@ -1,4 +1,4 @@
-"""Every error that dlp-edge raises on purpose: one hierarchy, each with a cause and a remedy."""
+"""The exceptions of dlp-edge: one hierarchy, each with a cause and a remedy."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ class DlpEdgeError(Exception):
     """Base of all errors of this package.
 
     Attributes:
-        cause: what was wrong, naming the file, adapter or value.
+        cause: what is wrong, naming the file, adapter or value.
         remedy: what the user can do about it.
-        exit_code: what the command line exits with (2 usage, 3 bad bundle or adapter,
+        exit_code: exit status of the command line (2 usage, 3 bad bundle or adapter,
             4 resources, 1 anything else).
     """
 
@@ -25,17 +25,17 @@ class DlpEdgeError(Exception):
 
 
 class UsageError(DlpEdgeError, ValueError):
-    """An argument is wrong: an empty prompt, an unknown adapter name, a bad temperature."""
+    """An argument is invalid: an empty prompt, an unknown adapter name, a bad temperature."""
 
     exit_code = 2
 
 
 class ContextLengthError(UsageError):
-    """The prompt (with the room asked for) does not fit into the context."""
+    """The prompt and the requested new tokens do not fit in the context."""
 
 
 class BundleError(DlpEdgeError):
-    """A bundle is missing, incomplete, damaged or of another version."""
+    """A bundle is missing, incomplete, damaged or of an unsupported version."""
 
     exit_code = 3
 
@@ -59,7 +59,7 @@ class RouterError(DlpEdgeError):
 
 
 class NonFiniteError(DlpEdgeError):
-    """The backbone's numbers are not finite, so no token can be chosen."""
+    """The backbone's logits are not finite, so no token can be chosen."""
 
 
 class ResourceError(DlpEdgeError):
@@ -69,8 +69,8 @@ class ResourceError(DlpEdgeError):
 
 
 class DeviceError(ResourceError):
-    """The device or execution provider that was asked for is not there."""
+    """The requested device or execution provider is not available."""
 
 
 class BusyError(ResourceError):
-    """The runtime is answering another request and was told not to wait."""
+    """The runtime is busy with another request, and the call does not wait."""

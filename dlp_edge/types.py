@@ -1,4 +1,4 @@
-"""The plain values that a user of `Runtime` receives."""
+"""The values that `Runtime` returns."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ Message = Mapping[str, str]
 
 @dataclass(frozen=True)
 class RouteDecision:
-    """What the router decided for one sentence.
+    """The router's decision for one sentence.
 
     Attributes:
-        probabilities: y = softmax(z), adapter name -> probability, given that one of them is
-            meant; sums to 1.
-        selected: the names kept by the selection rule, most probable first.
+        probabilities: y = softmax(z), adapter name -> probability, given that the text is in
+            scope; sums to 1.
+        selected: the adapters chosen by the selection rule, most probable first.
         weights: the fusion weights of the selected adapters (eq. 5), summing to 1; empty when
             the router abstained and the base model answers.
         confidence: the largest probability, times 1 - doubt.
-        doubt: the probability that the text is for no adapter at all.
+        doubt: the probability that the text is out-of-scope (for no adapter).
     """
 
     probabilities: dict[str, float]
@@ -44,7 +44,7 @@ class Sentence:
     Attributes:
         text: the sentence, with the white space that follows it.
         fusion: adapter name -> weight; empty for the base model.
-        confidence: that of the router's decision; None when the adapters were pinned.
+        confidence: of the router's decision; None when the adapters were pinned.
     """
 
     text: str
@@ -54,12 +54,12 @@ class Sentence:
 
 @dataclass(frozen=True)
 class Token:
-    """A token of the answer (`logprobs`).
+    """A token of the answer, with `logprobs`.
 
     Attributes:
-        text: alone; part of a character is the replacement character.
+        text: decoded alone; an incomplete character becomes U+FFFD.
         logprob: its natural log probability under the model, before any sampling option.
-        top: the most probable tokens in its place: (id, text, logprob).
+        top: the most probable tokens at its position: (id, text, logprob).
     """
 
     id: int
@@ -75,8 +75,8 @@ class Chunk:
     Attributes:
         text: the new text.
         sentence: index of the sentence that the piece ends in, from 0.
-        fusion: adapter name -> weight, as in force for that sentence.
-        tokens: those generated since the chunk before, where `logprobs` asked for them.
+        fusion: adapter name -> weight for that sentence.
+        tokens: those generated since the previous chunk, if `logprobs` is set.
     """
 
     text: str
@@ -95,21 +95,20 @@ class Usage:
 
 @dataclass(frozen=True)
 class Timings:
-    """Where the time of one request went, in seconds.
+    """Time spent on one request, in seconds, and its counters.
 
     Attributes:
         prefill: the prompt's pass through the backbone.
         decode: the passes after the prompt's, sampling, routing and text handling.
         first_token: from the request to the first token.
         router: all calls of the router.
-        switch: writing fusions into the slots.
-        recompute: prefilling the history again under a new fusion (`kv="recompute"`).
+        switch: writing fused adapters into the slots.
+        recompute: repeating the prefill of the history under a new fusion (`kv="recompute"`).
         routings: how often the router was asked.
         switches: how often the fusion changed while generating.
-        decode_steps: passes after the prompt's; of one token each but for those with drafts.
-        reused: tokens of the prompt that a session's cache had already.
-        drafted, accepted: tokens that were guessed, and those of them that the answer took
-            (`speculate`).
+        decode_steps: passes after the prompt's, of one token each except those with drafts.
+        reused: prompt tokens already in a session's KV cache.
+        drafted, accepted: tokens drafted, and those of them accepted (`speculate`).
     """
 
     prefill: float = 0.0
@@ -127,14 +126,14 @@ class Timings:
 
     @property
     def decode_rate(self) -> float:
-        """Tokens per second behind the prompt's pass; 0 where there were none."""
+        """Decoded tokens per second; 0 if there were none."""
         tokens = self.decode_steps + self.accepted
         return tokens / self.decode if tokens and self.decode else 0.0
 
 
 @dataclass(frozen=True)
 class Reply:
-    """A finished answer; `tokens` where `logprobs` asked for them."""
+    """A finished answer; `tokens` is filled if `logprobs` is set."""
 
     text: str
     sentences: tuple[Sentence, ...]
@@ -145,7 +144,7 @@ class Reply:
 
     @property
     def prefill_rate(self) -> float:
-        """Tokens of the prompt that were processed, per second; 0 when there was none."""
+        """Prompt tokens processed per second; 0 if there were none."""
         count = self.usage.prompt_tokens - self.timings.reused
         return count / self.timings.prefill if self.timings.prefill else 0.0
 
@@ -156,9 +155,9 @@ class Likelihood:
 
     Attributes:
         text: the continuation.
-        logprob: the natural log probability of its tokens, summed; where asked for, with that of
-            the answer ending there.
-        tokens: how many those are, without the end.
+        logprob: the sum of its tokens' natural log probabilities, including that of the end of
+            the answer if requested.
+        tokens: number of tokens, without the end of the answer.
     """
 
     text: str
@@ -168,7 +167,13 @@ class Likelihood:
 
 @dataclass(frozen=True)
 class AdapterInfo:
-    """An adapter of the bundle: its largest rank and the modules it changes."""
+    """An adapter of the bundle.
+
+    Attributes:
+        rank: the largest rank over its modules.
+        target_modules: the kinds of linear layers it changes, such as `self_attn.q_proj`.
+        routed: whether the router can select it.
+    """
 
     name: str
     rank: int
@@ -178,16 +183,18 @@ class AdapterInfo:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes that a loaded bundle takes. One pass's activations (tens of MB for a small backbone)
-    come on top; the cache is only committed as far as it is used.
+    """Memory that a loaded bundle takes, in bytes.
+
+    Excludes the activations of a pass (tens of MB for a small backbone). The cache is committed
+    only as it is used.
 
     Attributes:
-        weights: the backbone, as onnxruntime holds it.
+        weights: the backbone's weights in onnxruntime.
         adapters: all of them.
         router: its graph and last layer.
         tokenizers: the backbone's and the router's.
         cache: one KV cache for `max_context` tokens.
-        available: what is free now; None for a device that cannot be asked.
+        available: free memory now; None if the device does not report it.
     """
 
     weights: int
@@ -199,10 +206,10 @@ class Estimate:
 
     @property
     def total(self) -> int:
-        """All parts."""
+        """The sum of all parts."""
         return self.weights + self.adapters + self.router + self.tokenizers + self.cache
 
     @property
     def fits(self) -> bool:
-        """Whether there is room for it, as far as is known."""
+        """Whether the bundle fits into the available memory; True if that is unknown."""
         return self.available is None or self.total <= self.available

@@ -1,4 +1,4 @@
-"""A lock on a path between processes; the operating system frees that of a process that dies."""
+"""An inter-process lock on a path, released by the operating system if its holder dies."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from dlp_edge.errors import ResourceError
 def locked(target: Path) -> Iterator[None]:
     """Holds the lock of `target` while the block runs.
 
-    The lock is a file in the system's temporary folder, so that `target` itself may be replaced.
+    The lock file is in the system's temporary folder, so `target` itself can be replaced.
 
     Raises:
-        ResourceError: another process, or another call of this one, is writing to the target.
+        ResourceError: another process, or another call in this one, holds the lock.
     """
-    from filelock import FileLock, Timeout  # who only loads a bundle does without
+    from filelock import FileLock, Timeout  # not needed to load a bundle
 
     name = hashlib.sha256(str(target.resolve()).encode()).hexdigest()[:16]
     path = Path(tempfile.gettempdir()) / f"dlp-edge-{name}.lock"
@@ -29,11 +29,12 @@ def locked(target: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise ResourceError(
-            f"another process is writing to {target}", "Wait for it, or choose another place"
+            f"another process is writing to {target}",
+            "Wait for it to finish, or choose another path",
         ) from error
     except OSError as error:
         raise ResourceError(
-            f"{path} cannot be opened ({error.strerror})", "Check the rights of the folder"
+            f"{path} cannot be opened ({error.strerror})", "Check the permissions of the folder"
         ) from error
     try:
         yield

@@ -1,5 +1,4 @@
-"""Writing a folder or a file all or nothing: made beside the target and put on the disk, then
-renamed."""
+"""Writes a folder or file atomically: writes it next to the target, syncs it, then renames it."""
 
 from __future__ import annotations
 
@@ -16,28 +15,28 @@ from pathlib import Path
 from dlp_edge.atomic.lock import locked
 from dlp_edge.errors import DlpEdgeError, ResourceError, UsageError
 
-_AT_FDCWD = -100  # linux/fcntl.h: paths as they are
+_AT_FDCWD = -100  # linux/fcntl.h: relative to the working directory
 _RENAME_EXCHANGE = 2  # linux/fs.h
 _RENAME_SWAP = 2  # macOS: sys/stdio.h
 
 
 @contextmanager
 def staged(target: Path, is_ours: Callable[[Path], bool]) -> Iterator[Path]:
-    """A folder to write into, which becomes `target` when the block ends without an error.
+    """Yields a folder to write into, which becomes `target` if the block succeeds.
 
-    Whatever ends the block, the target is either the old folder or the whole new one. A killed
-    process leaves at most a folder beside it (the new one in the making, or the old one about to
-    go), which the next call for this target removes. Where the system cannot exchange two folders
-    in one step (Windows), a process killed between two renames leaves the old folder under another
-    name, and the next call puts it back.
+    However the block ends, the target is either the old folder or the complete new one. A killed
+    process leaves at most one extra folder next to it (the unfinished new one or the replaced old
+    one), which the next call for this target removes. Without an atomic exchange of folders
+    (Windows), a process killed between two renames leaves the old folder under another name, and
+    the next call restores it.
 
     Args:
         is_ours: whether an existing folder may be replaced.
 
     Raises:
-        UsageError: the target exists and is not ours, or its parent is missing.
-        ResourceError: the disk is full, the place cannot be written to, or another process is
-            writing to it.
+        UsageError: the target exists and may not be replaced, or its parent is missing.
+        ResourceError: the disk is full, the path is not writable, or another process is writing
+            to it.
     """
     target = target.resolve()
     with locked(target):
@@ -72,30 +71,30 @@ def _remove(folder: Path) -> None:
 
 
 def check_target(target: Path, is_ours: Callable[[Path], bool]) -> None:
-    """Raises UsageError where `staged` would."""
+    """Raises UsageError if `staged` would."""
     target = target.resolve()
     if not target.parent.is_dir():
         raise UsageError(f"there is no folder {target.parent}", "Create it first")
     if target == Path.cwd():
-        raise UsageError("the output is the current folder", "Name a folder of its own")
+        raise UsageError("the output is the current folder", "Choose a separate folder")
     if target.exists() and not (target.is_dir() and (is_ours(target) or not any(target.iterdir()))):
         raise UsageError(
-            f"{target} exists and was not written by dlp-edge", "Choose another place, or remove it"
+            f"{target} exists and was not written by dlp-edge", "Choose another path, or remove it"
         )
 
 
 def check_space(target: Path, needed: int) -> None:
-    """Raises ResourceError where the disk has not `needed` bytes left."""
+    """Raises ResourceError unless the disk has `needed` bytes free."""
     free = shutil.disk_usage(target.parent).free
     if free < needed:
         raise ResourceError(
             f"{target.parent} has {free / 1e9:.1f} GB free, about {needed / 1e9:.1f} GB are needed",
-            "Make room, or choose another disk",
+            "Free some space, or choose another disk",
         )
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Writes a file and waits until it is on the disk."""
+    """Writes a file and syncs it to disk."""
     with path.open("wb") as file:
         file.write(data)
         file.flush()
@@ -103,14 +102,16 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def sync(path: Path) -> None:
-    """Waits until a file is on the disk."""
+    """Syncs a file to disk."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:
-    """Waits until the names in a folder are on the disk, where the system can do that for folders;
-    Windows and some network file systems cannot. What was written is right either way."""
+    """Syncs a folder's entries to disk, where supported.
+
+    Windows and some network file systems do not support it; the content is correct either way.
+    """
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -120,8 +121,11 @@ def sync_folder(folder: Path) -> None:
 
 
 def _replace(staging: Path, target: Path, old: Path) -> None:
-    """A folder with content cannot be renamed onto another: the two change places, and the old
-    one, now the staging folder, goes. Where that cannot be done the old one steps aside first."""
+    """Moves `staging` to `target`.
+
+    A folder cannot be renamed onto a non-empty one, so the two are exchanged, and the caller
+    removes the old one under the staging name. Otherwise the old folder is renamed first.
+    """
     if target.exists():
         if exchange(staging, target):
             return
@@ -135,30 +139,32 @@ def _replace(staging: Path, target: Path, old: Path) -> None:
 
 
 def exchange(first: Path, second: Path) -> bool:
-    """Exchanges two files or folders; False, with nothing done, where that is not possible.
+    """Exchanges two files or folders atomically; returns False, changing nothing, if unsupported.
 
-    Linux has `renameat2`, macOS `renamex_np`, Windows nothing; some file systems have neither.
+    Uses `renameat2` on Linux and `renamex_np` on macOS. Windows and some file systems have no
+    equivalent.
     """
     a, b = os.fsencode(first), os.fsencode(second)
     try:
         library = ctypes.CDLL(None)
         if sys.platform == "linux":
-            done = library.renameat2(_AT_FDCWD, a, _AT_FDCWD, b, _RENAME_EXCHANGE)
+            status = library.renameat2(_AT_FDCWD, a, _AT_FDCWD, b, _RENAME_EXCHANGE)
         elif sys.platform == "darwin":
-            done = library.renamex_np(a, b, _RENAME_SWAP)
+            status = library.renamex_np(a, b, _RENAME_SWAP)
         else:
             return False
-    except (OSError, AttributeError, TypeError):  # no such library, or no such function in it
+    except (OSError, AttributeError, TypeError):  # the library or function is missing
         return False
-    return bool(done == 0)
+    return bool(status == 0)
 
 
 def resource_error(target: Path, error: OSError) -> DlpEdgeError:
-    """What to tell a user whose target could not be written."""
+    """Returns the error for a target that could not be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ResourceError(
-            f"the disk of {target} is full; nothing was written", "Make room and try again"
+            f"the disk of {target} is full; nothing was written", "Free some space and try again"
         )
     return ResourceError(
-        f"{target} cannot be written ({error.strerror or error})", "Check the place and its rights"
+        f"{target} cannot be written ({error.strerror or error})",
+        "Check the path and its permissions",
     )

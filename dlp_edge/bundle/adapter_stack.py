@@ -1,9 +1,9 @@
 """The stacked-weight file: all adapters of a bundle in one pair of tensors per linear layer.
 
-For a linear layer [h -> d] that the adapters change there are `<module>.A` [sum r_n, h] and
-`<module>.B` [sum r_n, d]; adapter n is the rows [offset_n, offset_n + r_n) of both (B is the
-transpose of PEFT's [d, r]). With equal ranks this is the paper's [N, r, h]; mixed ranks cost no
-padding. Offsets, ranks and scalings are in the file's metadata.
+A linear layer [h -> d] that the adapters change has `<module>.A` [sum r_n, h] and
+`<module>.B` [sum r_n, d]; adapter n owns rows [offset_n, offset_n + r_n) of both (B is the
+transpose of PEFT's [d, r]). With equal ranks this is the paper's [N, r, h]; mixed ranks need no
+padding. The file's metadata holds offsets, ranks and scalings.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class LoraPair:
 
 @dataclass(frozen=True)
 class AdapterSpan:
-    """Where one adapter lies in the stacked tensors of one linear layer."""
+    """The rows of one adapter in the stacked tensors of one linear layer."""
 
     offset: int
     rank: int
@@ -62,10 +62,10 @@ class AdapterStack:
     """The adapters of a bundle.
 
     Attributes:
-        numbers: those of all tensors, one tensor after the other.
-        starts: `<module>.A` and `<module>.B` -> where in `numbers` the tensor begins.
-        a: module -> A [sum r, h], a view of its numbers.
-        b: module -> B [sum r, d], a view of its numbers.
+        numbers: all tensors, flattened and concatenated.
+        starts: `<module>.A` and `<module>.B` -> the tensor's first index in `numbers`.
+        a: module -> A [sum r, h], a view of `numbers`.
+        b: module -> B [sum r, d], a view of `numbers`.
         rows: adapter -> module -> its rows.
     """
 
@@ -77,7 +77,7 @@ class AdapterStack:
 
 
 def pack(adapters: Mapping[str, Mapping[str, LoraPair]], dtype: str) -> AdapterStack:
-    """Stacks adapters (name -> module -> pair) in the given order, as `dtype`."""
+    """Stacks adapters (name -> module -> pair) in the given order, converted to `dtype`."""
     sizes: dict[str, tuple[int, int]] = {}
     height: dict[str, int] = {}
     rows: dict[str, dict[str, AdapterSpan]] = {}
@@ -107,7 +107,7 @@ def _views(
     places: Mapping[str, tuple[int, tuple[int, ...]]],
     rows: dict[str, dict[str, AdapterSpan]],
 ) -> AdapterStack:
-    """A stack over numbers; `places` has the first one and the shape of each tensor."""
+    """Builds a stack of views; `places` maps tensor names to (first index, shape)."""
     tensors = {
         name: numbers[start : start + math.prod(shape)].reshape(shape)
         for name, (start, shape) in places.items()
@@ -122,7 +122,7 @@ def _views(
 
 
 def converted(stack: AdapterStack, dtype: str) -> AdapterStack:
-    """The same adapters in another float type; what is too large for it is infinite."""
+    """Converts a stack to another float type; values beyond its range become infinite."""
     shapes = {f"{module}.A": a.shape for module, a in stack.a.items()}
     shapes.update({f"{module}.B": b.shape for module, b in stack.b.items()})
     places = {name: (start, shapes[name]) for name, start in stack.starts.items()}
@@ -131,7 +131,7 @@ def converted(stack: AdapterStack, dtype: str) -> AdapterStack:
 
 
 def unpack(stack: AdapterStack, name: str) -> dict[str, LoraPair]:
-    """One adapter of the stack (module -> pair), as views."""
+    """Returns one adapter of the stack (module -> pair), as views."""
     return {
         module: LoraPair(stack.a[module][at.slice], stack.b[module][at.slice], at.scaling)
         for module, at in stack.rows[name].items()
@@ -139,7 +139,7 @@ def unpack(stack: AdapterStack, name: str) -> dict[str, LoraPair]:
 
 
 def to_bytes(stack: AdapterStack) -> bytes:
-    """The stack as the content of a safetensors file."""
+    """Serializes the stack as a safetensors file."""
     tensors = {f"{module}.A": tensor for module, tensor in stack.a.items()}
     tensors.update({f"{module}.B": tensor for module, tensor in stack.b.items()})
     layout = {
@@ -153,13 +153,13 @@ def from_bytes(data: bytes) -> AdapterStack:
     """Reads what `to_bytes` wrote.
 
     Raises:
-        BundleError: the bytes are not such a file, or rows and tensors disagree.
+        BundleError: the bytes are not such a file, or the layout does not match the tensors.
     """
     try:
         header = check_bytes(data)
         kinds = {info.dtype for info in header.tensors.values()}
         if len(kinds) > 1:
-            raise ValueError("its tensors are of several types")
+            raise ValueError("mixed tensor types")
         dtype = np.dtype(_TYPES[kinds.pop()] if kinds else np.float32)
         content = max((info.stop for info in header.tensors.values()), default=0)
         numbers = np.frombuffer(data, dtype, content // dtype.itemsize, len(data) - content)
@@ -171,7 +171,7 @@ def from_bytes(data: bytes) -> AdapterStack:
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise BundleError(f"adapters.safetensors cannot be read ({error})", _REEXPORT) from error
     if not all(name.endswith((".A", ".B")) for name in header.tensors):
-        raise BundleError("adapters.safetensors has a tensor that is no A and no B", _REEXPORT)
+        raise BundleError("adapters.safetensors has a tensor that is neither A nor B", _REEXPORT)
     places = {n: (i.start // dtype.itemsize, i.shape) for n, i in header.tensors.items()}
     stack = _views(np.require(numbers, requirements="A"), places, rows)
     _check_rows(stack)
@@ -180,20 +180,22 @@ def from_bytes(data: bytes) -> AdapterStack:
 
 def _parse_rows(offset: object, rank: object, scaling: object) -> AdapterSpan:
     if type(offset) is not int or type(rank) is not int or type(scaling) not in (int, float):
-        raise ValueError(f"rows are given as {offset!r}, {rank!r}, {scaling!r}")
+        raise ValueError(f"invalid layout entry {offset!r}, {rank!r}, {scaling!r}")
     return AdapterSpan(offset, rank, float(scaling))  # type: ignore[arg-type]
 
 
 def _check_rows(stack: AdapterStack) -> None:
     if stack.a.keys() != stack.b.keys():
-        raise BundleError("adapters.safetensors has an A without its B", _REEXPORT)
+        raise BundleError("adapters.safetensors has unpaired A and B tensors", _REEXPORT)
     for module, a in stack.a.items():
         b = stack.b[module]
         if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[0]:
-            raise BundleError(f"the stacked tensors of {module} do not fit each other", _REEXPORT)
+            raise BundleError(
+                f"the stacked tensors of {module} have incompatible shapes", _REEXPORT
+            )
         if a.dtype != b.dtype or a.dtype.kind != "f":
             raise BundleError(
-                f"the stacked tensors of {module} are not of one float type", _REEXPORT
+                f"the stacked tensors of {module} do not share one float type", _REEXPORT
             )
         if not (np.isfinite(a).all() and np.isfinite(b).all()):
             raise BundleError(f"the stacked tensors of {module} are not finite", _REEXPORT)
@@ -202,13 +204,15 @@ def _check_rows(stack: AdapterStack) -> None:
         for module, at in modules.items():
             inside = module in stack.a and at.rank > 0 and at.offset >= 0
             if not inside or at.offset + at.rank > stack.a[module].shape[0]:
-                raise BundleError(f"adapter {name} lies outside the tensors of {module}", _REEXPORT)
+                raise BundleError(
+                    f"the rows of adapter {name} lie outside the tensors of {module}", _REEXPORT
+                )
             if not abs(at.scaling) <= LARGEST_SCALING:
                 raise BundleError(f"adapter {name} scales {module} by {at.scaling}", _REEXPORT)
             taken.setdefault(module, []).append(at)
-    for module, found in taken.items():
-        found.sort(key=lambda at: at.offset)
-        if any(a.offset + a.rank > b.offset for a, b in pairwise(found)):
+    for module, spans in taken.items():
+        spans.sort(key=lambda at: at.offset)
+        if any(a.offset + a.rank > b.offset for a, b in pairwise(spans)):
             raise BundleError(f"two adapters share rows of {module}", _REEXPORT)
     for module, a in stack.a.items():
         if sum(at.rank for at in taken.get(module, ())) != a.shape[0]:
@@ -216,14 +220,16 @@ def _check_rows(stack: AdapterStack) -> None:
 
 
 def check(stack: AdapterStack, manifest: Manifest) -> None:
-    """Raises ValueError, with the rest of a sentence about the file, unless a stack has the
-    adapters that the manifest lists, for the slots and the type that it promises."""
+    """Raises ValueError unless a stack has the manifest's adapters, ranks, slot sizes and dtype.
+
+    The message continues a sentence that starts with the file's name.
+    """
     if list(stack.rows) != [adapter.name for adapter in manifest.adapters]:
-        raise ValueError("holds other adapters than the manifest lists")
+        raise ValueError("does not hold the adapters listed in the manifest")
     for adapter in manifest.adapters:
         rows = stack.rows[adapter.name].values()
         if max((at.rank for at in rows), default=0) != adapter.rank:
-            raise ValueError(f"has another rank for {adapter.name} than the manifest")
+            raise ValueError(f"has a rank for {adapter.name} that differs from the manifest")
     widths = {
         part.module: (slot.input_size, part.stop - part.start)
         for slot in manifest.backbone.slots
@@ -231,6 +237,6 @@ def check(stack: AdapterStack, manifest: Manifest) -> None:
     }
     for module, a in stack.a.items():
         if (a.shape[1], stack.b[module].shape[1]) != widths.get(module):
-            raise ValueError(f"does not fit the backbone at {module[:200]}")
+            raise ValueError(f"does not match the backbone at {module[:200]}")
         if a.dtype != manifest.backbone.dtype:
-            raise ValueError(f"is of type {a.dtype}, not {manifest.backbone.dtype}")
+            raise ValueError(f"has type {a.dtype}, not {manifest.backbone.dtype}")

@@ -1,9 +1,9 @@
-"""Reading and checking a bundle: the one place where a bundle's bytes are validated.
+"""Reads and validates bundles: every byte of a bundle is checked here.
 
-Whoever made the bundle is not trusted. The rules lie in files of their own, each for one format
-(`manifest_parser`, `safetensors_header`, `graph_allowlist`, `tokenizer_file`); here they are put in
-order. What is checked is what is used: a file is opened once, and its bytes are
-measured, hashed, checked and given out from that one reading.
+A bundle's author is not trusted. Each format has its own module of checks (`manifest_parser`,
+`safetensors_header`, `graph_allowlist`, `tokenizer_file`); this module applies them in order.
+What is checked is what is used: a file is opened and read once, and that one read is measured,
+hashed, checked and returned.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from dlp_edge.bundle.files import (
     ROUTER_HEAD,
     ROUTER_TOKENIZER,
     TOKENIZER,
+    UPDATE,
     check_file,
     check_names,
     check_no_others,
@@ -47,11 +48,11 @@ from dlp_edge.errors import BundleError, RouterError
 from dlp_edge.onnx_bytes.reader import Graph
 from dlp_edge.untrusted.chat_template import ChatTemplate
 from dlp_edge.untrusted.regular_file import (
-    Tell,
+    Progress,
     hash_at_most,
+    no_progress,
     open_regular,
     read_at_most,
-    say_nothing,
 )
 from dlp_edge.untrusted.strict_json import parse
 from dlp_edge.untrusted.tokenizer_file import load_tokenizer
@@ -59,9 +60,9 @@ from dlp_edge.untrusted.tokenizer_file import load_tokenizer
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose manifest is valid and whose files are all there.
+    """A bundle with a valid manifest and a complete set of files.
 
-    Its files are read through the methods below, which check what they return.
+    The methods below read the files and check what they return.
     """
 
     folder: Path
@@ -71,10 +72,10 @@ class Bundle:
         return self.folder / name
 
     def read(self, name: str) -> bytes:
-        """The bytes of a file, checked against the manifest.
+        """Returns the bytes of a file, checked against the manifest.
 
         Raises:
-            BundleError: the file has another size or hash than the manifest says.
+            BundleError: the file's size or SHA-256 differs from the manifest.
         """
         size = self.manifest.files[name].size
         try:
@@ -85,49 +86,51 @@ class Bundle:
         self._compare(name, len(data), hashlib.sha256(data).hexdigest())
         return data
 
-    def verify(self, name: str, tell: Tell = say_nothing) -> None:
-        """Checks a file's size and hash without holding it.
+    def verify(self, name: str, on_progress: Progress = no_progress) -> None:
+        """Checks a file's size and SHA-256 without keeping it in memory.
 
         Args:
-            tell: called with the fraction that is done.
+            on_progress: called with the fraction done.
 
         Raises:
             BundleError: as `read`.
         """
         try:
             with open_regular(self.path(name)) as file:
-                size, digest = hash_at_most(file, self.manifest.files[name].size, tell)
+                size, digest = hash_at_most(file, self.manifest.files[name].size, on_progress)
         except OSError as error:
             raise unreadable(name, error) from error
         self._compare(name, size, digest)
 
     def graph(self) -> tuple[bytes, Graph]:
-        """The backbone's graph, as onnxruntime wants it and as it was checked."""
+        """Returns the backbone's graph: the bytes for onnxruntime, and the graph as checked."""
         data = self.read(BACKBONE)
         size = self.manifest.files[BACKBONE_DATA].size
         try:
             return data, check_backbone(data, self.manifest.backbone, BACKBONE_DATA, size)
         except ValueError as error:
-            raise damaged(BACKBONE, f"is no graph of a backbone: {error}") from error
+            raise damaged(BACKBONE, f"is not a valid backbone graph: {error}") from error
 
-    def weights(self, graph: Graph, tell: Tell = say_nothing) -> Weights:
-        """The backbone's weights by name, of a graph that `graph` gave.
+    def weights(self, graph: Graph, on_progress: Progress = no_progress) -> Weights:
+        """Returns the backbone's weights by name, for a graph returned by `graph`.
 
         Raises:
             BundleError: as `read`.
-            MemoryError: there is no room for them.
+            MemoryError: they do not fit in memory.
         """
         try:
             with open_regular(self.path(BACKBONE_DATA)) as file:
                 size = self.manifest.files[BACKBONE_DATA].size
-                weights, found, digest = read_weights(file, size, graph.tensors.values(), tell)
+                weights, bytes_read, digest = read_weights(
+                    file, size, graph.tensors.values(), on_progress
+                )
         except OSError as error:
             raise unreadable(BACKBONE_DATA, error) from error
-        self._compare(BACKBONE_DATA, found, digest)
+        self._compare(BACKBONE_DATA, bytes_read, digest)
         return weights
 
     def adapters(self) -> adapter_stack.AdapterStack:
-        """The stacked adapters, checked against the manifest's slots."""
+        """Returns the stacked adapters, checked against the manifest."""
         loaded = adapter_stack.from_bytes(self.read(file_name(self.manifest, ADAPTERS)))
         try:
             adapter_stack.check(loaded, self.manifest)
@@ -136,7 +139,7 @@ class Bundle:
         return loaded
 
     def router_head(self) -> RouterHead:
-        """The router's last layer. Only for a bundle with a router.
+        """Returns the router's last layer. Only for a bundle with a router.
 
         Raises:
             BundleError: the file is damaged, or has fewer rows than the router has labels.
@@ -151,39 +154,39 @@ class Bundle:
         return head
 
     def router(self) -> tuple[bytes, RouterHead]:
-        """The router's graph and its last layer. Only for a bundle with a router.
+        """Returns the router's graph and last layer. Only for a bundle with a router.
 
         Raises:
-            BundleError: one of them is damaged, or they do not fit each other.
+            BundleError: one of them is damaged, or their sizes differ.
         """
         entry = self.manifest.router
         if entry is None:
-            raise damaged(MANIFEST, "tells of no router")
+            raise damaged(MANIFEST, "describes no router")
         data, head = self.read(ROUTER), self.router_head()
         try:
             _, width = check_router(data, entry)
         except ValueError as error:
-            raise damaged(ROUTER, f"is no graph of a router: {error}") from error
+            raise damaged(ROUTER, f"is not a valid router graph: {error}") from error
         if width != head.weight.shape[1]:
             raise damaged(
-                ROUTER, f"has {width} features, its last layer reads {head.weight.shape[1]}"
+                ROUTER, f"has {width} features, its last layer expects {head.weight.shape[1]}"
             )
         return data, head
 
     def tokenizer(self, name: str) -> Tokenizer:
-        """The tokenizer of TOKENIZER or ROUTER_TOKENIZER.
+        """Returns the tokenizer in TOKENIZER or ROUTER_TOKENIZER.
 
         Raises:
-            BundleError: the file is none, or is not harmless.
+            BundleError: the file is not a valid tokenizer, or exceeds the limits on one.
         """
         size = self.manifest.backbone.vocab_size if name == TOKENIZER else None
         try:
             return load_tokenizer(self.read(name), size)
         except ValueError as error:
-            raise damaged(name, f"is no tokenizer ({error})") from error
+            raise damaged(name, f"is not a valid tokenizer ({error})") from error
 
     def report(self) -> dict[str, Any]:
-        """What export measured.
+        """Returns the measurements made by the export.
 
         Raises:
             BundleError: the file is damaged.
@@ -193,17 +196,17 @@ class Bundle:
         except ValueError as error:
             raise damaged(REPORT, f"is not valid JSON ({error})") from error
         if not isinstance(content, dict):
-            raise damaged(REPORT, "is no object")
+            raise damaged(REPORT, "is not a JSON object")
         return content
 
-    def check(self, tell: Tell = say_nothing) -> None:
-        """Checks every file, in the order in which loading does, and keeps nothing.
+    def check(self, on_progress: Progress = no_progress) -> None:
+        """Checks every file, in the order of loading, and keeps nothing in memory.
 
         Args:
-            tell: called with the fraction that is done.
+            on_progress: called with the fraction done.
 
         Raises:
-            BundleError: something is wrong.
+            BundleError: a file is invalid.
         """
         self.adapters()
         self.graph()
@@ -213,36 +216,36 @@ class Bundle:
             self.tokenizer(ROUTER_TOKENIZER)
         self.tokenizer(TOKENIZER)
         self.report()
-        self.verify(BACKBONE_DATA, tell)
+        self.verify(BACKBONE_DATA, on_progress)
 
     def _compare(self, name: str, size: int, digest: str) -> None:
         entry = self.manifest.files[name]
         if size != entry.size:
-            raise damaged(name, f"has not the {entry.size} bytes that it should have")
+            raise damaged(name, f"is not {entry.size} bytes long")
         if digest != entry.sha256:
             raise damaged(name, "has been changed since the export")
 
 
 def open_bundle(folder: str | Path, trusted_key: TrustedKey | None = None) -> Bundle:
-    """Reads the manifest and checks that every file is there with its size, and no other.
+    """Reads the manifest and checks that exactly the listed files exist, with the listed sizes.
 
     Args:
-        trusted_key: what the manifest must be signed with; checked before it is parsed.
+        trusted_key: the key the manifest must be signed with; checked before parsing.
 
     Raises:
-        BundleError: no bundle, not signed with the key, another format version, a field or file
-            that is wrong.
+        BundleError: there is no bundle, it is not signed with the key, its format version is not
+            supported, or a field or file is invalid.
     """
     root = Path(folder)
     try:
         is_folder = root.is_dir()
-    except (OSError, ValueError):  # a name that the system cannot have
+    except (OSError, ValueError):  # a path the system does not allow
         is_folder = False
     if not is_folder:
         raise BundleError(f"there is no bundle at {root}", "Check the path, or run dlp-edge export")
     if not os.path.lexists(root / MANIFEST):
         raise BundleError(
-            f"{root} has no {MANIFEST}, so it is no finished bundle", "Export it again"
+            f"{root} has no {MANIFEST}, so it is not a complete bundle", "Export it again"
         )
     try:
         data = read_at_most(root / MANIFEST, MAX_MANIFEST_BYTES)
@@ -262,18 +265,18 @@ def open_bundle(folder: str | Path, trusted_key: TrustedKey | None = None) -> Bu
 
 
 def parse_manifest(document: Any) -> Manifest:
-    """The manifest from its JSON document.
+    """Parses a manifest from its JSON document.
 
     Raises:
         BundleError: wrong format or version, unknown, missing or mistyped fields.
     """
     if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise BundleError(f"{MANIFEST} is not one of a dlp-edge bundle", "Check the path")
+        raise BundleError(f"{MANIFEST} is not a dlp-edge bundle manifest", "Check the path")
     if type(document.get("version")) is not int or document["version"] != VERSION:
         raise BundleError(
             f"the bundle has format version {str(document.get('version'))[:40]!r}, this dlp-edge "
             f"reads version {VERSION}",
-            "Update dlp-edge, or export the bundle again",
+            UPDATE,
         )
     content = {key: value for key, value in document.items() if key not in ("format", "version")}
     if content.pop("checksum", None) != _checksum(content):
@@ -281,6 +284,8 @@ def parse_manifest(document: Any) -> Manifest:
     try:
         manifest = manifest_parser.parse(Manifest, content, "manifest")
         manifest_parser.check(manifest)
+    except manifest_parser.UnknownFieldError as error:
+        raise BundleError(f"{MANIFEST}: {error}", UPDATE) from error
     except ValueError as error:
         raise BundleError(f"{MANIFEST}: {error}", REEXPORT) from error
     check_names(manifest)
@@ -288,12 +293,12 @@ def parse_manifest(document: Any) -> Manifest:
 
 
 def dump_manifest(manifest: Manifest) -> str:
-    """The manifest as the text of `manifest.json`."""
+    """Serializes a manifest as the text of `manifest.json`."""
     content = json.loads(json.dumps(asdict(manifest)))
     document = {"format": FORMAT, "version": VERSION, "checksum": _checksum(content), **content}
     return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
 
 
 def _checksum(content: Mapping[str, Any]) -> str:
-    """SHA-256 of the content in a canonical form: against accidents, not against forgery."""
+    """SHA-256 of the canonical JSON. Detects accidental damage, not forgery."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,10 +1,10 @@
-"""A new edition of a bundle in place: some files replaced, the others untouched.
+"""Updates a bundle in place: replaces some files and leaves the others untouched.
 
-The new files get names of their own, then the manifest that lists them replaces the old one in
-one step, then the old files go. Killed at any point, the bundle is whole, as the old edition or as
-the new one; at worst a file that no manifest lists is left, and the next edition removes it. No
-file that a loaded Runtime holds open is touched, and the backbone is not copied. A signature is
-of one manifest, so that of the former edition goes.
+The new files are written under new names, the manifest that lists them replaces the old one
+atomically, and then the old files are removed. A process killed at any point leaves a valid
+bundle: the old edition or the new one. At worst an unlisted file remains, which the next edition
+removes. Files that a loaded Runtime holds open are never touched, and the backbone is not copied.
+A signature covers one manifest, so the previous edition's signature is removed.
 """
 
 from __future__ import annotations
@@ -29,33 +29,35 @@ _NEXT_MANIFEST = f"{MANIFEST}.next"
 
 
 def write_edition(bundle: Bundle, manifest: Manifest, parts: Mapping[str, bytes]) -> Bundle:
-    """Writes the next edition of a bundle and gives it back.
+    """Writes the next edition of a bundle and returns it.
 
     Args:
-        bundle: the edition that the change was made from.
-        manifest: what shall be in the new one; its files and its edition are filled in here.
-        parts: the new content of every file of EDITED that the bundle has.
+        bundle: the edition that the change is based on.
+        manifest: the new manifest; `files` and `edition` are filled in here.
+        parts: new content for every file of EDITED that the bundle has.
 
     Raises:
-        BundleError: the bundle on the disk is no longer the one that the change was made from.
-        ResourceError: the disk is full, the folder cannot be written to, or another process is
-            changing the bundle; it is as it was before.
+        BundleError: the bundle on disk has changed since it was opened.
+        ResourceError: the disk is full, the folder is not writable, or another process is
+            changing the bundle. The bundle is unchanged.
     """
     with locked(bundle.folder):
         check_current(bundle)
         edition = bundle.manifest.edition + 1
         new = {edition_name(name, edition): data for name, data in parts.items()}
         old = {file_name(bundle.manifest, name) for name in parts}
-        kept = {name: entry for name, entry in bundle.manifest.files.items() if name not in old}
+        unchanged = {
+            name: entry for name, entry in bundle.manifest.files.items() if name not in old
+        }
         entries = {
             name: FileEntry(len(data), hashlib.sha256(data).hexdigest())
             for name, data in new.items()
         }
-        whole = replace(manifest, files={**kept, **entries}, edition=edition)
+        updated = replace(manifest, files={**unchanged, **entries}, edition=edition)
         try:
             for name, data in new.items():
                 write_file(bundle.folder / name, data)
-            write_file(bundle.folder / _NEXT_MANIFEST, dump_manifest(whole).encode())
+            write_file(bundle.folder / _NEXT_MANIFEST, dump_manifest(updated).encode())
             sync_folder(bundle.folder)
             (bundle.folder / _NEXT_MANIFEST).replace(bundle.folder / MANIFEST)
         except OSError as error:
@@ -65,13 +67,13 @@ def write_edition(bundle: Bundle, manifest: Manifest, parts: Mapping[str, bytes]
             raise resource_error(bundle.folder, error) from error
         sync_folder(bundle.folder)
         with contextlib.suppress(OSError):
-            (bundle.folder / SIGNATURE).unlink(missing_ok=True)  # of the former manifest
-        _remove_other_editions(bundle.folder, whole)
-    return Bundle(bundle.folder, whole)
+            (bundle.folder / SIGNATURE).unlink(missing_ok=True)  # it signed the old manifest
+        _remove_other_editions(bundle.folder, updated)
+    return Bundle(bundle.folder, updated)
 
 
 def check_current(bundle: Bundle) -> None:
-    """Raises BundleError unless the bundle on the disk is still the one that was opened."""
+    """Raises BundleError if the bundle on disk has changed since it was opened."""
     if open_bundle(bundle.folder).manifest != bundle.manifest:
         raise BundleError(
             f"{bundle.folder} was changed after it was loaded", "Load it again, then repeat"
@@ -79,7 +81,7 @@ def check_current(bundle: Bundle) -> None:
 
 
 def _remove_other_editions(folder: Path, manifest: Manifest) -> None:
-    """Removes the files of former editions, also what a killed process has left."""
+    """Removes the files of other editions, including those left by a killed process."""
     names = "|".join(
         rf"{re.escape(stem)}(\.\d+)?{re.escape(suffix)}"
         for stem, suffix in map(os.path.splitext, EDITED)

@@ -1,4 +1,4 @@
-"""The files of a bundle's folder: their names, their limits, and which may lie there."""
+"""The files of a bundle: names, size limits, and which files a bundle folder may contain."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ ROUTER_TOKENIZER = "router_tokenizer.json"
 TOKENIZER = "tokenizer.json"
 REPORT = "report.json"
 
-EDITED = (ADAPTERS, ROUTER_HEAD)  # what adding or removing an adapter writes anew
+EDITED = (ADAPTERS, ROUTER_HEAD)  # rewritten when an adapter is added or removed
 REQUIRED = (BACKBONE, BACKBONE_DATA, ADAPTERS, TOKENIZER, REPORT)
 ROUTER_FILES = (ROUTER, ROUTER_HEAD, ROUTER_TOKENIZER)
 MAX_MANIFEST_BYTES = 1 << 20
-# Files that are held in memory whole while they are checked; the largest real ones have a third.
+# Files that are held in memory while they are checked. The largest real ones are a third of this.
 MAX_BYTES = {
     BACKBONE: 32 << 20,
     ROUTER: 96 << 20,
@@ -34,51 +34,50 @@ MAX_BYTES = {
     TOKENIZER: 48 << 20,
     REPORT: 4 << 20,
 }
-# What may lie beside the files of the manifest and is never opened: a signature, what a killed
-# change of an edition left, what file managers leave.
+# Unlisted files that are allowed but never opened: a signature, leftovers of an interrupted
+# edition change, and file manager metadata.
 _BESIDE = re.compile(
     r"manifest\.sig|manifest\.json\.next|adapters(\.\d{1,13})?\.safetensors"
     r"|router_head(\.\d{1,13})?\.safetensors|\.DS_Store|Thumbs\.db|desktop\.ini"
 )
 REEXPORT = "Copy the bundle again or export it again"
+UPDATE = "Update dlp-edge, or export the bundle again"
 
 
 def file_name(manifest: Manifest, name: str) -> str:
-    """The name under which a bundle of this manifest holds a file, such as ADAPTERS."""
+    """Returns the name of a file such as ADAPTERS in the manifest's edition."""
     return edition_name(name, manifest.edition) if name in EDITED else name
 
 
 def damaged(name: str, what: str) -> BundleError:
-    """For a file that is not as the manifest says."""
+    """Returns the error for a file that does not match the manifest."""
     return BundleError(f"{name} {what}", REEXPORT)
 
 
 def unreadable(name: str, error: OSError) -> BundleError:
-    """For a file that the system does not let us read."""
+    """Returns the error for a file that the system cannot read."""
     return damaged(name, f"cannot be read ({error.strerror})")
 
 
 def check_names(manifest: Manifest) -> None:
-    """Raises BundleError unless the manifest lists just the files of a bundle, of possible sizes.
+    """Raises BundleError unless the manifest lists exactly a bundle's files, with plausible sizes.
 
-    No name can then lead out of the folder, or differ from another by case only.
+    This also excludes path traversal and names that differ only in case.
     """
     wanted = REQUIRED + (ROUTER_FILES if manifest.router else ())
     names = {file_name(manifest, name): name for name in wanted}
     for name in sorted(names.keys() - manifest.files.keys()):
-        raise BundleError(f"{MANIFEST} lists no {name}", REEXPORT)
+        raise BundleError(f"{MANIFEST} does not list {name}", REEXPORT)
     for name in sorted(manifest.files.keys() - names.keys()):
-        raise BundleError(
-            f"{MANIFEST} lists {name[:200]!r}, which is no file of a bundle", REEXPORT
-        )
+        raise BundleError(f"{MANIFEST} lists {name[:200]!r}, which is not a bundle file", REEXPORT)
     for name, entry in manifest.files.items():
-        most = MAX_BYTES.get(names[name], _most_of(manifest, names[name]))
-        if entry.size > most:
-            raise damaged(name, f"has {entry.size} bytes, {most} at most make sense")
+        limit = MAX_BYTES.get(names[name], _size_limit(manifest, names[name]))
+        if entry.size > limit:
+            raise damaged(name, f"has {entry.size} bytes, the limit is {limit}")
 
 
-def _most_of(manifest: Manifest, name: str) -> int:
-    """The most bytes that the adapters can take by their ranks; for other files no limit."""
+def _size_limit(manifest: Manifest, name: str) -> int:
+    """Returns the size limit of the adapters, derived from their ranks; LARGEST for other files."""
     if name != ADAPTERS:
         return LARGEST["file"]
     widths = sum(
@@ -89,26 +88,26 @@ def _most_of(manifest: Manifest, name: str) -> int:
 
 
 def check_file(root: Path, name: str, size: int) -> None:
-    """Raises BundleError unless it is a regular file of this size."""
+    """Raises BundleError unless the file is a regular file of this size."""
     try:
-        found = check_regular(root / name).st_size
+        actual = check_regular(root / name).st_size
     except FileNotFoundError as error:
         raise damaged(name, "is missing") from error
     except OSError as error:
         raise unreadable(name, error) from error
-    if found != size:
-        raise damaged(name, f"has {found} bytes instead of {size}")
+    if actual != size:
+        raise damaged(name, f"has {actual} bytes instead of {size}")
 
 
 def check_no_others(root: Path, manifest: Manifest) -> None:
-    """Raises BundleError for a file that no part of a bundle needs: another program may read it."""
+    """Raises BundleError for unlisted files, which another program might read and trust."""
     try:
         with os.scandir(root) as entries:
             for entry in entries:
                 known = entry.name in manifest.files or entry.name == MANIFEST
                 if not known and not _BESIDE.fullmatch(entry.name):
                     raise BundleError(
-                        f"{MANIFEST} does not list {entry.name[:200]!r}, which lies in the bundle",
+                        f"the bundle contains {entry.name[:200]!r}, which {MANIFEST} does not list",
                         "Remove it, or copy the bundle again",
                     )
     except OSError as error:

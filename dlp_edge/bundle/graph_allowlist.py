@@ -1,4 +1,4 @@
-"""What a bundle's two graphs may be: their operators, and inputs and outputs by the manifest."""
+"""Validates a bundle's two graphs: allowed operators, and the inputs and outputs expected."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from dlp_edge.bundle.manifest import BackboneEntry, RouterEntry
 from dlp_edge.onnx_bytes.reader import FLOAT, FLOAT16, INT32, INT64, Graph, Value, read_graph
 
-# Every operator that an export writes, over all families, formats and targets.
+# Every operator that exports use, over all model families, formats and targets.
 BACKBONE_OPERATORS = frozenset(
     "Add Cast Concat Constant Div Gather Gelu MatMul Mul Reshape Sigmoid"
     " SimplifiedLayerNormalization Split Tanh Transpose".split()
@@ -34,18 +34,20 @@ MAX_PADDING = 1 << 20  # after the last tensor of the weight file
 _FLOATS = {"float32": FLOAT, "float16": FLOAT16}
 _NUMPY_FLOATS: dict[int, np.dtype[Any]] = {FLOAT: np.dtype("<f4"), FLOAT16: np.dtype("<f2")}
 
-# A free dimension of a rule fits anything.
+# None matches any dimension.
 _Shape = tuple[int | None, ...]
 
 
 def check_backbone(data: bytes, entry: BackboneEntry, external: str, external_size: int) -> Graph:
-    """Reads the backbone's graph.
+    """Reads and checks the backbone's graph.
 
     Args:
-        external: the file that its weights are in.
+        external: the name of its weight file.
+        external_size: size of that file in bytes.
 
     Raises:
-        ValueError: it is damaged, does what no backbone does, or is not as the manifest says.
+        ValueError: it is damaged, uses an operator that is not allowed, or contradicts the
+            manifest.
     """
     graph = read_graph(data, BACKBONE_OPERATORS, external, external_size)
     inputs, outputs = _backbone_values(entry)
@@ -53,16 +55,16 @@ def check_backbone(data: bytes, entry: BackboneEntry, external: str, external_si
     _compare(graph.outputs, outputs, "output")
     end = max((t.offset + t.size for t in graph.tensors.values() if t.raw is None), default=0)
     if external_size - end > MAX_PADDING:
-        raise ValueError(f"{external} has {external_size - end} bytes that no tensor needs")
+        raise ValueError(f"{external} has {external_size - end} unused bytes")
     if graph.inputs.keys() & graph.tensors.keys():
-        raise ValueError("an input of it is a constant, too")
+        raise ValueError("a graph input is also a constant")
     return graph
 
 
 def _backbone_values(
     entry: BackboneEntry,
 ) -> tuple[dict[str, tuple[int, _Shape]], dict[str, tuple[int, _Shape]]]:
-    """name -> type and shape, of the inputs and the outputs."""
+    """Returns the expected inputs and outputs, each as name -> (type, shape)."""
     kind = _FLOATS[entry.dtype]
     inputs: dict[str, tuple[int, _Shape]] = {
         "input_ids": (INT64, (None, None)),
@@ -83,10 +85,10 @@ def _backbone_values(
 
 
 def check_router(data: bytes, entry: RouterEntry) -> tuple[Graph, int]:
-    """Reads the router's graph; gives it and the number of its features.
+    """Reads and checks the router's graph; returns it and its number of features.
 
     Raises:
-        ValueError: as `check_backbone`, or a weight is not finite.
+        ValueError: as for `check_backbone`, or a weight is not finite.
     """
     graph = read_graph(data, ROUTER_OPERATORS[entry.architecture], None)
     _compare(graph.inputs, {"input_ids": (INT64, (None, None))}, "input")
@@ -94,22 +96,22 @@ def check_router(data: bytes, entry: RouterEntry) -> tuple[Graph, int]:
     for tensor in graph.tensors.values():
         kind = _NUMPY_FLOATS.get(tensor.dtype)
         if kind is not None and not np.isfinite(np.frombuffer(tensor.raw or b"", kind)).all():
-            raise ValueError(f"its weight {tensor.name[:200]!r} is not finite")
+            raise ValueError(f"weight {tensor.name[:200]!r} is not finite")
     width = graph.outputs["features"].shape[1]
     if width is None:
-        raise ValueError("it does not say how many features it gives")
+        raise ValueError("the number of features is not fixed")
     return graph, width
 
 
-def _compare(found: dict[str, Value], expected: dict[str, tuple[int, _Shape]], what: str) -> None:
-    for name in sorted(found.keys() ^ expected.keys()):
-        state = "a strange" if name in found else "no"
-        raise ValueError(f"it has {state} {what} {name[:200]!r}")
+def _compare(actual: dict[str, Value], expected: dict[str, tuple[int, _Shape]], what: str) -> None:
+    for name in sorted(actual.keys() ^ expected.keys()):
+        problem = "unexpected" if name in actual else "missing"
+        raise ValueError(f"{problem} {what} {name[:200]!r}")
     for name, (dtype, shape) in expected.items():
-        value = found[name]
+        value = actual[name]
         fits = len(value.shape) == len(shape) and all(
             wanted is None or own is None or own == wanted
             for own, wanted in zip(value.shape, shape, strict=True)
         )
         if value.dtype != dtype or not fits:
-            raise ValueError(f"its {what} {name} is not as the manifest says")
+            raise ValueError(f"{what} {name} does not match the manifest")

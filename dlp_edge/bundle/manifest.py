@@ -1,4 +1,4 @@
-"""The manifest of a bundle: what is in `manifest.json`, as plain values."""
+"""The contents of a bundle's `manifest.json`, as dataclasses."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class SelectionRule:
     """How router probabilities become fusion weights.
 
     Attributes:
-        select: `nucleus` keeps the most probable adapters up to and including the one that
-            brings their sum to p (the authors' code); `threshold` keeps every y_r >= p, or the
-            largest if none is (eq. 4 as printed); `top_k` keeps the k largest.
+        select: `nucleus` keeps the most probable adapters until their sum reaches p (the
+            authors' code); `threshold` keeps every y_r >= p, or the largest if there is none
+            (eq. 4 as printed); `top_k` keeps the k largest.
         weigh: `softmax` over the selected probabilities (eq. 5) or `renormalise` (y_r / sum).
-        min_confidence: below this largest probability nothing is selected and the base model
-            answers.
+        min_confidence: if the largest probability is below this, nothing is selected and the
+            base model answers.
     """
 
     select: SelectRule = "nucleus"
@@ -71,10 +71,10 @@ class SlotPart:
 
 @dataclass(frozen=True)
 class Slot:
-    """A place in the graph that takes a low-rank pair beside a weight matrix.
+    """A point in the graph where a low-rank pair is added to a weight matrix.
 
     Its graph inputs are `<name>.A` [G, rho, input_size] and `<name>.B` [G, rho, output_size]:
-    output += (x A^T) B. Linear layers that share their input (q, k, v) share a slot.
+    output += (x A^T) B. Linear layers with the same input (q, k, v) share a slot.
     """
 
     name: str
@@ -85,11 +85,11 @@ class Slot:
 
 @dataclass(frozen=True)
 class BackboneEntry:
-    """The backbone and the shape of its graph.
+    """The backbone and the dimensions of its graph.
 
     Attributes:
         fingerprint: SHA-256 of the weights it was exported from.
-        dtype: numpy name of the type of cache, slots and logits.
+        dtype: numpy dtype of the KV cache, slots and logits.
     """
 
     name: str
@@ -113,9 +113,9 @@ class AdapterEntry:
     """One adapter of the stacked file.
 
     Attributes:
-        rank: its largest rank.
+        rank: the largest rank over its modules.
         target_modules: the kinds of linear layers it changes, such as `self_attn.q_proj`.
-        sha256: of the file that it was read from.
+        sha256: SHA-256 of the PEFT weight file.
     """
 
     name: str
@@ -126,14 +126,14 @@ class AdapterEntry:
 
 @dataclass(frozen=True)
 class RouterSettings:
-    """What the router reads and answers.
+    """The router's inputs and labels.
 
     Attributes:
         labels: adapter names, in the order of the rows of its last layer.
-        prompt_tokens, generated_tokens: the most that it reads of the prompt and of the answer.
-        temperature: its scores are divided by it before the softmax (fitted on held-out text).
-        spread: it reads pieces from all over a long prompt, otherwise its beginning and its end.
-            Bundles of earlier releases do not have the field.
+        prompt_tokens, generated_tokens: maximum tokens read from the prompt and the answer.
+        temperature: divides the scores before the softmax (fitted on held-out text).
+        spread: whether the router reads segments spread over a long prompt instead of its start
+            and end. Missing from bundles of earlier releases.
     """
 
     labels: tuple[str, ...]
@@ -145,7 +145,7 @@ class RouterSettings:
 
 @dataclass(frozen=True)
 class RouterEntry:
-    """The router: what it reads and answers, and how its answer becomes weights by default."""
+    """The router: its settings, and the default rule from probabilities to fusion weights."""
 
     architecture: str
     settings: RouterSettings
@@ -162,10 +162,10 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything that a runtime must know before it opens another file of the bundle.
+    """Everything a runtime needs to know before it opens any other file of the bundle.
 
     Attributes:
-        edition: 0 as exported, one more each time that an adapter is added or removed. It is part
+        edition: 0 as exported, incremented whenever an adapter is added or removed. It is part
             of the names of the files that such a change replaces (`edition_name`).
     """
 
@@ -180,6 +180,6 @@ class Manifest:
 
 
 def edition_name(name: str, edition: int) -> str:
-    """A file's name in an edition: `adapters.safetensors`, then `adapters.1.safetensors`, ..."""
+    """Returns a file's name in an edition: `adapters.safetensors`, `adapters.1.safetensors`, ..."""
     stem, _, suffix = name.rpartition(".")
     return f"{stem}.{edition}.{suffix}" if edition else name

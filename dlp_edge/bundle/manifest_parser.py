@@ -1,4 +1,4 @@
-"""A manifest's fields from JSON: their types by the dataclasses, their values by the rules here."""
+"""Parses and validates a manifest: types come from the dataclasses, value ranges from here."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 from dlp_edge.bundle.manifest import ADAPTER_NAME, BackboneEntry, Manifest, RouterEntry, Slot
 from dlp_edge.errors import DlpEdgeError
 
-# Far above every real model, and small enough that sizes made of them are only numbers.
+# Far above every real model, yet small enough that derived sizes cannot overflow.
 LARGEST = {
     "context_length": 1 << 24,
     "vocab_size": 1 << 22,
@@ -23,7 +23,7 @@ LARGEST = {
     "rank": 4_096,
     "adapters": 4_096,
     "slots": 8_000,
-    "window": 4_096,
+    "router_tokens": 4_096,
     "edition": 1 << 40,
     "file": 1 << 42,
 }
@@ -33,28 +33,38 @@ TARGETS = ("cpu", "cuda")
 FORMATS = ("int8", "int4", "nf4", "fp16", "fp32")
 ROUTERS = ("mlp", "albert")
 
-OPTIONAL = {"spread"}  # they came later than the format
+# How the format evolves: a reader refuses unknown fields. Fields in OPTIONAL were added after the
+# format; if missing, they take the dataclass default, so they need no new version. Any other
+# change to the fields bumps VERSION.
+OPTIONAL = {"spread"}
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 T = TypeVar("T")
 
 
+class UnknownFieldError(ValueError):
+    """The manifest has a field that this release does not know."""
+
+
 def parse(kind: type[T], value: Any, where: str) -> T:
-    """Builds a dataclass from JSON, strictly: no unknown, missing or mistyped fields; only those
-    of OPTIONAL may be left out.
+    """Builds a dataclass from JSON. Only fields in OPTIONAL may be missing.
+
+    Args:
+        where: path of the value in the document, for error messages.
 
     Raises:
-        ValueError: it is not so; the text names the field.
+        UnknownFieldError: there is an unknown field.
+        ValueError: a field is missing or has the wrong type. The message names the field.
     """
     if not isinstance(value, dict):
-        raise ValueError(f"{where} is no object")
+        raise ValueError(f"{where} is not an object")
     hints = typing.get_type_hints(kind)
-    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
-    odd_fields = (set(value) ^ set(names)) - (OPTIONAL - set(value))
-    if odd_fields:
-        odd = min(odd_fields)
-        raise ValueError(f"{where}.{odd[:100]} is {'unknown' if odd in value else 'missing'}")
+    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    if unknown := value.keys() - names:
+        raise UnknownFieldError(f"{where}.{min(unknown)[:100]} is unknown")
+    if missing := names - value.keys() - OPTIONAL:
+        raise ValueError(f"{where}.{min(missing)} is missing")
     values = {name: _convert(hints[name], value[name], f"{where}.{name}") for name in value}
     try:
         return kind(**values)
@@ -69,17 +79,17 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return None if value is None else _convert(inner, value, where)
     if origin is tuple:
         if not isinstance(value, list):
-            raise ValueError(f"{where} is no list")
+            raise ValueError(f"{where} is not a list")
         return tuple(_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if origin is dict:
         if not isinstance(value, Mapping):
-            raise ValueError(f"{where} is no object")
+            raise ValueError(f"{where} is not an object")
         return {
             key: _convert(arguments[1], item, f"{where}.{key[:100]}") for key, item in value.items()
         }
     if origin is Literal:
         if value not in arguments:
-            raise ValueError(f"{where} is {str(value)[:100]!r}")
+            raise ValueError(f"{where} has the unsupported value {str(value)[:100]!r}")
         return value
     if is_dataclass(hint):
         return parse(typing.cast("type[Any]", hint), value, where)
@@ -91,7 +101,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 
 def check(manifest: Manifest) -> None:
-    """Raises ValueError for values that no export writes."""
+    """Raises ValueError for values that an export never writes."""
     _text("created_with", manifest.created_with)
     _one_of("target", manifest.target, TARGETS)
     _range("edition", manifest.edition, 0, LARGEST["edition"])
@@ -102,12 +112,14 @@ def check(manifest: Manifest) -> None:
         _sha256(name, entry.sha256)
     _check_backbone(manifest.backbone)
     if (manifest.backbone.dtype == "float16") != (manifest.target == "cuda"):
-        raise ValueError(f"backbone.dtype is {manifest.backbone.dtype} on {manifest.target}")
+        raise ValueError(
+            f"backbone.dtype {manifest.backbone.dtype} is not supported on {manifest.target}"
+        )
     _range("the number of adapters", len(manifest.adapters), 0, LARGEST["adapters"])
     _unique("adapter", (adapter.name for adapter in manifest.adapters))
     for adapter in manifest.adapters:
         if not ADAPTER_NAME.fullmatch(adapter.name):
-            raise ValueError(f"{adapter.name[:100]!r} is no name of an adapter")
+            raise ValueError(f"{adapter.name[:100]!r} is not a valid adapter name")
         _range(f"the rank of {adapter.name}", adapter.rank, 1, LARGEST["rank"])
         _sha256(adapter.name, adapter.sha256)
         for module in adapter.target_modules:
@@ -149,36 +161,36 @@ def _check_router(entry: RouterEntry, adapters: set[str]) -> None:
     _unique("router label", settings.labels)
     for label in settings.labels:
         if label not in adapters:
-            raise ValueError(f"the router knows {label[:100]!r}, which is no adapter")
-    _range("router.prompt_tokens", settings.prompt_tokens, 1, LARGEST["window"])
-    _range("router.generated_tokens", settings.generated_tokens, 1, LARGEST["window"])
+            raise ValueError(f"router label {label[:100]!r} is not an adapter")
+    _range("router.prompt_tokens", settings.prompt_tokens, 1, LARGEST["router_tokens"])
+    _range("router.generated_tokens", settings.generated_tokens, 1, LARGEST["router_tokens"])
     if not 1e-6 <= settings.temperature <= 1e6:
-        raise ValueError(f"router.temperature is {settings.temperature}")
+        raise ValueError(f"router.temperature {settings.temperature} is out of range")
 
 
 def _text(name: str, value: str) -> None:
     if len(value) > MAX_TEXT:
-        raise ValueError(f"{name} has {len(value)} characters")
+        raise ValueError(f"{name} has {len(value)} characters, the limit is {MAX_TEXT}")
 
 
 def _range(name: str, value: int, least: int, most: int) -> None:
     if not least <= value <= most:
-        raise ValueError(f"{name} is {str(value)[:40]}, not {least} to {most}")
+        raise ValueError(f"{name} is {str(value)[:40]}, expected {least} to {most}")
 
 
 def _one_of(name: str, value: str, known: Iterable[str]) -> None:
     if value not in known:
-        raise ValueError(f"{name} is {value[:100]!r}")
+        raise ValueError(f"{name} has the unsupported value {value[:100]!r}")
 
 
 def _sha256(name: str, value: str) -> None:
     if not _SHA256.fullmatch(value):
-        raise ValueError(f"the SHA-256 of {name[:100]} is none")
+        raise ValueError(f"{name[:100]}: invalid SHA-256")
 
 
 def _unique(kind: str, names: Iterable[str]) -> None:
     seen: set[str] = set()
     for name in names:
         if name in seen:
-            raise ValueError(f"{kind} {name[:100]!r} is there twice")
+            raise ValueError(f"duplicate {kind} {name[:100]!r}")
         seen.add(name)

@@ -1,4 +1,4 @@
-"""Reading PEFT LoRA adapters, and refusing by name what a low-rank pair cannot carry."""
+"""Reads PEFT LoRA adapters; refuses settings that a low-rank pair cannot represent."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ MAX_WEIGHTS = 2 << 30
 
 _KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight")
 
-# Settings of adapter_config.json that change the arithmetic, and the values that do not.
-_PLAIN = {
+# Settings of adapter_config.json that change the arithmetic, and the values that leave it as is.
+_SUPPORTED = {
     "use_dora": (False, None),
     "lora_bias": (False, None),
     "bias": ("none", None),
@@ -46,15 +46,15 @@ _PLAIN = {
     "use_bdlora": (None, False),
     "kasa_config": (None,),
     "monteclora_config": (None,),
-    # Other initialisations (PiSSA, OLoRA, CorDA, LoftQ, ...) change the backbone's own weights,
-    # so the pair alone is not what was trained.
+    # Other initialisations (PiSSA, OLoRA, CorDA, LoftQ, ...) modify the backbone's weights, so
+    # the pair alone does not reproduce the trained model.
     "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
 }
 
 
 @dataclass(frozen=True)
 class PeftAdapter:
-    """A PEFT adapter: its low-rank pair for every linear layer that it changes."""
+    """A PEFT adapter: a low-rank pair for every linear layer it changes."""
 
     name: str
     folder: Path
@@ -63,8 +63,10 @@ class PeftAdapter:
     base_model: str | None
 
     def names_base(self, backbone: str) -> bool:
-        """Whether its configuration names this backbone, as far as names can tell: the same last
-        part, whatever a file name adds to it."""
+        """Whether the configuration names this backbone.
+
+        Compares only the last path component, and accepts a backbone name that extends it.
+        """
         own = Path(self.base_model or "").name.lower()
         return own in Path(backbone).name.lower()
 
@@ -82,11 +84,14 @@ class PeftAdapter:
 def read_adapters(
     folders: Mapping[str, Path], sizes: Mapping[str, tuple[int, int]]
 ) -> list[PeftAdapter]:
-    """Reads adapters (name -> folder) for a backbone whose linear layers have these sizes.
+    """Reads adapters (name -> folder) for a backbone.
+
+    Args:
+        sizes: module -> (input size, output size) of the backbone's linear layers.
 
     Raises:
-        AdapterError: one of them cannot be read, is of a kind that cannot be fused, or does not
-            fit the backbone; or two hold the same weights.
+        AdapterError: an adapter cannot be read, is of an unsupported kind, or does not fit the
+            backbone; or two adapters have the same weights.
     """
     adapters = [read_adapter(name, folder, sizes) for name, folder in folders.items()]
     seen: dict[str, str] = {}
@@ -106,34 +111,35 @@ def read_adapter(
     """Reads one adapter; see `read_adapters`.
 
     Args:
-        slots_only: `sizes` are those of a finished bundle's slots, not of all linear layers.
+        slots_only: `sizes` covers the slots of an exported bundle, not all linear layers.
     """
     if not ADAPTER_NAME.fullmatch(name):
         raise AdapterError(
-            f"{name!r} is no name for an adapter",
+            f"{name!r} is not a valid adapter name",
             f"Use {NAME_RULE}",
         )
     config = _read_config(name, folder)
-    _check_plain(name, config)
+    _check_supported(name, config)
     path = folder / WEIGHTS
     if not path.is_file():
         pickled = (folder / "adapter_model.bin").is_file()
         raise AdapterError(
             f"adapter {name}: {folder} has no {WEIGHTS}"
-            + (", only a pickle file, which may run code when it is read" if pickled else ""),
+            + (", only a pickle file, which can run code when loaded" if pickled else ""),
             "Save the adapter with safe serialization (PEFT's default)",
         )
     arrays, digest = _read_weights(name, path)
     pairs = _pair_up(name, arrays, config, sizes, slots_only)
     base_model = config.get("base_model_name_or_path")
     if base_model is not None and not isinstance(base_model, str):
-        raise AdapterError(f"adapter {name}: its base model in {CONFIG} is no name", "Restore it")
+        raise AdapterError(
+            f"adapter {name}: base_model_name_or_path in {CONFIG} is not a string", "Restore it"
+        )
     return PeftAdapter(name, folder, pairs, digest, base_model)
 
 
 def _read_weights(name: str, path: Path) -> tuple[dict[str, Matrix], str]:
-    """Every tensor of the file as float32 (numpy has no bfloat16, which is a float32 cut short),
-    and the SHA-256 of the bytes that they come from."""
+    """Returns every tensor as float32, and the SHA-256 of the file."""
     try:
         data = read_at_most(path, MAX_WEIGHTS)
         check_bytes(data)
@@ -150,8 +156,8 @@ def _read_weights(name: str, path: Path) -> tuple[dict[str, Matrix], str]:
 
 
 def _widen(dtype: str, data: bytes) -> Matrix:
-    """The numbers of a tensor's bytes. Raises KeyError for a type that no adapter is saved in."""
-    if dtype == "BF16":
+    """Converts a tensor's bytes to float32. Raises KeyError for an unsupported type."""
+    if dtype == "BF16":  # the upper half of a float32; numpy has no such type
         return (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
     kinds = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
     return np.frombuffer(data, kinds[dtype]).astype(np.float32)
@@ -163,22 +169,24 @@ def _read_config(name: str, folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise AdapterError(
             f"adapter {name}: {folder / CONFIG} cannot be read ({error})",
-            "Give the folder that PEFT's save_pretrained wrote",
+            "Give a folder written by PEFT's save_pretrained",
         ) from error
     if not isinstance(config, dict):
         raise AdapterError(f"adapter {name}: {CONFIG} is not a JSON object", "Restore it")
     return config
 
 
-def _check_plain(name: str, config: Mapping[str, Any]) -> None:
+def _check_supported(name: str, config: Mapping[str, Any]) -> None:
     kind = config.get("peft_type")
     if kind != "LORA":
-        raise AdapterError(f"adapter {name} is of type {kind}", "Only LoRA adapters can be fused")
-    for setting, plain in _PLAIN.items():
-        if config.get(setting, plain[0]) not in plain:
+        raise AdapterError(
+            f"adapter {name} is of type {kind}", "Use a LoRA adapter; other types cannot be fused"
+        )
+    for setting, supported in _SUPPORTED.items():
+        if config.get(setting, supported[0]) not in supported:
             raise AdapterError(
                 f"adapter {name} uses {setting}={config[setting]!r}, which a low-rank pair "
-                "cannot carry",
+                "cannot represent",
                 "Train it without that setting",
             )
 
@@ -195,47 +203,51 @@ def _pair_up(
         match = _KEY.fullmatch(key)
         if match is None:
             raise AdapterError(
-                f"adapter {name} has weights that are no LoRA pair of a linear layer: {key}",
+                f"adapter {name} has weights outside a linear layer's LoRA pair: {key}",
                 "Train it without modules_to_save, embeddings or biases",
             )
         if not np.isfinite(array).all():
             raise AdapterError(f"adapter {name}: {key} is not finite", "Retrain it")
         sides.setdefault(match["module"], {})[match["side"]] = array
     if not sides:
-        raise AdapterError(f"adapter {name} changes no module at all", "Retrain it")
+        raise AdapterError(f"adapter {name} changes no modules", "Retrain it")
     return {
-        module: _check_pair(name, module, found, config, sizes, slots_only)
-        for module, found in sorted(sides.items())
+        module: _check_pair(name, module, pair, config, sizes, slots_only)
+        for module, pair in sorted(sides.items())
     }
 
 
 def _check_pair(
     name: str,
     module: str,
-    found: Mapping[str, Matrix],
+    pair: Mapping[str, Matrix],
     config: Mapping[str, Any],
     sizes: Mapping[str, tuple[int, int]],
     slots_only: bool,
 ) -> LoraPair:
-    if set(found) != {"A", "B"}:
-        raise AdapterError(f"adapter {name} has half a pair for {module}", "Retrain it")
+    if set(pair) != {"A", "B"}:
+        raise AdapterError(
+            f"adapter {name} has only one of lora_A and lora_B for {module}", "Retrain it"
+        )
     if module not in sizes:
         raise _no_such_module(name, module, sizes, slots_only)
-    a, b = found["A"], found["B"]
+    a, b = pair["A"], pair["B"]
     if a.ndim != 2 or b.ndim != 2:
-        raise AdapterError(f"adapter {name} has no matrices for {module}", "Retrain it")
+        raise AdapterError(
+            f"adapter {name}: lora_A and lora_B of {module} must be matrices", "Retrain it"
+        )
     rank, (inputs, outputs) = a.shape[0], sizes[module]
     if a.shape != (rank, inputs) or b.shape != (outputs, rank) or rank == 0:
         raise AdapterError(
             f"adapter {name} was trained for another backbone: {module} is {inputs} -> {outputs} "
             f"here, its pair is {a.shape[-1]} -> {b.shape[0]}",
-            f"Its own backbone is {config.get('base_model_name_or_path')}",
+            f"Use its own backbone, {config.get('base_model_name_or_path')}",
         )
     expected = _setting(name, module, config, "r", "rank_pattern", 8)
     if rank != expected:
         raise AdapterError(
             f"adapter {name}: {module} has rank {rank}, {CONFIG} says {expected:g}",
-            "Restore the configuration that belongs to the weights",
+            "Restore the configuration saved with the weights",
         )
     alpha = _setting(name, module, config, "lora_alpha", "alpha_pattern", 8)
     scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
@@ -252,36 +264,38 @@ def _no_such_module(
     kinds = ", ".join(sorted({_kind(known) for known in sizes}))
     if slots_only:
         return AdapterError(
-            f"adapter {name} changes {module}, and the bundle's graph has no slot for it",
+            f"adapter {name} changes {module}, but the bundle's graph has no slot for it",
             f"Export the bundle again with this adapter; its slots are {kinds or 'none'}",
         )
     return AdapterError(
         f"adapter {name} changes {module}, which matches no module of the backbone",
-        f"It can change, in each of the backbone's layers: {kinds}",
+        f"Target only modules that each backbone layer has: {kinds}",
     )
 
 
 def _kind(module: str) -> str:
-    """`self_attn.q_proj` of `model.layers.3.self_attn.q_proj`."""
+    """Strips the layer prefix: `model.layers.3.self_attn.q_proj` -> `self_attn.q_proj`."""
     return re.sub(r"^model\.layers\.\d+\.", "", module)
 
 
 def _setting(
     name: str, module: str, config: Mapping[str, Any], key: str, patterns: str, default: float
 ) -> float:
-    """A number of the configuration; the first pattern that matches the module, as PEFT matches
-    it, overrides the common value."""
+    """Returns a number of the configuration.
+
+    As in PEFT, the first pattern that matches the module overrides the common value.
+    """
     value = config.get(key, default)
-    by_pattern = config.get(patterns) or {}
+    overrides = config.get(patterns) or {}
     try:
-        for pattern, special in by_pattern.items():
+        for pattern, special in overrides.items():
             check_pattern(pattern, risks=2)  # a module's name is short
             if re.fullmatch(rf"(.*\.)?({pattern})", module):
                 value = special
                 break
     except (AttributeError, TypeError, ValueError, re.error) as error:
         raise AdapterError(
-            f"adapter {name}: {patterns} in {CONFIG} is wrong ({error})", "Restore it"
+            f"adapter {name}: invalid {patterns} in {CONFIG} ({error})", "Restore it"
         ) from error
     if type(value) not in (int, float) or not abs(value) < 1e15:
         raise AdapterError(f"adapter {name}: {key} in {CONFIG} is {value!r}", "Restore it")

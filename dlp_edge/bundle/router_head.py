@@ -1,9 +1,8 @@
-"""The router's last layer as data: one row for each adapter, and rows of nobody's text.
+"""The router's last layer as data: one row for each adapter, plus out-of-scope rows.
 
-The graph gives features f; the scores are z = W f + b. Keeping W and b beside the graph lets a
-runtime without torch or onnx add a row for a new skill, or take one away. Some feature rows of
-every old skill are kept with them, so that a new row can be fitted against what it must leave
-alone.
+The graph computes features f; the scores are z = W f + b. Storing W and b outside the graph lets
+a runtime without torch or onnx add or remove an adapter's row. Some features of every existing
+skill are stored as well, as negatives for fitting a new row.
 """
 
 from __future__ import annotations
@@ -29,16 +28,16 @@ _TENSORS = {"weight", "bias", "features", "rows"}
 
 @dataclass(frozen=True)
 class RouterHead:
-    """R rows over F features.
+    """A linear layer of R rows over F features.
 
-    The first rows belong to the router's labels, in their order. The rows after them belong to
-    nobody: text of none of the skills, and skills that were removed.
+    The first rows belong to the router's labels, in order. The remaining rows are out-of-scope:
+    text of no skill, and text of removed skills.
 
     Attributes:
         weight: W [R, F] float32.
         bias: b [R] float32.
-        features: f [M, F] float16 of known text, kept to fit new rows against.
-        rows: [M] int64, the row that each of them belongs to.
+        features: f [M, F] float16 of known text, used to fit new rows.
+        rows: [M] int64, the row that each feature vector belongs to.
     """
 
     weight: Matrix
@@ -61,15 +60,15 @@ class RouterHead:
         if not all(np.isfinite(part).all() for part in (self.weight, self.bias, self.features)):
             raise RouterError("the router's last layer is not finite", _REMEDY)
         if len(self.rows) and not 0 <= self.rows.min() <= self.rows.max() < count:
-            raise RouterError("the router's last layer keeps features of no row", _REMEDY)
+            raise RouterError("the router's last layer has features of no row", _REMEDY)
 
     def scores(self, features: Matrix) -> npt.NDArray[np.float64]:
-        """z [n, R] of features [n, F]."""
+        """Returns z [n, R] for features [n, F]."""
         z: npt.NDArray[np.float64] = (features @ self.weight.T + self.bias).astype(np.float64)
         return z
 
     def with_row(self, at: int, weight: Matrix, bias: float, features: Half) -> RouterHead:
-        """A row [F] more, at index `at`, with the features [k, F] it was fitted on."""
+        """Inserts a row [F] at index `at`, with the features [k, F] it was fitted on."""
         rows = self.rows + (self.rows >= at)
         return RouterHead(
             np.insert(self.weight, at, weight, axis=0),
@@ -79,21 +78,21 @@ class RouterHead:
         )
 
     def disowned(self, at: int) -> RouterHead:
-        """The row `at` moved to the end, where rows belong to nobody."""
+        """Moves row `at` to the end, among the out-of-scope rows."""
         order = [row for row in range(len(self.bias)) if row != at] + [at]
         rank = np.argsort(order)
         return RouterHead(self.weight[order], self.bias[order], self.features, rank[self.rows])
 
-    def without(self, gone: Collection[int]) -> RouterHead:
-        """The other rows, with their features."""
-        left = np.array([row for row in range(len(self.bias)) if row not in gone])
-        kept = np.isin(self.rows, left)
-        rank = np.searchsorted(left, self.rows[kept])
-        return RouterHead(self.weight[left], self.bias[left], self.features[kept], rank)
+    def without(self, removed: Collection[int]) -> RouterHead:
+        """Removes rows and their features."""
+        remaining = np.array([row for row in range(len(self.bias)) if row not in removed])
+        kept = np.isin(self.rows, remaining)
+        rank = np.searchsorted(remaining, self.rows[kept])
+        return RouterHead(self.weight[remaining], self.bias[remaining], self.features[kept], rank)
 
 
 def head_to_bytes(head: RouterHead) -> bytes:
-    """The content of `router_head.safetensors`."""
+    """Serializes a head as the content of `router_head.safetensors`."""
     return save(
         {
             "weight": np.ascontiguousarray(head.weight),
@@ -108,7 +107,7 @@ def head_from_bytes(data: bytes) -> RouterHead:
     """Reads what `head_to_bytes` wrote.
 
     Raises:
-        RouterError: the bytes are no such file, or the tensors do not fit each other.
+        RouterError: the bytes are not such a file, or the tensors' shapes are incompatible.
     """
     try:
         check_bytes(data)
@@ -116,7 +115,9 @@ def head_from_bytes(data: bytes) -> RouterHead:
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise RouterError(f"the router's last layer cannot be read ({error})", _REMEDY) from error
     if set(tensors) != _TENSORS:
-        raise RouterError(f"the router's last layer holds {sorted(tensors)}", _REMEDY)
+        raise RouterError(
+            f"the router's last layer holds {sorted(tensors)}, expected {sorted(_TENSORS)}", _REMEDY
+        )
     return RouterHead(
         tensors["weight"].astype(np.float32),
         tensors["bias"].astype(np.float32),

@@ -1,9 +1,9 @@
-"""Signatures of bundles: Ed25519 over the bytes of the manifest.
+"""Bundle signatures: Ed25519 over the bytes of the manifest.
 
-The manifest holds the SHA-256 of every other file, so who signs it signs the bundle. Hashes alone
-prove no origin: whoever changes a file can change its hash. The signature is 64 raw bytes beside
-the manifest, so `openssl pkeyutl -verify -rawin` can check it too; keys are PEM files as openssl
-writes them. Needs the extra `sign` (the `cryptography` package).
+The manifest holds the SHA-256 of every other file, so signing it signs the bundle. Hashes alone
+prove no origin: whoever changes a file can update its hash. The signature is a file of 64 raw
+bytes, so `openssl pkeyutl -verify -rawin` can check it too; keys are PEM files as openssl writes
+them. Needs the extra `sign` (the `cryptography` package).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class TrustedKey:
         key: a PEM file, its content, or the 32 raw bytes.
 
     Raises:
-        UsageError: it is no Ed25519 public key, cannot be read, or `cryptography` is missing.
+        UsageError: it is not an Ed25519 public key, cannot be read, or `cryptography` is missing.
     """
 
     def __init__(self, key: str | os.PathLike[str] | bytes) -> None:
@@ -44,26 +44,26 @@ class TrustedKey:
         self._key = _parse_public(key if isinstance(key, bytes) else _read(Path(key)))
 
     def check(self, manifest: bytes, signature: bytes | None) -> None:
-        """Checks the manifest's bytes, which the caller goes on with, and no others.
+        """Checks the manifest's bytes. The caller must parse these same bytes.
 
         Raises:
-            BundleError: there is no signature, or it was not made with this key for these bytes.
+            BundleError: the signature is missing, or is not valid for this key and these bytes.
         """
         from cryptography.exceptions import InvalidSignature
 
         if signature is None:
-            raise BundleError("the bundle is not signed", "Get it from whom you trust")
+            raise BundleError("the bundle is not signed", "Get a signed bundle from its publisher")
         try:
             self._key.verify(signature, manifest)
         except InvalidSignature as error:
             raise BundleError(
-                f"{SIGNATURE} is no signature of this manifest with the trusted key",
-                "Get the bundle again from whom you trust, or check that the key is theirs",
+                f"{SIGNATURE} is not a valid signature of this manifest with the trusted key",
+                "Get the bundle again from its publisher, or check that the key is theirs",
             ) from error
 
 
 def read_signature(folder: Path) -> bytes | None:
-    """What a bundle's folder has as its signature; None where it has none that could be one."""
+    """Returns a bundle's signature; None if it is missing or unreadable."""
     try:
         return read_at_most(folder / SIGNATURE, SIGNATURE_BYTES)
     except OSError:
@@ -71,40 +71,40 @@ def read_signature(folder: Path) -> bytes | None:
 
 
 def sign_manifest(manifest: bytes, key: Path) -> bytes:
-    """The signature of a manifest's bytes with a private key.
+    """Signs a manifest's bytes with a private key.
 
     Raises:
-        UsageError: the file holds no such key.
+        UsageError: the file holds no Ed25519 private key.
     """
     return _parse_private(_read(key)).sign(manifest)
 
 
 def write_new_key(path: Path) -> Path:
-    """Writes a new private key to `path`, for its owner's eyes only, and the public one beside it.
+    """Writes a new private key to `path` (readable by its owner only), and its public key.
 
     Returns:
         The public key's path, `<path>.pub`.
 
     Raises:
         UsageError: one of the files exists; a key is never overwritten.
-        ResourceError: they cannot be written.
+        ResourceError: a file cannot be written.
     """
     _need_cryptography()
     from cryptography.hazmat.primitives import serialization as forms
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     private = Ed25519PrivateKey.generate()
-    secret = private.private_bytes(
+    private_pem = private.private_bytes(
         forms.Encoding.PEM, forms.PrivateFormat.PKCS8, forms.NoEncryption()
     )
-    open_form = private.public_key().public_bytes(
+    public = private.public_key().public_bytes(
         forms.Encoding.PEM, forms.PublicFormat.SubjectPublicKeyInfo
     )
     public_path = path.with_name(f"{path.name}.pub")
     if public_path.exists():
         raise _exists(public_path)
-    _write_new(path, secret, 0o600)
-    _write_new(public_path, open_form, 0o644)
+    _write_new(path, private_pem, 0o600)
+    _write_new(public_path, public, 0o644)
     return public_path
 
 
@@ -145,13 +145,13 @@ def _parse_public(data: bytes) -> Ed25519PublicKey:
     if len(data) == _RAW_KEY_BYTES:
         return Ed25519PublicKey.from_public_bytes(data)
     if b"PRIVATE KEY" in data:
-        raise UsageError("the trusted key is a private one", "Give the public one (FILE.pub)")
+        raise UsageError("the trusted key is a private one", "Give the public key (FILE.pub)")
     try:
         key = load_pem_public_key(data)
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise UsageError("the trusted key is no public key in PEM", _MAKE_ONE) from error
+        raise UsageError("the trusted key is not a PEM public key", _MAKE_ONE) from error
     if not isinstance(key, Ed25519PublicKey):
-        raise UsageError("the trusted key is not an Ed25519 one", _MAKE_ONE)
+        raise UsageError("the trusted key is not an Ed25519 key", _MAKE_ONE)
     return key
 
 
@@ -163,14 +163,14 @@ def _parse_private(data: bytes) -> Ed25519PrivateKey:
 
     try:
         key = load_pem_private_key(data, password=None)
-    except TypeError as error:  # what the library says of a key with a passphrase
+    except TypeError as error:  # raised for a key with a passphrase
         raise UsageError(
-            "the private key has a passphrase", "Give it without: openssl pkey -in KEY -out PLAIN"
+            "the private key has a passphrase", "Remove it: openssl pkey -in KEY -out PLAIN"
         ) from error
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise UsageError("the key is no private key in PEM", _MAKE_ONE) from error
+        raise UsageError("the key is not a PEM private key", _MAKE_ONE) from error
     if not isinstance(key, Ed25519PrivateKey):
-        raise UsageError("the private key is not an Ed25519 one", _MAKE_ONE)
+        raise UsageError("the private key is not an Ed25519 key", _MAKE_ONE)
     return key
 
 
@@ -179,5 +179,5 @@ def _need_cryptography() -> None:
         import cryptography  # noqa: F401
     except ImportError as error:
         raise UsageError(
-            "signatures need the package cryptography", 'pip install "dlp-edge[sign]"'
+            "signatures need the package cryptography", 'Run pip install "dlp-edge[sign]"'
         ) from error

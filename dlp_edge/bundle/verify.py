@@ -1,9 +1,8 @@
-"""Checking a whole bundle without loading it, and signing what has been checked."""
+"""Verifies a whole bundle without loading it, and signs verified bundles."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,17 +15,18 @@ from dlp_edge.bundle.manifest import Manifest
 from dlp_edge.bundle.signing import SIGNATURE, TrustedKey, read_signature, sign_manifest
 from dlp_edge.errors import BundleError, UsageError
 from dlp_edge.untrusted.chat_template import ChatTemplate
+from dlp_edge.untrusted.regular_file import Progress, no_progress
 
 
 @dataclass(frozen=True)
 class Verified:
-    """What was checked.
+    """The result of a verification.
 
     Attributes:
-        bytes: of all files.
-        seconds: it took.
-        signature: "good" with the trusted key; "present" but not checked, since no key was
-            given; "none".
+        bytes: total size of the files.
+        seconds: duration of the check.
+        signature: "good" (valid for the trusted key), "present" (not checked, as no key was
+            given) or "none".
     """
 
     bytes: int
@@ -42,41 +42,42 @@ class Verified:
 def verify_bundle(
     folder: str | Path,
     trusted_key: TrustedKey | None = None,
-    tell: Callable[[float], None] = lambda fraction: None,
+    on_progress: Progress = no_progress,
 ) -> Verified:
-    """Checks everything about a bundle that loading it would check, and its signature.
+    """Checks everything that loading a bundle would check, and its signature.
 
     Args:
-        tell: called with the fraction that is done.
+        on_progress: called with the fraction done.
 
     Raises:
-        BundleError: it is missing, damaged, of another version, or not signed with the key.
+        BundleError: it is missing, damaged, of an unsupported version, or not signed with the
+            key.
     """
-    begun = time.perf_counter()
+    start = time.perf_counter()
     bundle = open_bundle(folder, trusted_key)
-    bundle.check(tell)
+    bundle.check(on_progress)
     _check_template(bundle.manifest)
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - start
     total = sum(entry.size for entry in bundle.manifest.files.values())
     if trusted_key is not None:
         return Verified(total, seconds, "good")
-    there = read_signature(bundle.folder) is not None
-    return Verified(total, seconds, "present" if there else "none")
+    has_signature = read_signature(bundle.folder) is not None
+    return Verified(total, seconds, "present" if has_signature else "none")
 
 
 def _check_template(manifest: Manifest) -> None:
     try:
         ChatTemplate(manifest.chat_template).render([{"role": "user", "content": "Hello"}])
-    except UsageError as error:  # whatever the template did: exports write none that refuses this
+    except UsageError as error:  # no exported template refuses this message
         raise BundleError(error.cause, "Export the bundle again, with another template") from error
 
 
 def sign_bundle(folder: Path, key: Path) -> None:
-    """Checks a bundle and signs it with a private key, in place of any signature it had.
+    """Verifies a bundle and signs it with a private key, replacing any signature it had.
 
     Raises:
-        BundleError: as `verify_bundle`; what is damaged is not signed.
-        UsageError: the file holds no such key.
+        BundleError: as for `verify_bundle`; a damaged bundle is not signed.
+        UsageError: the file holds no Ed25519 private key.
         ResourceError: the signature cannot be written, or the bundle is being changed.
     """
     with locked(folder):

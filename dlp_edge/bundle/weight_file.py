@@ -1,9 +1,9 @@
-"""The backbone's weights, read once: into memory, tensor by tensor, and into a hash."""
+"""Loads and hashes the backbone's weights in one pass."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO
 
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dlp_edge.onnx_bytes.reader import Tensor
-from dlp_edge.untrusted.regular_file import BLOCK
+from dlp_edge.untrusted.regular_file import BLOCK, Progress
 
 Weights = dict[str, npt.NDArray[Any]]
 
@@ -19,24 +19,25 @@ _TYPES = {1: "<f4", 2: "u1", 3: "i1", 6: "<i4", 7: "<i8", 9: "?", 10: "<f2"}
 
 
 def read_weights(
-    file: BinaryIO, size: int, tensors: Iterable[Tensor], tell: Callable[[float], None]
+    file: BinaryIO, size: int, tensors: Iterable[Tensor], on_progress: Progress
 ) -> tuple[Weights, int, str]:
-    """Reads a weight file from its beginning to its end.
+    """Reads a weight file from start to end.
 
-    The bytes that are given out are those that were hashed: the file is not mapped, so one that
-    is replaced or cut meanwhile or later changes nothing and cannot end the process.
+    The returned bytes are the hashed bytes. The file is not memory-mapped, so replacing or
+    truncating it later changes nothing and cannot crash the process.
 
     Args:
-        size: of the file, as it should be.
-        tensors: what lies in it, without overlaps; those that lie in the graph are passed over.
+        size: expected size of the file in bytes.
+        tensors: the tensors, without overlaps; those stored in the graph itself are skipped.
+        on_progress: called with the fraction done.
 
     Returns:
-        The weights by name, the bytes found (more than `size` where the file goes on) and their
-        SHA-256.
+        The weights by name, the number of bytes read (more than `size` if the file is longer)
+        and their SHA-256.
     """
     digest, at = hashlib.sha256(), 0
     weights: Weights = {}
-    outside = sorted((t for t in tensors if t.raw is None), key=lambda tensor: tensor.offset)
+    external = sorted((t for t in tensors if t.raw is None), key=lambda tensor: tensor.offset)
 
     def skip(stop: int) -> None:
         nonlocal at
@@ -44,15 +45,15 @@ def read_weights(
             hasher.submit(digest.update, block)
             at += len(block)
 
-    # One tensor is hashed, in another thread, while the next one is read.
+    # A second thread hashes one tensor while the next one is read.
     with ThreadPoolExecutor(1) as hasher:
-        for tensor in outside:
+        for tensor in external:
             skip(tensor.offset)
             array = np.empty(tensor.shape, _TYPES[tensor.dtype])
             view = array.reshape(-1).view(np.uint8).data
             at += file.readinto(view)  # type: ignore[attr-defined]
             hasher.submit(digest.update, view)
             weights[tensor.name] = array
-            tell(at / max(1, size))
+            on_progress(at / max(1, size))
         skip(size + 1)
     return weights, at, digest.hexdigest()

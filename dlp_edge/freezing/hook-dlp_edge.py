@@ -10,4 +10,4 @@ if not Path(dlp_edge.__file__).with_name("runtime").is_dir():
         "PyInstaller cannot follow an editable install of dlp-edge, whose packages lie elsewhere. "
         "Install it with `pip install .`, and freeze outside the checkout."
     )
-hiddenimports = sorted(dlp_edge._HOMES)
+hiddenimports = sorted(dlp_edge._NAMES)

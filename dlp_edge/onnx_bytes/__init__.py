@@ -1,1 +1,1 @@
-"""ONNX files read and written as protobuf bytes, without the onnx package."""
+"""Reads and writes ONNX files as protobuf bytes, without the onnx package."""

@@ -1,11 +1,11 @@
-"""Protobuf's wire format, read strictly: enough to look into an ONNX file, and change it, without
+"""A strict reader and a writer for protobuf's wire format, to inspect and edit ONNX files without
 `onnx`.
 
-A message is a row of fields: a number and a wire type in one varint, then a varint, 4 or 8 bytes,
-or a length and so many bytes (https://protobuf.dev/programming-guides/encoding). Two parsers that
-understand the same bytes differently are a way around a check, so whatever is ambiguous is refused:
-fields that the caller does not list, wire types that are not theirs, a second value of a field that
-has one, groups, varints that are longer than they need to be.
+A message is a sequence of fields: a varint with the field number and wire type, then a varint, 4 or
+8 bytes, or a length and that many bytes (https://protobuf.dev/programming-guides/encoding). If two
+parsers disagree about the same bytes, a check can be bypassed. So everything ambiguous is refused:
+unlisted fields, unexpected wire types, a second value of a singular field, groups, and overlong
+varints.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Value = int | memoryview
 
 @dataclass(frozen=True)
 class Field:
-    """How a field is written, and whether it may be there more than once."""
+    """A field's wire type, and whether it is repeated."""
 
     wire: int
     repeated: bool = False
@@ -30,24 +30,24 @@ Message = dict[int, list[Value]]
 
 
 def read_message(data: memoryview, known: Mapping[int, Field]) -> Message:
-    """The fields of a message: number -> values in their order.
+    """Parses a message: field number -> values, in order.
 
-    A repeated varint may be packed: it then has one value of bytes, for `varints`.
+    A packed repeated varint has one value of bytes; `varints` decodes it.
 
     Raises:
-        ValueError: it is damaged, ambiguous, or has fields that are not known.
+        ValueError: the message is malformed, ambiguous, or has unlisted fields.
     """
-    found: Message = {}
+    message: Message = {}
     at, end = 0, len(data)
     while at < end:
         tag, at = read_varint(data, at)
         number, wire = tag >> 3, tag & 7
         field = known.get(number)
         if field is None:
-            raise ValueError(f"it has a field {number} that is not allowed")
+            raise ValueError(f"field {number} is not allowed")
         packed = wire == BYTES and field.wire == VARINT and field.repeated
         if wire != field.wire and not packed:
-            raise ValueError(f"field {number} has the wire type {wire}")
+            raise ValueError(f"field {number} has the wrong wire type {wire}")
         value: Value
         if wire == VARINT:
             value, at = read_varint(data, at)
@@ -57,40 +57,40 @@ def read_message(data: memoryview, known: Mapping[int, Field]) -> Message:
             else:
                 size = 8 if wire == FIXED64 else 4
             if size > end - at:
-                raise ValueError(f"field {number} reaches beyond its message")
+                raise ValueError(f"field {number} extends beyond its message")
             value, at = data[at : at + size], at + size
-        values = found.get(number)
+        values = message.get(number)
         if values is None:
-            found[number] = [value]
+            message[number] = [value]
         elif field.repeated:
             values.append(value)
         else:
-            raise ValueError(f"field {number} is there twice")
-    return found
+            raise ValueError(f"duplicate field {number}")
+    return message
 
 
 def write_message(message: Mapping[int, Sequence[Value | bytes]]) -> bytes:
-    """The bytes of a message of varints and bytes, as `read_message` gives it."""
-    found = bytearray()
+    """Serializes a message of varints and bytes, as returned by `read_message`."""
+    data = bytearray()
     for number, values in message.items():
         for value in values:
             if isinstance(value, int):
-                found += _varint(number << 3 | VARINT) + _varint(value)
+                data += _varint(number << 3 | VARINT) + _varint(value)
             else:
-                found += _varint(number << 3 | BYTES) + _varint(len(value)) + value
-    return bytes(found)
+                data += _varint(number << 3 | BYTES) + _varint(len(value)) + value
+    return bytes(data)
 
 
 def _varint(value: int) -> bytes:
-    found = bytearray()
+    data = bytearray()
     while value >= 0x80:
-        found.append(value & 0x7F | 0x80)
+        data.append(value & 0x7F | 0x80)
         value >>= 7
-    return bytes([*found, value])
+    return bytes([*data, value])
 
 
 def read_varint(data: memoryview, at: int) -> tuple[int, int]:
-    """A whole number of at most 64 bits, and where the next byte is."""
+    """Decodes a varint of at most 64 bits; returns it and the index of the next byte."""
     value = shift = 0
     end = len(data)
     while at < end:
@@ -105,51 +105,51 @@ def read_varint(data: memoryview, at: int) -> tuple[int, int]:
         shift += 7
         if shift > 63:
             break
-    raise ValueError("a number in it is damaged")
+    raise ValueError("invalid varint")
 
 
 def signed(value: int) -> int:
-    """An int64 as its varint has it."""
+    """Converts the unsigned value of a varint to int64."""
     return value - (1 << 64) if value >> 63 else value
 
 
 def varints(message: Message, number: int) -> list[int]:
-    """The whole numbers of a repeated field, packed or not."""
-    found: list[int] = []
+    """Returns the integers of a repeated field, packed or not."""
+    numbers: list[int] = []
     for value in message.get(number, ()):
         if isinstance(value, int):
-            found.append(signed(value))
+            numbers.append(signed(value))
             continue
         at = 0
         while at < len(value):
             item, at = read_varint(value, at)
-            found.append(signed(item))
-    return found
+            numbers.append(signed(item))
+    return numbers
 
 
 def varint(message: Message, number: int, default: int = 0) -> int:
-    """The whole number of a field."""
+    """Returns the integer of a field."""
     value = message.get(number, [default])[0]
     if not isinstance(value, int):
-        raise ValueError(f"field {number} is no number")
+        raise ValueError(f"field {number} is not an integer")
     return signed(value)
 
 
 def parts(message: Message, number: int) -> list[memoryview]:
-    """The bytes of a repeated field, or of one that is there at most once."""
+    """Returns the byte values of a field; none if it is missing."""
     return [value for value in message.get(number, ()) if isinstance(value, memoryview)]
 
 
 def text(message: Message, number: int) -> str:
-    """The text of a field, "" where it has none.
+    """Returns the text of a field; "" if it is missing.
 
     Raises:
         ValueError: it is not UTF-8.
     """
-    found = parts(message, number)
-    return str(found[0], "utf-8") if found else ""
+    values = parts(message, number)
+    return str(values[0], "utf-8") if values else ""
 
 
 def texts(message: Message, number: int) -> list[str]:
-    """The texts of a repeated field."""
+    """Returns the texts of a repeated field."""
     return [str(value, "utf-8") for value in parts(message, number)]

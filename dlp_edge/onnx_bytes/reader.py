@@ -1,8 +1,7 @@
-"""What an ONNX file asks onnxruntime to do, read from its bytes without `onnx`, and refused where
-a bundle's graphs never ask for it.
+"""Reads an ONNX graph without `onnx`, and refuses features that a bundle's graphs never use.
 
-onnxruntime is C++ that a graph steers, so as little of it as possible is to be reached: known
-operators of two domains, no subgraphs, functions or sparse tensors, plain tensors in one place.
+A graph controls C++ code in onnxruntime, so the reachable part is kept small: listed operators of
+two domains, no subgraphs, functions or sparse tensors, and only dense tensors in one place.
 """
 
 from __future__ import annotations
@@ -30,15 +29,15 @@ MAX_NODES = 100_000
 MAX_NAME = 1_000
 MAX_RANK = 8
 DOMAINS = ("", "com.microsoft")
-ITEM_SIZES = {1: 4, 2: 1, 3: 1, 6: 4, 7: 8, 9: 1, 10: 2}  # bytes, by ONNX's number of a type
+ITEM_SIZES = {1: 4, 2: 1, 3: 1, 6: 4, 7: 8, 9: 1, 10: 2}  # ONNX data type -> bytes per element
 FLOAT, UINT8, INT32, INT64, FLOAT16 = 1, 2, 6, 7, 10
 
 _ONE, _ONE_NUMBER = Field(BYTES), Field(VARINT)
 _MANY, _MANY_NUMBERS = Field(BYTES, True), Field(VARINT, True)
 
-# The fields of onnx.proto that may occur. Left out on purpose: functions (25), training (20),
-# metadata (14); sparse tensors (15) and quantisation notes (14) of a graph; graphs, tensors in
-# lists, types and references of an attribute; everything but raw bytes of a tensor.
+# The allowed fields of onnx.proto. Deliberately excluded: functions (25), training (20) and
+# metadata (14) of a model; sparse tensors (15) and quantisation annotations (14) of a graph;
+# graphs, tensor lists, types and references of an attribute; typed data of a tensor (only raw).
 MODEL = {1: _ONE_NUMBER, 5: _ONE_NUMBER, 7: _ONE, 8: _MANY}
 MODEL.update(dict.fromkeys((2, 3, 4, 6), _ONE))
 _OPSET = {1: _ONE, 2: _ONE_NUMBER}
@@ -58,7 +57,7 @@ _DIMENSION = {1: _ONE_NUMBER, 2: _ONE, 3: _ONE}
 
 @dataclass(frozen=True)
 class Value:
-    """An input or output of the graph; a dimension that is not fixed is None."""
+    """An input or output of the graph; dynamic dimensions are None."""
 
     name: str
     dtype: int
@@ -67,7 +66,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Tensor:
-    """A constant of the graph: its bytes, or where they lie in the external file."""
+    """A constant of the graph: its bytes (`raw`), or its position in the external file."""
 
     name: str
     dtype: int
@@ -82,7 +81,7 @@ _Named = TypeVar("_Named", Value, Tensor)
 
 @dataclass(frozen=True)
 class Graph:
-    """What a graph takes, gives and holds."""
+    """A graph's inputs, outputs and constants, by name."""
 
     inputs: dict[str, Value]
     outputs: dict[str, Value]
@@ -92,36 +91,36 @@ class Graph:
 def read_graph(
     data: bytes, operators: Collection[str], external: str | None, external_size: int = 0
 ) -> Graph:
-    """Reads an ONNX file and checks it.
+    """Parses and checks an ONNX file.
 
     Args:
-        operators: what nodes may be, as "Op" or "domain.Op".
-        external: the one file that tensors may lie in, None for none.
-        external_size: its size.
+        operators: the allowed operators, as "Op" or "domain.Op".
+        external: name of the one external data file allowed; None for none.
+        external_size: its size in bytes.
 
     Raises:
-        ValueError: it is damaged, or asks for more than a bundle's graph may.
+        ValueError: it is malformed, or uses a feature that is not allowed.
     """
     model = read_message(memoryview(data), MODEL)
     for entry in parts(model, 8):
         domain = text(read_message(entry, _OPSET), 1)
         if domain not in DOMAINS:
-            raise ValueError(f"it uses operators of {domain[:100]!r}")
-    found = parts(model, 7)
-    if not found:
-        raise ValueError("it holds no graph")
-    graph = read_message(found[0], GRAPH)
+            raise ValueError(f"operators of the domain {domain[:100]!r} are not allowed")
+    graphs = parts(model, 7)
+    if not graphs:
+        raise ValueError("there is no graph")
+    graph = read_message(graphs[0], GRAPH)
     nodes = parts(graph, 1)
     if len(nodes) > MAX_NODES:
-        raise ValueError(f"it has {len(nodes)} nodes")
+        raise ValueError(f"{len(nodes)} nodes, the limit is {MAX_NODES}")
     for node in nodes:
         _check_node(node, operators)
     tensors = [_tensor(part, external, external_size) for part in parts(graph, 5)]
     _check_places(tensors)
     return Graph(
-        {value.name: value for value in _once([_value(part) for part in parts(graph, 11)])},
-        {value.name: value for value in _once([_value(part) for part in parts(graph, 12)])},
-        {tensor.name: tensor for tensor in _once(tensors)},
+        {value.name: value for value in _unique([_value(part) for part in parts(graph, 11)])},
+        {value.name: value for value in _unique([_value(part) for part in parts(graph, 12)])},
+        {tensor.name: tensor for tensor in _unique(tensors)},
     )
 
 
@@ -130,10 +129,10 @@ def _check_node(data: memoryview, operators: Collection[str]) -> None:
     domain, kind = text(node, 7), text(node, 4)
     operator = f"{domain}.{kind}" if domain else kind
     if operator not in operators:
-        raise ValueError(f"it has the operator {operator[:100]!r}")
+        raise ValueError(f"the operator {operator[:100]!r} is not allowed")
     for name in (*texts(node, 1), *texts(node, 2)):
         if len(name) > MAX_NAME:
-            raise ValueError("it has a name of many thousand characters")
+            raise ValueError(f"a name is longer than {MAX_NAME} characters")
     for part in parts(node, 5):
         attribute = read_message(part, ATTRIBUTE)
         for tensor in parts(attribute, 5):
@@ -146,47 +145,49 @@ def _tensor(data: memoryview, external: str | None, external_size: int) -> Tenso
     shape = tuple(varints(message, 1))
     where = f"tensor {name[:200]!r}"
     if dtype not in ITEM_SIZES:
-        raise ValueError(f"{where} has the type {dtype}")
+        raise ValueError(f"{where} has the unsupported type {dtype}")
     if len(shape) > MAX_RANK or any(not 0 <= size < 1 << 40 for size in shape):
-        raise ValueError(f"{where} has no shape")
+        raise ValueError(f"{where} has an invalid shape")
     needed = math.prod(shape) * ITEM_SIZES[dtype]
     raw = parts(message, 9)
     if varint(message, 14) == 0:
         if parts(message, 13):
-            raise ValueError(f"{where} is in two places")
+            raise ValueError(f"{where} must be either inline or external")
         size = len(raw[0]) if raw else 0
         if size != needed:
-            raise ValueError(f"{where} has {size} bytes for the shape {list(shape)}")
+            raise ValueError(
+                f"{where} has {size} bytes, which does not match the shape {list(shape)}"
+            )
         return Tensor(name, dtype, shape, raw[0] if raw else memoryview(b""))
     if raw or varint(message, 14) != 1:
-        raise ValueError(f"{where} is in two places")
+        raise ValueError(f"{where} must be either inline or external")
     offset, size = _place(message, where, external)
     if size != needed or offset + size > external_size:
-        raise ValueError(f"{where} lies outside {external}")
+        raise ValueError(f"{where} does not lie within {external}")
     return Tensor(name, dtype, shape, None, offset, size)
 
 
 def _place(message: Message, where: str, external: str | None) -> tuple[int, int]:
-    """Offset and length of a tensor in the one external file."""
+    """Returns a tensor's offset and length in the external file."""
     entries = [read_message(part, _PAIR) for part in parts(message, 13)]
     place = {text(entry, 1): text(entry, 2) for entry in entries}
     if len(place) != len(entries) or not place.keys() <= {"location", "offset", "length"}:
-        raise ValueError(f"{where} does not say where it lies")
+        raise ValueError(f"{where} has an invalid external location")
     if external is None or place.get("location") != external:
-        raise ValueError(f"{where} lies in {place.get('location', '')[:200]!r}")
+        raise ValueError(f"{where} refers to the file {place.get('location', '')[:200]!r}")
     numbers = [place.get("offset", "0"), place.get("length", "")]
     if not all(number.isascii() and number.isdigit() and len(number) < 16 for number in numbers):
-        raise ValueError(f"{where} does not say where it lies")
+        raise ValueError(f"{where} has an invalid external location")
     return int(numbers[0]), int(numbers[1])
 
 
 def _check_places(tensors: list[Tensor]) -> None:
-    """Raises ValueError where two tensors share bytes: a small file could then fill a memory."""
+    """Raises ValueError if tensors share bytes: a small file could then exhaust memory."""
     end = 0
-    outside = [tensor for tensor in tensors if tensor.raw is None]
-    for tensor in sorted(outside, key=lambda tensor: tensor.offset):
+    external = [tensor for tensor in tensors if tensor.raw is None]
+    for tensor in sorted(external, key=lambda tensor: tensor.offset):
         if tensor.offset < end:
-            raise ValueError(f"tensor {tensor.name[:200]!r} overlaps the one before")
+            raise ValueError(f"tensor {tensor.name[:200]!r} overlaps the previous one")
         end = tensor.offset + tensor.size
 
 
@@ -194,22 +195,24 @@ def _value(data: memoryview) -> Value:
     message = read_message(data, VALUE)
     name = text(message, 1)
     kinds = [read_message(part, _TYPE) for part in parts(message, 2)]
-    found = [read_message(part, _TENSOR_TYPE) for kind in kinds for part in parts(kind, 1)]
-    if len(found) != 1 or not parts(found[0], 2):
-        raise ValueError(f"{name[:200]!r} is no tensor of a known rank")
-    dimensions = parts(read_message(parts(found[0], 2)[0], _SHAPE), 1)
-    return Value(name, varint(found[0], 1), tuple(_dimension(part) for part in dimensions))
+    types = [read_message(part, _TENSOR_TYPE) for kind in kinds for part in parts(kind, 1)]
+    if len(types) != 1 or not parts(types[0], 2):
+        raise ValueError(f"{name[:200]!r} is not a tensor of known rank")
+    dimensions = parts(read_message(parts(types[0], 2)[0], _SHAPE), 1)
+    return Value(name, varint(types[0], 1), tuple(_dimension(part) for part in dimensions))
 
 
 def _dimension(data: memoryview) -> int | None:
     message = read_message(data, _DIMENSION)
-    if len(text(message, 2)) > MAX_NAME:  # onnxruntime's bindings fail where it is no UTF-8
-        raise ValueError("it has a name of many thousand characters")
+    if (
+        len(text(message, 2)) > MAX_NAME
+    ):  # `text` also refuses invalid UTF-8, on which onnxruntime fails
+        raise ValueError(f"a name is longer than {MAX_NAME} characters")
     return varint(message, 1) if 1 in message else None
 
 
-def _once(items: Sequence[_Named]) -> Sequence[_Named]:
-    """The items. Raises ValueError where two have one name."""
+def _unique(items: Sequence[_Named]) -> Sequence[_Named]:
+    """Returns the items. Raises ValueError for duplicate names."""
     if len({item.name for item in items}) != len(items):
-        raise ValueError("two of its inputs, outputs or tensors have one name")
+        raise ValueError("two inputs, outputs or tensors share a name")
     return items

@@ -1,4 +1,4 @@
-"""Pieces of ONNX graphs as bytes, for graphs that are made or changed where there is no `onnx`."""
+"""Builds ONNX messages as bytes, to create or edit graphs without `onnx`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dlp_edge.onnx_bytes.reader import INT32, INT64
 
 Fields = dict[int, Sequence[Value | bytes]]
 
-MICROSOFT = b"com.microsoft"  # onnxruntime's operators
+MICROSOFT = b"com.microsoft"  # the domain of onnxruntime's operators
 _IR_VERSION, _OPSET = 10, 21  # of the models made here
 _INT_ATTRIBUTE, _INTS_ATTRIBUTE = 2, 7
 _INTS = {INT32: "i", INT64: "q"}
@@ -23,7 +23,7 @@ def make_node(
     domain: str = "",
     **numbers: int | Sequence[int],
 ) -> bytes:
-    """A NodeProto; `numbers` are its attributes. Without a domain its operator is ONNX's own."""
+    """Builds a NodeProto; `numbers` are its attributes. The default domain is ONNX's own."""
     attributes = [make_attribute(name, number) for name, number in numbers.items()]
     return write_message(
         {
@@ -37,25 +37,25 @@ def make_node(
 
 
 def make_attribute(name: str, number: int | Sequence[int]) -> bytes:
-    """An AttributeProto."""
+    """Builds an AttributeProto."""
     if isinstance(number, int):
         return write_message({1: [name.encode()], 3: [number], 20: [_INT_ATTRIBUTE]})
     return write_message({1: [name.encode()], 8: list(number), 20: [_INTS_ATTRIBUTE]})
 
 
 def make_opset(domain: str, version: int) -> bytes:
-    """An OperatorSetIdProto: a domain whose operators a model has."""
+    """Builds an OperatorSetIdProto: an operator domain and its version."""
     return write_message({1: [domain.encode()], 2: [version]})
 
 
 def make_constant(name: str, dtype: int, shape: Sequence[int], values: Sequence[int]) -> bytes:
-    """A TensorProto of INT32 or INT64."""
+    """Builds a TensorProto of INT32 or INT64."""
     raw = struct.pack(f"<{len(values)}{_INTS[dtype]}", *values)
     return write_message({1: list(shape), 2: [dtype], 8: [name.encode()], 9: [raw]})
 
 
 def make_value(name: str, dtype: int, rank: int) -> bytes:
-    """A ValueInfoProto of a tensor whose dimensions are all free."""
+    """Builds a ValueInfoProto of a tensor with only dynamic dimensions."""
     shape = write_message(
         {1: [write_message({2: [f"{name}/{axis}".encode()]}) for axis in range(rank)]}
     )
@@ -69,7 +69,7 @@ def make_model(
     outputs: Sequence[bytes],
     domains: Sequence[str] = (),
 ) -> bytes:
-    """A ModelProto without weights; `domains` are those of its operators beside ONNX's own."""
+    """Builds a ModelProto without weights; `domains` lists operator domains besides ONNX's own."""
     graph = write_message({1: nodes, 2: [b"graph"], 11: inputs, 12: outputs})
     return write_message(
         {
@@ -85,8 +85,10 @@ def encoded(names: Sequence[str]) -> list[bytes]:
 
 
 def gather_and_scale(dtype: int) -> bytes:
-    """A model: fused_A = A[:, rows] and fused_B = B[:, rows] * weights, of tensors [L, R, n], rows
-    [G, rho] and weights [G, rho, 1]."""
+    """Builds the model fused_A = A[:, rows], fused_B = B[:, rows] * weights.
+
+    A and B are [L, R, n], rows is [G, rho] int64 and weights is [G, rho, 1].
+    """
     return make_model(
         [
             make_node("Gather", ["A", "rows"], ["fused_A"], axis=1),

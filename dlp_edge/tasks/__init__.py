@@ -1,1 +1,1 @@
-"""Task samples, as files of {"prompt", "response", "choices"?} a line."""
+"""Task samples: JSON Lines files of {"prompt", "response", "choices"?}."""

@@ -1,4 +1,4 @@
-"""Samples of a skill: requests with their answers, as lines of JSON."""
+"""Reads a skill's samples: requests and answers as JSON Lines."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 from dlp_edge.errors import RouterError
 
 LINE_FORMAT = 'Each line holds {"prompt": text, "response": text, "choices": [text, ...]?}'
-MAX_CHARACTERS = 1_000_000  # of one text; more is a file by mistake, not a request
+MAX_CHARACTERS = 1_000_000  # per text; anything longer is hardly a request
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One request and its answer; `choices` are the answers offered, where the task has them."""
+    """One request and its answer; `choices` are the offered answers of a multiple-choice task."""
 
     prompt: str
     response: str
@@ -23,19 +23,19 @@ class Sample:
 
 
 def read_samples(path: Path, response_needed: bool = True) -> tuple[Sample, ...]:
-    """The samples of a .jsonl file.
+    """Reads the samples of a .jsonl file.
 
     Args:
-        response_needed: False takes lines without a response; theirs is empty.
+        response_needed: False accepts lines without a response, which becomes "".
 
     Raises:
-        RouterError: the file cannot be read or holds no samples, or a line is wrong.
+        RouterError: the file cannot be read, has no samples, or has an invalid line.
     """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except OSError as error:
         raise RouterError(
-            f"{path} cannot be read ({error.strerror})", "Check the path and its rights"
+            f"{path} cannot be read ({error.strerror})", "Check the path and its permissions"
         ) from error
     except UnicodeDecodeError as error:
         raise RouterError(f"{path} is not UTF-8 text ({error.reason})", LINE_FORMAT) from error
@@ -50,7 +50,7 @@ def read_samples(path: Path, response_needed: bool = True) -> tuple[Sample, ...]
 
 
 def parse_sample(line: str, where: str, response_needed: bool = True) -> Sample:
-    """One line as a sample; `where` names it in errors. Raises RouterError."""
+    """Parses one line; `where` names it in errors. Raises RouterError."""
     try:
         record: Any = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -59,7 +59,7 @@ def parse_sample(line: str, where: str, response_needed: bool = True) -> Sample:
 
 
 def as_sample(record: object, where: str, response_needed: bool = True) -> Sample:
-    """A parsed record, checked; `where` names it in errors. Raises RouterError."""
+    """Checks a parsed record; `where` names it in errors. Raises RouterError."""
     if not isinstance(record, dict):
         raise RouterError(f"{where} is not a JSON object", LINE_FORMAT)
     prompt = _text(record.get("prompt"), "prompt", where)
@@ -69,7 +69,7 @@ def as_sample(record: object, where: str, response_needed: bool = True) -> Sampl
         response = ""
     choices = record.get("choices", [])
     if not isinstance(choices, (list, tuple)) or not all(isinstance(c, str) for c in choices):
-        raise RouterError(f"{where} has 'choices' that are no list of texts", LINE_FORMAT)
+        raise RouterError(f"{where} has 'choices' that are not a list of texts", LINE_FORMAT)
     return Sample(prompt, response, tuple(choices))
 
 
@@ -84,5 +84,5 @@ def _text(value: object, key: str, where: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise RouterError(f"{where} has invalid Unicode in {key!r}", "Mend it") from error
+        raise RouterError(f"{where} has invalid Unicode in {key!r}", "Correct the text") from error
     return value

@@ -1,1 +1,1 @@
-"""Readers for input that may be hostile: bounded in time and memory, typed errors."""
+"""Readers for untrusted input: bounded time and memory, typed errors."""

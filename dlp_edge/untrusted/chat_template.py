@@ -1,4 +1,4 @@
-"""A bundle's chat template: from messages to the prompt."""
+"""Renders a bundle's chat template: messages to prompt."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PROBE: list[Message] = [{"role": "user", "content": "Hello"}]
 class ChatTemplate:
     """A Jinja chat template, rendered in a sandbox.
 
-    `source` None stands for a backbone without a template: the last user message as it is.
+    Without a source (a backbone without a template) the prompt is the last message's content.
     """
 
     def __init__(self, source: str | None) -> None:
@@ -33,22 +33,22 @@ class ChatTemplate:
             return
         try:
             if len(source) > MAX_SOURCE:
-                raise TemplateError(f"it has {len(source)} characters")
+                raise TemplateError(f"{len(source)} characters, the limit is {MAX_SOURCE}")
             self._template = SandboxedEnvironment().from_string(source)
-        except Exception as error:  # what Jinja makes of a text can fail in Python's compiler, too
+        except Exception as error:  # Jinja's output can also fail in Python's compiler
             raise BundleError(
-                f"the bundle's chat template is not valid ({str(error)[:300]})",
-                "Export the bundle with another one",
+                f"the bundle's chat template is invalid ({str(error)[:300]})",
+                "Export the bundle with another template",
             ) from error
-        with contextlib.suppress(UsageError):  # it may want other messages
-            self.render(_PROBE)  # what has no end is refused before anyone waits for it
+        with contextlib.suppress(UsageError):  # it may require other messages
+            self.render(_PROBE)  # refuses endless templates while loading
 
     def render(self, messages: Sequence[Message], bos: str = "", eos: str = "") -> str:
-        """The prompt for these messages, ending where the assistant begins.
+        """Renders the prompt for these messages, up to the start of the assistant's turn.
 
         Raises:
             UsageError: the template refuses the messages.
-            BundleError: it takes or makes too much, or reaches for what is none of its business.
+            BundleError: the template exceeds its budget or touches a forbidden attribute.
         """
         if self._template is None:
             return messages[-1]["content"]
@@ -62,11 +62,11 @@ class ChatTemplate:
             )
         except (HostileTemplateError, SecurityError, RecursionError, MemoryError) as error:
             raise BundleError(
-                f"the bundle's chat template is not harmless ({str(error)[:300]})",
-                "Export the bundle with another one",
+                f"the bundle's chat template is unsafe ({str(error)[:300]})",
+                "Export the bundle with another template",
             ) from error
-        except Exception as error:  # a template can fail in any way that Python can
+        except Exception as error:  # templates can raise any exception
             raise UsageError(
-                f"the chat template refuses these messages ({str(error)[:300]})",
+                f"the chat template rejects these messages ({str(error)[:300]})",
                 "Change their roles or order",
             ) from error

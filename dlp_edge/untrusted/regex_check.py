@@ -1,11 +1,11 @@
-"""Which regular expressions a tokenizer from a stranger may bring.
+"""Refuses regular expressions that can backtrack for too long.
 
-Oniguruma, which the tokenizers library uses, backtracks: `(a+)+$` takes time exponential in the
-text, `.*.*x` its cube. Real tokenizers need little: alternatives of character classes, each
-repeated, one after the other. So a pattern may repeat a group only when there is one way to do it,
-and an alternative may hold at most one repetition that what follows can make shorter again. The
-work is then at most quadratic in the length of the text, as it is with the patterns of GPT-2,
-Llama 3, Qwen and GPT-4o.
+The tokenizers library uses Oniguruma, a backtracking engine: `(a+)+$` takes exponential time in
+the length of the text, `.*.*x` cubic time. Real tokenizers need little: alternatives that are
+sequences of repeated character classes. So a pattern may repeat a group only if the group matches
+in one way, and an alternative may contain at most one repetition that can backtrack. The work is
+then at most quadratic in the length of the text, as with the patterns of GPT-2, Llama 3, Qwen and
+GPT-4o.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 MAX_PATTERN = 2_000
 MAX_CHOICES = 2_000
-FEW = 16  # repeated at most so often, something counts as written out
+FEW = 16  # up to this bound a repetition is treated as if it were expanded
 _MAX_DEPTH = 8
 
 _GROUP = re.compile(r"\((?:\?(?:[imx-]*:|=|!|<=|<!|>))?")
@@ -29,29 +29,32 @@ _ESCAPE = re.compile(
 
 @dataclass(frozen=True)
 class _Shape:
-    """What matters of a piece.
+    """The backtracking behaviour of a subpattern.
 
     Attributes:
-        endless: its repetitions without end.
-        risks: those of them that can be made shorter again for what follows inside it.
-        empty: whether it can match nothing.
-        choices: the ways in which it can match, those repetitions left out.
+        unbounded: number of unbounded repetitions.
+        risks: those among them that can backtrack when what follows in the subpattern fails.
+        empty: whether it can match the empty string.
+        choices: number of ways it can match, not counting unbounded repetitions.
     """
 
-    endless: int = 0
+    unbounded: int = 0
     risks: int = 0
     empty: bool = False
     choices: int = 1
 
 
 def check_pattern(pattern: str, risks: int = 1) -> None:
-    """Raises ValueError for a pattern that may take long (longer than the length of the text to the
-    power of `risks` + 1), or that is not understood here."""
+    """Checks that matching takes at most O(n^(risks + 1)) time for a text of length n.
+
+    Raises:
+        ValueError: the pattern may take longer, or uses unsupported syntax.
+    """
     if len(pattern) > MAX_PATTERN:
-        raise ValueError(f"a pattern of {len(pattern)} characters")
+        raise ValueError(f"a pattern has {len(pattern)} characters, the limit is {MAX_PATTERN}")
     shape, at = _alternatives(pattern, 0, 0)
     if at != len(pattern):
-        raise ValueError(f"the pattern {pattern[:100]!r} has a bracket too many")
+        raise ValueError(f"the pattern {pattern[:100]!r} has an unmatched closing parenthesis")
     if shape.risks > risks or shape.choices > MAX_CHOICES:
         raise ValueError(f"the pattern {pattern[:100]!r} may take too long")
 
@@ -59,18 +62,18 @@ def check_pattern(pattern: str, risks: int = 1) -> None:
 def _alternatives(pattern: str, at: int, depth: int) -> tuple[_Shape, int]:
     if depth > _MAX_DEPTH:
         raise ValueError(f"the pattern {pattern[:100]!r} is nested too deeply")
-    found = []
+    shapes = []
     while True:
         shape, at = _sequence(pattern, at, depth)
-        found.append(shape)
+        shapes.append(shape)
         if at >= len(pattern) or pattern[at] != "|":
             break
         at += 1
     return _Shape(
-        max(shape.endless for shape in found),
-        max(shape.risks for shape in found),
-        any(shape.empty for shape in found),
-        sum(shape.choices for shape in found),
+        max(shape.unbounded for shape in shapes),
+        max(shape.risks for shape in shapes),
+        any(shape.empty for shape in shapes),
+        sum(shape.choices for shape in shapes),
     ), at
 
 
@@ -81,10 +84,10 @@ def _sequence(pattern: str, at: int, depth: int) -> tuple[_Shape, int]:
         items.append(item)
     risks = sum(item.risks for item in items)
     for index, item in enumerate(items):
-        if item.endless and not all(later.empty for later in items[index + 1 :]):
-            risks += item.endless
+        if item.unbounded and not all(later.empty for later in items[index + 1 :]):
+            risks += item.unbounded
     return _Shape(
-        sum(item.endless for item in items),
+        sum(item.unbounded for item in items),
         risks,
         all(item.empty for item in items),
         math.prod(item.choices for item in items),
@@ -92,21 +95,21 @@ def _sequence(pattern: str, at: int, depth: int) -> tuple[_Shape, int]:
 
 
 def _item(pattern: str, at: int, depth: int) -> tuple[_Shape, int]:
-    """An atom and its quantifiers."""
+    """Parses an atom and its quantifier."""
     shape, at = _atom(pattern, at, depth)
     repeated = False
     while (match := _QUANTIFIER.match(pattern, at)) and match.group() != "{}":
         if repeated:
-            raise ValueError(f"the pattern {pattern[:100]!r} repeats a repetition")
+            raise ValueError(f"the pattern {pattern[:100]!r} has consecutive quantifiers")
         repeated, at = True, match.end()
         least, most = _bounds(match)
-        if most > 1 and (shape.choices > 1 or shape.endless or shape.empty):
+        if most > 1 and (shape.choices > 1 or shape.unbounded or shape.empty):
             raise ValueError(f"the pattern {pattern[:100]!r} may take too long")
         empty = shape.empty or least == 0
         if most > FEW:
             shape = _Shape(1, 0, empty, 1)
         else:
-            shape = _Shape(shape.endless, shape.risks, empty, shape.choices + most - least)
+            shape = _Shape(shape.unbounded, shape.risks, empty, shape.choices + most - least)
     return shape, at
 
 
@@ -125,22 +128,22 @@ def _atom(pattern: str, at: int, depth: int) -> tuple[_Shape, int]:
     if character == "(":
         match = _GROUP.match(pattern, at)
         if match is None or pattern[match.end() : match.end() + 1] == "?":
-            raise ValueError(f"the pattern {pattern[:100]!r} has a group that is not known")
+            raise ValueError(f"the pattern {pattern[:100]!r} has an unsupported group")
         shape, end = _alternatives(pattern, match.end(), depth + 1)
         if pattern[end : end + 1] != ")":
-            raise ValueError(f"the pattern {pattern[:100]!r} has a bracket too few")
+            raise ValueError(f"the pattern {pattern[:100]!r} has an unclosed group")
         return shape, end + 1
     if character == "[":
         return _Shape(), _class_end(pattern, at)
     if character == "\\":
         return _Shape(), _escape_end(pattern, at)
     if character in "*+?":
-        raise ValueError(f"the pattern {pattern[:100]!r} repeats nothing")
+        raise ValueError(f"the pattern {pattern[:100]!r} has nothing to repeat")
     return _Shape(), at + 1
 
 
 def _class_end(pattern: str, at: int) -> int:
-    """Where a character class ends; classes may hold classes."""
+    """Returns the index after a character class. Classes may be nested."""
     depth = 0
     while at < len(pattern):
         character = pattern[at]
@@ -151,11 +154,13 @@ def _class_end(pattern: str, at: int) -> int:
         at += 1
         if depth == 0:
             return at
-    raise ValueError(f"the pattern {pattern[:100]!r} has a class without an end")
+    raise ValueError(f"the pattern {pattern[:100]!r} has an unclosed character class")
 
 
 def _escape_end(pattern: str, at: int) -> int:
     match = _ESCAPE.match(pattern, at)
     if match is None:
-        raise ValueError(f"the pattern {pattern[:100]!r} has {pattern[at : at + 2]!r} in it")
+        raise ValueError(
+            f"the pattern {pattern[:100]!r} has the unsupported escape {pattern[at : at + 2]!r}"
+        )
     return match.end()

@@ -1,8 +1,8 @@
-"""The header of a safetensors file, read strictly before any tensor is.
+"""Parses and checks the header of a safetensors file before any tensor is read.
 
-The format is eight bytes (the header's length, little endian), the header in JSON, then the
-tensors' bytes, side by side. The library's own check is the base; this one also wants every name
-once, tensors without holes between them that end with the file, and no empty dimension.
+The format: eight bytes (the header's length, little endian), the header as JSON, then the tensors'
+bytes. Stricter than the library: no duplicate names, no gaps between tensors or after the last
+one, and no empty dimensions.
 """
 
 from __future__ import annotations
@@ -16,12 +16,18 @@ from dlp_edge.untrusted.strict_json import parse
 MAX_HEADER = 4 << 20
 MAX_TENSORS = 20_000
 MAX_RANK = 8
-SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8}  # bytes of what we read
+SIZES = {
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I64": 8,
+}  # bytes per element of the supported types
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A tensor as the header tells of it: `start` and `stop` count from the header's end."""
+    """A tensor as described by the header; `start` and `stop` are offsets from the header's end."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -31,70 +37,76 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Header:
-    """What a header says."""
+    """A parsed header."""
 
     tensors: dict[str, TensorInfo]
     metadata: dict[str, str]
 
 
 def header_size(prefix: bytes, size: int) -> int:
-    """The length of the JSON, of a file's first eight bytes and its size.
+    """Returns the length of the header's JSON.
+
+    Args:
+        prefix: the first eight bytes of the file.
+        size: the file's size in bytes.
 
     Raises:
-        ValueError: the file cannot have such a header.
+        ValueError: the length exceeds the file or MAX_HEADER.
     """
     length = int.from_bytes(prefix[:8], "little")
     if len(prefix) < 8 or length > min(size - 8, MAX_HEADER):
-        raise ValueError("its header is longer than the file or than any real one")
+        raise ValueError("the header is truncated or too long")
     return length
 
 
 def parse_header(text: bytes, content: int) -> Header:
-    """What a header says, checked.
+    """Parses a header.
 
     Args:
         text: the JSON.
-        content: bytes that follow it in the file.
+        content: number of bytes that follow it in the file.
 
     Raises:
-        ValueError: it is damaged, or does not describe exactly these bytes.
+        ValueError: the header is malformed, or does not describe exactly these bytes.
     """
     document = parse(text)
     if not isinstance(document, dict):
-        raise ValueError("its header is no object")
+        raise ValueError("the header is not a JSON object")
     metadata = document.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise ValueError("its metadata is no table of texts")
+        raise ValueError("the metadata does not map strings to strings")
     if len(document) > MAX_TENSORS:
-        raise ValueError(f"it has {len(document)} tensors")
+        raise ValueError(f"{len(document)} tensors, the limit is {MAX_TENSORS}")
     tensors = {name: _tensor(name, entry) for name, entry in document.items()}
     end = 0
     for name, info in sorted(tensors.items(), key=lambda item: item[1].start):
         if info.start != end:
-            kind = "overlaps the one before" if info.start < end else "leaves a hole before it"
-            raise ValueError(f"tensor {name[:200]!r} {kind}")
+            problem = "overlaps the previous one" if info.start < end else "is preceded by a gap"
+            raise ValueError(f"tensor {name[:200]!r} {problem}")
         end = info.stop
     if end != content:
-        raise ValueError(f"its tensors have {end} bytes, and {content} are there")
+        raise ValueError(f"the tensors take {end} bytes, the file has {content}")
     return Header(tensors, metadata)
 
 
 def _tensor(name: str, entry: Any) -> TensorInfo:
     where = f"tensor {name[:200]!r}"
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"{where} has no dtype, shape and data_offsets, or more than these")
+        raise ValueError(f"{where} must have exactly dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in SIZES:
-        raise ValueError(f"{where} has the type {dtype!r}")
+        raise ValueError(f"{where} has the unsupported type {dtype!r}")
     if not _whole_numbers(shape) or len(shape) > MAX_RANK:
-        raise ValueError(f"{where} has no shape")
+        raise ValueError(f"{where} has an invalid shape")
     if not _whole_numbers(offsets) or len(offsets) != 2:
-        raise ValueError(f"{where} has no offsets")
+        raise ValueError(f"{where} has invalid offsets")
     if 0 in shape:
         raise ValueError(f"{where} has an empty dimension")
     start, stop = offsets
     if stop - start != math.prod(shape) * SIZES[dtype]:
-        raise ValueError(f"{where} has {stop - start} bytes for the shape {shape}")
+        raise ValueError(
+            f"{where} has {stop - start} bytes, which does not match the shape {shape}"
+        )
     return TensorInfo(dtype, tuple(shape), start, stop)
 
 
@@ -103,6 +115,6 @@ def _whole_numbers(value: Any) -> bool:
 
 
 def check_bytes(data: bytes) -> Header:
-    """The header of a whole file in memory; see `parse_header`."""
+    """Parses the header of a file in memory; see `parse_header`."""
     length = header_size(data[:8], len(data))
     return parse_header(data[8 : 8 + length], len(data) - 8 - length)

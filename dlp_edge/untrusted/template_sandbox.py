@@ -1,12 +1,12 @@
-"""Chat templates from strangers: Jinja's sandbox, and limits on time, size and steps.
+"""Runs untrusted chat templates in Jinja's sandbox, with limits on time, size and steps.
 
-Jinja's sandbox keeps a template away from Python's insides; it does not keep it from writing
-200 MB or from looping for a day. So everything that a template can repeat or enlarge is counted
-against a budget: each turn of a loop, each call and filter, each piece of output, each list. What
-can make much of little in one step (`*`, `**`, `%`, formatting, padding) is not there at all.
+Jinja's sandbox keeps a template away from Python's internals, but lets it write 200 MB or loop for
+a day. So everything a template can repeat or enlarge counts against a budget: loop iterations,
+calls and filters, output, and lists. Operations that enlarge a value in one step (`*` and `%`
+on text, `**`, formatting, padding) are not available.
 
-What is left: a step between two counts works on values within these limits, so a template can
-take somewhat longer than the time limit, by the time of one such step.
+Limitation: the time is checked between steps, so a template can exceed the time limit by the
+duration of one step on values within these limits.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 MAX_SECONDS = 2.0
 MAX_STEPS = 2_000_000
 MAX_CHARACTERS = 16 << 20
-MAX_ITEMS = 100_000  # of a list or table, with all that lies in it
+MAX_ITEMS = 100_000  # of a list or dict, including nested items
 MAX_SOURCE = 256 << 10
 
 _FILTERS = (
@@ -49,11 +49,11 @@ _DATE = re.compile(r"(?:%[-#]?[A-Za-z%]|[^%])*")
 
 
 class HostileTemplateError(TemplateError):
-    """A template takes or makes too much: no messages are to blame."""
+    """The template itself, not the messages, exceeds its budget."""
 
 
 class Budget:
-    """What one rendering may still spend."""
+    """The remaining steps, characters and time of one rendering."""
 
     def __init__(self) -> None:
         self._steps = MAX_STEPS
@@ -61,20 +61,20 @@ class Budget:
         self._end = perf_counter() + MAX_SECONDS
 
     def step(self, count: int = 1) -> None:
-        """Counts steps. Raises TemplateError where there were too many, or time is up."""
+        """Counts steps. Raises HostileTemplateError when steps or time run out."""
         self._steps -= count
         if self._steps < 0 or perf_counter() > self._end:
-            raise HostileTemplateError("the chat template does not come to an end")
+            raise HostileTemplateError("the chat template runs too long")
 
     def text(self, length: int) -> None:
-        """Counts characters that come to be."""
+        """Counts characters produced."""
         self.step()
         self._characters -= length
         if self._characters < 0:
-            raise HostileTemplateError("the chat template writes too much")
+            raise HostileTemplateError("the chat template produces too much text")
 
     def value(self, value: Any) -> Any:
-        """Counts a value; gives it back."""
+        """Counts a value and returns it."""
         if isinstance(value, str):
             self.text(len(value))
         elif isinstance(value, (list, tuple, dict)):
@@ -88,7 +88,7 @@ _budget: ContextVar[Budget] = ContextVar("budget")
 
 
 class SandboxedEnvironment(ImmutableSandboxedEnvironment):
-    """An environment whose templates spend a `Budget` (of `render`)."""
+    """A Jinja environment whose templates run within the `Budget` set by `render`."""
 
     intercepted_binops = frozenset(("+", "-", "*", "/", "//", "**", "%"))
 
@@ -97,11 +97,11 @@ class SandboxedEnvironment(ImmutableSandboxedEnvironment):
             trim_blocks=True,
             lstrip_blocks=True,
             extensions=["jinja2.ext.loopcontrols"],
-            optimized=False,  # nothing is worked out while compiling: that has no budget
+            optimized=False,  # no constant folding: compilation has no budget
             finalize=_finalize,
         )
         self.filters = {name: _counted(self.filters[name]) for name in _FILTERS}
-        self.filters |= {"tojson": _counted(_to_json), "_turns": _turns, "_text": _text}
+        self.filters |= {"tojson": _counted(_to_json), "_iterations": _iterations, "_text": _text}
         self.filters |= {"_joined": _joined, "_value": lambda value: _budget.get().value(value)}
         self.filters["replace"] = _counted(_replace)
         self.filters["join"] = _counted(_join)
@@ -121,7 +121,7 @@ class SandboxedEnvironment(ImmutableSandboxedEnvironment):
         budget.step()
         owner = getattr(callee, "__self__", None)
         if isinstance(owner, str) and callee.__name__ in ("replace", "join"):
-            for name in ("_loop_vars", "_block_vars"):  # Jinja's own, for its own functions
+            for name in ("_loop_vars", "_block_vars"):  # passed by Jinja for its own functions
                 kwargs.pop(name, None)
         if isinstance(owner, str) and callee.__name__ == "replace":
             return budget.value(_replace(owner, *args, **kwargs))
@@ -136,7 +136,7 @@ class SandboxedEnvironment(ImmutableSandboxedEnvironment):
         return super().is_safe_attribute(obj, attr, value)
 
     def wrap_str_format(self, value: Any) -> None:
-        """No formatting: a width is enough to fill a memory."""
+        """Disables str.format: a width alone can exhaust memory."""
 
     def is_safe_callable(self, obj: Any) -> bool:
         if isinstance(obj, type):
@@ -152,7 +152,7 @@ class SandboxedEnvironment(ImmutableSandboxedEnvironment):
         numbers = isinstance(left, (int, float)) and isinstance(right, (int, float))
         if not numbers or operator == "**" or max(abs(left), abs(right)) > 1e15:
             raise HostileTemplateError(
-                f"the chat template uses {operator} on what is no small number"
+                f"the chat template uses {operator} on a large number or a non-number"
             )
         budget.step()
         return super().call_binop(context, operator, left, right)
@@ -169,11 +169,11 @@ class SandboxedEnvironment(ImmutableSandboxedEnvironment):
 
 
 def render(template: Template, **values: Any) -> str:
-    """Renders within a budget of its own.
+    """Renders a template within a new budget.
 
     Raises:
-        TemplateError: the template takes or makes too much.
-        Exception: whatever else goes wrong in it.
+        HostileTemplateError: the template exceeds its budget.
+        Exception: any other error in the template.
     """
     token = _budget.set(Budget())
     try:
@@ -183,13 +183,13 @@ def render(template: Template, **values: Any) -> str:
 
 
 def _count_all(template: nodes.Template) -> nodes.Template:
-    """Puts a count on all that a template can repeat or enlarge."""
+    """Instruments everything that a template can repeat or enlarge."""
     for loop in template.find_all(nodes.For):
         if loop.recursive:
             raise TemplateError("recursive loops are not supported")
-        loop.iter = _filtered(loop.iter, "_turns")
+        loop.iter = _filtered(loop.iter, "_iterations")
     for node in template.find_all((nodes.Extends, nodes.Include, nodes.Import, nodes.FromImport)):
-        raise TemplateError(f"a chat template has no {type(node).__name__.lower()}")
+        raise TemplateError(f"{type(node).__name__.lower()} is not supported in a chat template")
     for output in template.find_all(nodes.Output):
         output.nodes = [
             _filtered(nodes.Const(part.data), "_text")
@@ -202,7 +202,7 @@ def _count_all(template: nodes.Template) -> nodes.Template:
 
 
 def _replace_inside(node: nodes.Node) -> None:
-    """Replaces, below a node, what joins text and what makes lists by their counted forms."""
+    """Replaces concatenations and list, tuple and dict literals below a node by counted ones."""
     for name, value in list(node.iter_fields()):
         if isinstance(value, nodes.Node):
             _replace_inside(value)
@@ -227,13 +227,13 @@ def _filtered(node: Any, name: str) -> nodes.Filter:
     return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno or 1)
 
 
-@pass_context  # which also keeps Jinja from working out constants while compiling
+@pass_context  # also prevents constant folding while compiling
 def _finalize(context: Context, value: Any) -> Any:
     return _as_text(value)
 
 
 def _as_text(value: Any) -> Any:
-    """A value as it is written, counted before it is made into text."""
+    """Converts a value to output text; containers are counted before conversion."""
     if not isinstance(value, (str, int, float, Undefined, type(None))):
         _budget.get().step(_items(value))
     text = value if isinstance(value, Undefined) else str(value)
@@ -242,22 +242,22 @@ def _as_text(value: Any) -> Any:
 
 
 def _items(value: Any) -> int:
-    """How many values a list or table holds, at all depths. Raises TemplateError for too many."""
-    count, waiting = 0, [value]
-    while waiting:
-        inner = waiting.pop()
+    """Counts the values in a container at all depths. Raises HostileTemplateError if too many."""
+    count, pending = 0, [value]
+    while pending:
+        inner = pending.pop()
         count += 1
         if isinstance(inner, Mapping):
-            waiting += inner.values()
+            pending += inner.values()
         elif isinstance(inner, (list, tuple)):
-            waiting += inner
-        if count + len(waiting) > MAX_ITEMS:
-            raise HostileTemplateError("the chat template makes too long a list")
+            pending += inner
+        if count + len(pending) > MAX_ITEMS:
+            raise HostileTemplateError("the chat template creates too long a list")
     return count
 
 
-def _turns(value: Any) -> Iterable[Any]:
-    """What a loop goes through, its turns counted."""
+def _iterations(value: Any) -> Iterable[Any]:
+    """Counts the iterations of a loop over `value`."""
     if isinstance(value, (str, list, tuple, dict, range)):
         _budget.get().step(len(value))
         return value
@@ -272,7 +272,7 @@ def _stepped(values: Iterable[Any]) -> Iterator[Any]:
 
 
 def _text(text: str) -> str:
-    return text  # `_finalize` counts it; this keeps it from being put together while compiling
+    return text  # `_finalize` counts it; the filter prevents constant folding
 
 
 def _joined(values: list[Any]) -> str:
@@ -280,7 +280,7 @@ def _joined(values: list[Any]) -> str:
 
 
 def _counted(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter that counts its call and what it gives."""
+    """Wraps a filter so that its call, arguments and result are counted."""
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -288,8 +288,8 @@ def _counted(function: Callable[..., Any]) -> Callable[..., Any]:
         for value in args:
             if isinstance(value, (list, tuple, dict)):
                 budget.step(_items(value))
-        found = function(*args, **kwargs)
-        return _stepped(found) if isinstance(found, Iterator) else budget.value(found)
+        result = function(*args, **kwargs)
+        return _stepped(result) if isinstance(result, Iterator) else budget.value(result)
 
     return call
 
@@ -312,7 +312,7 @@ def _range(*args: Any) -> range:
     numbers = range(*args)
     _budget.get().step(len(numbers))
     if len(numbers) > MAX_ITEMS:
-        raise HostileTemplateError("the chat template makes too long a list")
+        raise HostileTemplateError("the chat template creates too long a list")
     return numbers
 
 
@@ -323,11 +323,11 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """transformers' filter; Jinja's own escapes for HTML, chat templates expect plain JSON."""
+    """The `tojson` of transformers: plain JSON, where Jinja's own escapes HTML."""
     if indent is not None and not 0 <= indent <= 8:
-        raise HostileTemplateError("the chat template indents by too much")
+        raise HostileTemplateError("the chat template uses too large an indent")
     if separators is not None and max(map(len, separators)) > 4:
-        raise HostileTemplateError("the chat template separates by too much")
+        raise HostileTemplateError("the chat template uses too long a separator")
     return json.dumps(
         value,
         ensure_ascii=ensure_ascii,
@@ -339,7 +339,7 @@ def _to_json(
 
 def _now(form: str) -> str:
     if len(form) > 100 or not _DATE.fullmatch(form):
-        raise HostileTemplateError("the chat template asks for a date in a form that is not known")
+        raise HostileTemplateError("the chat template uses an unsupported date format")
     return datetime.now().strftime(form)
 
 

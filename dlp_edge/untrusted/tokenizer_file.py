@@ -1,7 +1,7 @@
-"""A `tokenizer.json` from a stranger: what it may hold, and a library that may panic over it.
+"""Loads an untrusted `tokenizer.json`, and guards against panics of the tokenizers library.
 
-The tokenizers library is Rust; where it did not expect something it panics, which Python sees as
-a `PanicException`, no `Exception`. So it is caught by name, while loading and in every later call.
+The library is written in Rust. A panic reaches Python as a `PanicException`, which is not an
+`Exception`, so it is caught by name, both while loading and in every later call.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dlp_edge.errors import BundleError
 from dlp_edge.untrusted.regex_check import check_pattern
 
 MAX_PIECES = 64  # normalizers, pre-tokenizers, decoders together
-MAX_GROWTH = 64  # what replacements may make of one character, one after the other
+MAX_GROWTH = 64  # characters that all replacements together may produce from one
 MAX_STRING = 2_000
 _PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 _BLOBS = ("precompiled_charsmap",)  # 0.3 MB of base64 in real files
@@ -27,47 +27,47 @@ T = TypeVar("T")
 
 
 def load_tokenizer(data: bytes, vocab_size: int | None = None) -> Tokenizer:
-    """A tokenizer without its padding and truncation.
+    """Loads a tokenizer, without padding and truncation.
 
     Args:
-        vocab_size: ids that there may be; None: any number.
+        vocab_size: the maximum number of tokens; None for no limit.
 
     Returns:
-        What can be called as a Tokenizer: those of its methods that this package uses.
+        A `GuardedTokenizer`, which has the Tokenizer methods that this package uses.
 
     Raises:
-        ValueError: the bytes are no tokenizer, or not a harmless one.
+        ValueError: the bytes are not a tokenizer, or it exceeds the limits.
     """
     try:
         tokenizer = _without_panic(lambda: Tokenizer.from_buffer(data))
         _without_panic(tokenizer.no_padding)
         _without_panic(tokenizer.no_truncation)
-        # The library's own view of what it has read: a second parser might see another file.
+        # Check the library's own state: a second parser might read the file differently.
         states = [_state(tokenizer, name) for name in _PARTS]
         size = _without_panic(tokenizer.get_vocab_size)
     except Exception as error:  # the library raises bare Exception
         raise ValueError(str(error)[:300]) from error
     pieces = [piece for state in states for piece in _objects(state)]
     if len(pieces) > MAX_PIECES * len(_PARTS):
-        raise ValueError(f"it has {len(pieces)} parts")
+        raise ValueError(f"{len(pieces)} components, the limit is {MAX_PIECES * len(_PARTS)}")
     growth = 1
     for piece in pieces:
         growth *= _check_piece(piece)
     if growth > MAX_GROWTH:
-        raise ValueError("its replacements make too much of a text")
+        raise ValueError("the replacements expand a text too much")
     if vocab_size is not None and size > vocab_size:
-        raise ValueError(f"it has {size} tokens, the backbone {vocab_size}")
+        raise ValueError(f"{size} tokens, the backbone has {vocab_size}")
     try:
         _without_panic(lambda: tokenizer.decode(tokenizer.encode(_PROBE).ids))
     except Exception as error:
-        raise ValueError(f"it fails on plain text: {str(error)[:200]}") from error
+        raise ValueError(f"fails on plain text: {str(error)[:200]}") from error
     return cast("Tokenizer", GuardedTokenizer(tokenizer))
 
 
 class GuardedTokenizer:
-    """A tokenizer whose panics are a BundleError.
+    """A tokenizer that raises BundleError where the library would panic.
 
-    Some depend on the text: a pattern that gives up over it, a table that has no entry.
+    Some panics depend on the text, such as a pattern that gives up or a missing table entry.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -102,13 +102,13 @@ class GuardedTokenizer:
             return _without_panic(call)
         except Exception as error:  # the library raises bare Exception
             raise BundleError(
-                f"the bundle's tokenizer fails on a text ({str(error)[:200]})",
+                f"the bundle's tokenizer failed on a text ({str(error)[:200]})",
                 "Export the bundle again, with another tokenizer",
             ) from error
 
 
 def _without_panic(call: Callable[[], T]) -> T:
-    """The call's result. Raises ValueError for a panic of the library."""
+    """Returns the call's result. Raises ValueError if the library panics."""
     try:
         return call()
     except BaseException as error:
@@ -123,7 +123,7 @@ def _state(tokenizer: Tokenizer, name: str) -> Any:
 
 
 def _objects(state: Any) -> Iterator[dict[str, Any]]:
-    """Every object in it. The library reads no file that is nested deeper than 128 levels."""
+    """Yields every object in `state`. Recursion is safe: the library limits nesting to 128."""
     if isinstance(state, dict):
         yield state
     for inner in state.values() if isinstance(state, dict) else state or ():
@@ -132,14 +132,14 @@ def _objects(state: Any) -> Iterator[dict[str, Any]]:
 
 
 def _check_piece(piece: dict[str, Any]) -> int:
-    """How many characters it can make of one.
+    """Returns how many characters a component can produce from one.
 
     Raises:
-        ValueError: it holds a text or a pattern that no real tokenizer has.
+        ValueError: a string is too long, or a pattern is unsafe.
     """
     for name, value in piece.items():
         if isinstance(value, str) and len(value) > MAX_STRING and name not in _BLOBS:
-            raise ValueError(f"its {name[:100]} has {len(value)} characters")
+            raise ValueError(f"{name[:100]} has {len(value)} characters, the limit is {MAX_STRING}")
         if name == "Regex":
             check_pattern(value)
     kind = piece.get("type")

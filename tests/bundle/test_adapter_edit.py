@@ -143,7 +143,7 @@ class TestRefusals:
         ("arguments", "kind", "cause"),
         [
             ({"name": "sql"}, UsageError, "has an adapter 'sql' already"),
-            ({"name": "a b"}, AdapterError, "no name for an adapter"),
+            ({"name": "a b"}, AdapterError, "not a valid adapter name"),
             ({"peft_dir": "nowhere"}, AdapterError, "cannot be read"),
             ({"examples": "one text"}, UsageError, "not a list"),
             ({"examples": PARROT[:2]}, UsageError, "2 examples"),

@@ -92,6 +92,21 @@ def test_manifests_that_are_no_json_are_refused(bundle_copy: Path, content: byte
         open_bundle(bundle_copy)
 
 
+@pytest.mark.parametrize("part", ["manifest", "backbone"])
+def test_an_unknown_field_may_be_of_a_later_release(bundle_copy: Path, part: str) -> None:
+    edit(bundle_copy, lambda m: (m if part == "manifest" else m[part]).update(later=1))
+    with pytest.raises(BundleError, match=r"later is unknown") as raised:
+        open_bundle(bundle_copy)
+    assert raised.value.remedy == "Update dlp-edge, or export the bundle again"
+
+
+def test_a_missing_field_means_a_damaged_bundle(bundle_copy: Path) -> None:
+    edit(bundle_copy, lambda m: m["backbone"].pop("dtype"))
+    with pytest.raises(BundleError, match=r"backbone\.dtype is missing") as raised:
+        open_bundle(bundle_copy)
+    assert "Update" not in raised.value.remedy
+
+
 def test_a_folder_without_manifest_is_no_bundle(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="no manifest"):
         open_bundle(tmp_path)

@@ -205,9 +205,9 @@ def rsa_key() -> bytes:
 @pytest.mark.parametrize(
     ("content", "cause"),
     [
-        (b"", "no public key"),
-        (b"x" * 100, "no public key"),
-        (b"-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n", "no public key"),
+        (b"", "not a PEM public key"),
+        (b"x" * 100, "not a PEM public key"),
+        (b"-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n", "not a PEM public key"),
         (b"x" * 100_000, "too large"),
         (rsa_key, "not an Ed25519"),
     ],
@@ -225,7 +225,7 @@ def test_files_that_are_no_key(
 def test_keys_in_each_others_place(key: Path, public: Path, bundle_copy: Path) -> None:
     with pytest.raises(UsageError, match="private one"):
         TrustedKey(key)
-    with pytest.raises(UsageError, match="no private key"):
+    with pytest.raises(UsageError, match="not a PEM private key"):
         sign_bundle(bundle_copy, public)
     with pytest.raises(UsageError, match="cannot be read"):
         TrustedKey(key.parent / "missing")

@@ -26,7 +26,7 @@ def test_no_template_is_the_text_itself() -> None:
 
 def test_template_cannot_leave_its_sandbox() -> None:
     source = "{{ messages.__class__.__mro__[-1].__subclasses__() }}"
-    with pytest.raises(BundleError, match="not harmless"):
+    with pytest.raises(BundleError, match="template is unsafe"):
         ChatTemplate(source).render([{"role": "user", "content": "hi"}])
 
 
@@ -88,13 +88,13 @@ def test_detokeniser_survives_cut_characters() -> None:
 
 @pytest.mark.parametrize("body", ["1 / 0", "messages[9].content"])
 def test_template_failures_are_usage_errors(body: str) -> None:
-    with pytest.raises(UsageError, match="refuses"):
+    with pytest.raises(UsageError, match="rejects these messages"):
         ChatTemplate("{{ " + body + " }}").render([{"role": "user", "content": "hi"}])
 
 
 @pytest.mark.parametrize("body", ["1 + 'a'", "range(10 ** 9)"])
 def test_templates_that_could_grow_are_the_bundles_fault(body: str) -> None:
-    with pytest.raises(BundleError, match="not harmless"):
+    with pytest.raises(BundleError, match="template is unsafe"):
         ChatTemplate("{{ " + body + " }}").render([{"role": "user", "content": "hi"}])
 
 
