@@ -1,4 +1,11 @@
-"""The contents of a bundle's `manifest.json`, as dataclasses."""
+"""The contents of a bundle's `manifest.json`, as dataclasses.
+
+Compatibility: a field added within a VERSION is optional. It has a default that means what its
+absence meant before, and it is listed in `manifest_parser.OPTIONAL`. Every other change of a field
+(required, renamed, removed, another type or meaning) raises VERSION. Readers refuse unknown fields
+and other versions, so newer readers load older bundles of the same version, not the reverse.
+A default alone makes no field optional: `edition` has one for callers and is always in the file.
+"""
 
 from __future__ import annotations
 

@@ -9,7 +9,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, Literal, TypeVar
 
-from dlp_edge.bundle.manifest import ADAPTER_NAME, BackboneEntry, Manifest, RouterEntry, Slot
+from dlp_edge.bundle.manifest import (
+    ADAPTER_NAME,
+    BackboneEntry,
+    Manifest,
+    RouterEntry,
+    RouterSettings,
+    Slot,
+)
 from dlp_edge.errors import DlpEdgeError
 
 # Far above every real model, yet small enough that derived sizes cannot overflow.
@@ -33,10 +40,8 @@ TARGETS = ("cpu", "cuda")
 FORMATS = ("int8", "int4", "nf4", "fp16", "fp32")
 ROUTERS = ("mlp", "albert")
 
-# How the format evolves: a reader refuses unknown fields. Fields in OPTIONAL were added after the
-# format; if missing, they take the dataclass default, so they need no new version. Any other
-# change to the fields bumps VERSION.
-OPTIONAL = {"spread"}
+# Fields that were added within the current version of the format; `manifest.py` has the rule.
+OPTIONAL = frozenset({(RouterSettings, "spread")})
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -61,9 +66,10 @@ def parse(kind: type[T], value: Any, where: str) -> T:
         raise ValueError(f"{where} is not an object")
     hints = typing.get_type_hints(kind)
     names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    required = {name for name in names if (kind, name) not in OPTIONAL}
     if unknown := value.keys() - names:
         raise UnknownFieldError(f"{where}.{min(unknown)[:100]} is unknown")
-    if missing := names - value.keys() - OPTIONAL:
+    if missing := required - value.keys():
         raise ValueError(f"{where}.{min(missing)} is missing")
     values = {name: _convert(hints[name], value[name], f"{where}.{name}") for name in value}
     try:
