@@ -92,10 +92,10 @@ def _adapters(chat: Chat, _: str) -> None:
         unknown = "" if adapter.routed else "  (pinned only: the router does not know it)"
         label = output.paint(f"{adapter.name:<16}", tints[adapter.name], chat.out)
         chat.say(f"{label} rank {adapter.rank}{unknown}{weight}")
-    chat.say(_steering(chat))
+    chat.say(_routing_line(chat))
 
 
-def _steering(chat: Chat) -> str:
+def _routing_line(chat: Chat) -> str:
     pinned = chat.options.get("adapters")
     return "routed" if pinned is None else f"pinned: {output.fusion_label(pinned)}"
 
@@ -105,14 +105,14 @@ def _pin(chat: Chat, rest: str) -> None:
 
     weights = {} if rest == "base" else parse_adapters(rest)
     chat.options["adapters"] = parse_weights(weights, chat.names)
-    chat.say(_steering(chat))
+    chat.say(_routing_line(chat))
 
 
 def _route(chat: Chat, _: str) -> None:
     if not any(adapter.routed for adapter in chat.runtime.adapters):
         raise UsageError("the bundle has no router", "Pin adapters with /pin")
     chat.options.pop("adapters", None)
-    chat.say(_steering(chat))
+    chat.say(_routing_line(chat))
 
 
 def _reset(chat: Chat, _: str) -> None:
@@ -149,7 +149,7 @@ def _load(chat: Chat, rest: str) -> None:
 
 def _stats(chat: Chat, _: str) -> None:
     chat.say(f"{len(chat.session.messages)} messages, {chat.session.dropped} dropped")
-    chat.say(_steering(chat))
+    chat.say(_routing_line(chat))
     if chat.last is not None:
         chat.say(output.speed_of(chat.last))
 

@@ -20,67 +20,71 @@ def add_output(parser: argparse.ArgumentParser) -> None:
 
 
 def add_bundle(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", type=Path, help="the bundle's folder")
+    parser.add_argument("bundle", type=Path, help="bundle folder")
 
 
 def add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--max-context", type=int, default=4096, metavar="TOKENS")
-    parser.add_argument("--threads", type=int, help="processor threads")
+    parser.add_argument("--threads", type=int, help="CPU threads")
 
 
 def add_routing(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("routing (default: the bundle's own)")
+    group = parser.add_argument_group("routing (defaults: the bundle's)")
     rules = [rule.replace("_", "-") for rule in get_args(SelectRule)]
     group.add_argument("--select", choices=rules, help="selection rule")
     group.add_argument("--p", type=float, help="p of nucleus and threshold")
     group.add_argument("--k", type=int, help="k of top-k")
     group.add_argument("--weigh", choices=get_args(WeighRule), help="fusion weights")
-    group.add_argument("--min-confidence", type=float, help="below it the base model answers")
-    group.add_argument("--forbid", help="adapters not to pick, as a,b")
+    group.add_argument("--min-confidence", type=float, help="below this the base model answers")
+    group.add_argument("--forbid", help="adapters that must not be picked: a,b")
 
 
 def add_generation(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("generation")
     group.add_argument("--adapters", help="pin adapters: a,b=0.3; '' is the base model")
-    add_course(group)
+    add_schedule(group)
     group.add_argument("--max-new-tokens", type=int)
-    group.add_argument("--temperature", type=float, help="0 (greedy) by default")
+    group.add_argument("--temperature", type=float, help="0 is greedy (default)")
     group.add_argument("--top-p", type=float)
     group.add_argument("--top-k", type=int)
     group.add_argument("--min-p", type=float)
     group.add_argument("--repetition-penalty", type=float)
     group.add_argument("--seed", type=int)
-    group.add_argument("--stop", action="append", metavar="TEXT", help="may be repeated")
+    group.add_argument("--stop", action="append", metavar="TEXT", help="stop string; repeatable")
     group.add_argument(
         "--no-repetition-stop",
         dest="repetition_stop",
         action="store_false",
         default=None,
-        help="let an answer repeat its sentences",
+        help="do not stop an answer that repeats its sentences",
     )
     group.add_argument(
         "--speculate",
         action="store_true",
         default=None,
-        help="several tokens in one pass where the answer copies; the same answer",
+        help="prompt-lookup decoding: same answer, faster where it copies",
     )
     group.add_argument(
-        "--json-schema", type=Path, metavar="FILE", help="the answer is JSON that follows it"
+        "--json-schema", type=Path, metavar="FILE", help="constrain the answer to this JSON schema"
     )
 
 
-def add_course(parser: argparse._ActionsContainer) -> None:
-    """How routing goes on in the course of an answer."""
-    parser.add_argument("--kv", choices=get_args(KvPolicy), help="cache on a change of fusion")
-    parser.add_argument("--route-every", choices=get_args(RouteEvery), help="(sentence)")
+def add_schedule(parser: argparse._ActionsContainer) -> None:
+    """When to route, and what happens to the KV cache."""
     parser.add_argument(
-        "--inertia", type=float, help="what the decision before counts at a sentence start (0)"
+        "--kv", choices=get_args(KvPolicy), help="KV cache on a change of fusion (keep)"
+    )
+    parser.add_argument(
+        "--route-every", choices=get_args(RouteEvery), help="when to route (sentence)"
+    )
+    parser.add_argument(
+        "--inertia", type=float, help="weight of the previous decision at a sentence start (0)"
     )
 
 
 def whole_number(least: int) -> Callable[[str], int]:
-    """The `type` of an argument that is a whole number, `least` or more."""
+    """An argument type: a whole number of at least `least`."""
 
     def number(text: str) -> int:
         value = int(text)
@@ -95,12 +99,12 @@ def whole_numbers(text: str) -> tuple[int, ...]:
     """`2,3` as (2, 3).
 
     Raises:
-        UsageError: something in it is no whole number.
+        UsageError: an item is not a whole number.
     """
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
-        raise UsageError(f"{text!r} is no list of whole numbers", "Write it as 2,3") from error
+        raise UsageError(f"{text!r} is not a list of whole numbers", "Write it as 2,3") from error
 
 
 _PLAIN = (
@@ -110,8 +114,7 @@ _PLAIN = (
 
 
 def request_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The keyword arguments for `Runtime.generate` or `Runtime.route`; what was not given is
-    left out."""
+    """Keyword arguments for `Runtime.generate` or `Runtime.route`, without those not given."""
     given = {name: getattr(arguments, name, None) for name in _PLAIN}
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if arguments.select is not None:
@@ -126,10 +129,10 @@ def request_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def read_text(path: Path) -> str:
-    """The content of a text file that an argument names.
+    """The content of a text file given as an argument.
 
     Raises:
-        UsageError: it cannot be read.
+        UsageError: the file cannot be read.
     """
     try:
         return path.read_text(encoding="utf-8")

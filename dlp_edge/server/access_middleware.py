@@ -16,7 +16,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dlp_edge.server.body import drain
-from dlp_edge.server.http_errors import Problem
+from dlp_edge.server.http_errors import HttpError
 
 
 @dataclass(frozen=True)
@@ -51,19 +51,19 @@ class Guard:
         await drain(receive)
         await problem.response()(scope, receive, send)
 
-    def _refusal(self, scope: Scope) -> Problem | None:
+    def _refusal(self, scope: Scope) -> HttpError | None:
         headers = Headers(scope=scope)
         host, origin = headers.get("host", ""), headers.get("origin")
         if not _is_own_name(host, self._access.hosts):
-            return Problem(403, f"The host {host!a} is not allowed. Allow it with --allow-host.")
+            return HttpError(403, f"The host {host!a} is not allowed. Allow it with --allow-host.")
         if origin is not None and origin not in self._access.origins:
-            return Problem(
+            return HttpError(
                 403, f"Pages of {origin!a} are not allowed. Allow them with --allow-origin."
             )
         if self._access.key is None or scope["path"] == "/health":
             return None
         if not _carries(headers.get("authorization", ""), self._access.key):
-            return Problem(
+            return HttpError(
                 401,
                 "The API key is missing or wrong. Send it as Authorization: Bearer KEY.",
                 code="invalid_api_key",

@@ -17,9 +17,9 @@ from dlp_edge.runtime.runtime import Runtime
 from dlp_edge.runtime.stream import AsyncStream
 from dlp_edge.server.body import read_json
 from dlp_edge.server.chat_request import ChatRequest, Models, parse_request
-from dlp_edge.server.http_errors import Problem, problem_of
+from dlp_edge.server.http_errors import HttpError, to_http_error
 from dlp_edge.server.openai_schema import AnswerDocuments, Document
-from dlp_edge.server.request_queue import Gate
+from dlp_edge.server.request_queue import RequestQueue
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Answering:
         self._runtime = runtime
         self._models = models
         self._limits = limits
-        self._gate = Gate(limits.waiting)
+        self._queue = RequestQueue(limits.waiting)
         self._running: AsyncStream | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -70,12 +70,12 @@ class Answering:
         except ClientDisconnect:
             pass
         except Exception as error:  # all of which is raised before a response began
-            await self._problem(error).response()(scope, receive, send)
+            await self._http_error(error).response()(scope, receive, send)
 
     async def _serve(self, body: Mapping[str, Any], request: Request, send: Send) -> None:
         limits = self._limits
         order = parse_request(body, self._models, limits.messages, limits.new_tokens)
-        with self._gate.place():
+        with self._queue.place():
             # On a thread, because reading a long prompt takes its time.
             stream = AsyncStream(
                 await asyncio.to_thread(self._runtime.stream, order.messages, **order.options)
@@ -88,7 +88,7 @@ class Answering:
 
     async def stop(self, grace: float) -> None:
         """Turns away who waits, and ends the answer under way after `grace` seconds."""
-        self._gate.closed = True
+        self._queue.closed = True
         await asyncio.sleep(grace)
         if self._running is not None:
             self._running.cancel()
@@ -96,7 +96,7 @@ class Answering:
     async def _send_whole(
         self, order: ChatRequest, stream: AsyncStream, request: Request, send: Send
     ) -> None:
-        async with self._turn(stream):
+        async with self._slot(stream):
             async for _ in stream:
                 pass
         document = AnswerDocuments(order.model).whole(stream.reply)
@@ -105,7 +105,7 @@ class Answering:
     async def _send_pieces(self, order: ChatRequest, stream: AsyncStream, events: _Events) -> None:
         documents = AnswerDocuments(order.model)
         try:
-            async with self._turn(stream):
+            async with self._slot(stream):
                 async for chunk in stream:
                     if not events.begun:
                         await events.send(documents.first())
@@ -115,7 +115,7 @@ class Answering:
         except Exception as error:
             if not events.begun:
                 raise  # the status can still say so
-            await events.send(self._problem(error).document)
+            await events.send(self._http_error(error).document)
         else:
             if not events.begun:  # an answer without text
                 await events.send(documents.first())
@@ -124,17 +124,17 @@ class Answering:
                 await events.send(documents.usage(stream.reply))
         await events.end()
 
-    def _problem(self, error: Exception) -> Problem:
-        problem = problem_of(error)
-        if problem.status == 500:
+    def _http_error(self, error: Exception) -> HttpError:
+        http_error = to_http_error(error)
+        if http_error.status == 500:
             self._on_error(error)
-        return problem
+        return http_error
 
     @asynccontextmanager
-    async def _turn(self, stream: AsyncStream) -> AsyncIterator[None]:
+    async def _slot(self, stream: AsyncStream) -> AsyncIterator[None]:
         """The turn of one request, after which its stream is over in any case."""
         try:
-            async with self._gate.turn():
+            async with self._queue.slot():
                 self._running = stream
                 try:
                     yield

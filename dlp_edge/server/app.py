@@ -17,7 +17,7 @@ from dlp_edge.runtime.runtime import Runtime
 from dlp_edge.server.access_middleware import Access, Guard
 from dlp_edge.server.answering import Answering
 from dlp_edge.server.chat_request import Models
-from dlp_edge.server.http_errors import Problem
+from dlp_edge.server.http_errors import HttpError
 from dlp_edge.server.openai_schema import model_document, model_list
 
 
@@ -47,7 +47,7 @@ def build_app(runtime: Runtime, answering: Answering, models: Models, access: Ac
         name = request.path_params["name"]
         if name not in models:
             what = f"The model {name!a} does not exist."
-            return Problem(404, what, "model", "model_not_found").response()
+            return HttpError(404, what, "model", "model_not_found").response()
         return JSONResponse(model_document(name, created))
 
     middleware = [Middleware(Guard, access)]
@@ -75,4 +75,4 @@ async def _refuse_path(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
     what = f"{request.method} {request.url.path!a} is not served here."
     headers = dict(error.headers or {}) if isinstance(error, HTTPException) else None
-    return Problem(status, what, headers=headers).response()
+    return HttpError(status, what, headers=headers).response()

@@ -10,7 +10,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.types import Receive
 
-from dlp_edge.server.http_errors import Problem
+from dlp_edge.server.http_errors import HttpError
 
 TIMEOUT = 30.0  # seconds that a body may take to arrive
 DRAIN_BYTES = 64 << 20
@@ -21,17 +21,17 @@ async def read_json(request: Request, limit: int) -> dict[str, Any]:
     """The body as a JSON object.
 
     Raises:
-        Problem: 400 it is none, 408 too slow, 413 larger than `limit` bytes, 415 another type.
+        HttpError: 400 it is none, 408 too slow, 413 larger than `limit` bytes, 415 another type.
         ClientDisconnect: the client went away.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":  # what a page can post without asking is never JSON
         await drain(request.receive)
-        raise Problem(415, f"The content type is {kind!a}. Send application/json.")
+        raise HttpError(415, f"The content type is {kind!a}. Send application/json.")
     try:
         text = await asyncio.wait_for(_read(request, limit), TIMEOUT)
     except asyncio.TimeoutError:
-        raise Problem(408, f"The body took more than {TIMEOUT:.0f} s to arrive.") from None
+        raise HttpError(408, f"The body took more than {TIMEOUT:.0f} s to arrive.") from None
     return _parse(text)
 
 
@@ -56,7 +56,7 @@ async def _read(request: Request, limit: int) -> bytes:
         text += piece
         if len(text) > limit:
             await drain(request.receive)
-            raise Problem(413, f"The body is larger than {limit} bytes. Send less.")
+            raise HttpError(413, f"The body is larger than {limit} bytes. Send less.")
     return bytes(text)
 
 
@@ -65,7 +65,7 @@ def _parse(text: bytes) -> dict[str, Any]:
         body = json.loads(text)
         json.dumps(body, ensure_ascii=False).encode()  # an escaped half of a pair is no text
     except (ValueError, RecursionError):
-        raise Problem(400, "The body is not valid JSON. Send a JSON object.") from None
+        raise HttpError(400, "The body is not valid JSON. Send a JSON object.") from None
     if not isinstance(body, dict):
-        raise Problem(400, "The body is not a JSON object. Send one.")
+        raise HttpError(400, "The body is not a JSON object. Send one.")
     return body

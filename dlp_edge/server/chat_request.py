@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from dlp_edge.server.http_errors import Problem
+from dlp_edge.server.http_errors import HttpError
 from dlp_edge.types import Message
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def parse_request(
         max_new_tokens: where the request sets no limit.
 
     Raises:
-        Problem: 400 something is wrong, 404 no such model.
+        HttpError: 400 something is wrong, 404 no such model.
     """
     body = {name: value for name, value in body.items() if value is not None}
     for name, neutral in _NEUTRAL.items():
@@ -94,7 +94,7 @@ def parse_request(
         raise _wrong("model", "is missing or no text. GET /v1/models lists the names")
     if model not in models:
         names = ", ".join(models)
-        raise Problem(
+        raise HttpError(
             404, f"The model {model!a} does not exist. Use: {names}.", "model", "model_not_found"
         )
     options: dict[str, Any] = {own: body[name] for name, own in _NAMES.items() if name in body}
@@ -197,5 +197,5 @@ def _flag(name: str, body: Mapping[str, Any]) -> bool:
     return value
 
 
-def _wrong(param: str, what: str) -> Problem:
-    return Problem(400, f"{param} {what}.", param)
+def _wrong(param: str, what: str) -> HttpError:
+    return HttpError(400, f"{param} {what}.", param)

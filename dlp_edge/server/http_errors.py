@@ -1,4 +1,4 @@
-"""What goes wrong with a request, as the error JSON that OpenAI's clients read."""
+"""Errors of a request, as the JSON that OpenAI's clients expect."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from dlp_edge.errors import BusyError, ContextLengthError, DlpEdgeError, UsageEr
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
-class Problem(Exception):  # noqa: N818 - an answer to the client, not a failure of ours
-    """A request that is answered with an error.
+class HttpError(Exception):
+    """An error response.
 
     Args:
-        param: the request's parameter that is wrong.
-        code: what is wrong, for programs.
-        headers: to be sent with it.
+        status: the HTTP status.
+        param: the invalid parameter of the request.
+        code: a machine-readable reason.
+        headers: extra headers of the response.
     """
 
     def __init__(
@@ -50,19 +51,18 @@ class Problem(Exception):  # noqa: N818 - an answer to the client, not a failure
         return JSONResponse(self.document, self.status, self.headers)
 
 
-def problem_of(error: Exception) -> Problem:
-    """What the client is told about an exception: never a traceback, and nothing at all about
-    one that was not raised on purpose."""
-    if isinstance(error, Problem):
+def to_http_error(error: Exception) -> HttpError:
+    """The error response to an exception: never a traceback, and no detail of unexpected errors."""
+    if isinstance(error, HttpError):
         return error
     if isinstance(error, ContextLengthError):
-        return Problem(400, str(error), "messages", "context_length_exceeded")
+        return HttpError(400, str(error), "messages", "context_length_exceeded")
     if isinstance(error, UsageError):
-        return Problem(400, str(error))
+        return HttpError(400, str(error))
     if isinstance(error, BusyError):
-        return Problem(429, str(error), code="busy", headers={"Retry-After": "1"})
+        return HttpError(429, str(error), code="busy", headers={"Retry-After": "1"})
     if isinstance(error, DlpEdgeError):
-        return Problem(500, str(error))
+        return HttpError(500, str(error))
     if isinstance(error, MemoryError):
-        return Problem(500, "Memory ran out. Ask for less, or give the server more.")
-    return Problem(500, "Internal error. The server's standard error says more.")
+        return HttpError(500, "Memory ran out. Ask for less, or give the server more.")
+    return HttpError(500, "Internal error. The server's standard error says more.")

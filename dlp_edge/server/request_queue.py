@@ -1,4 +1,4 @@
-"""One answer at a time, a bounded line of requests that wait for it."""
+"""One answer at a time, and a bounded queue of waiting requests."""
 
 from __future__ import annotations
 
@@ -8,57 +8,56 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from time import perf_counter
 
-from dlp_edge.server.http_errors import Problem
+from dlp_edge.server.http_errors import HttpError
 
 
-class Gate:
-    """Lets one request generate while at most `waiting` others wait, in the order in which they
-    came.
+class RequestQueue:
+    """Lets one request generate while at most `waiting` others wait, first come, first served.
 
     Attributes:
-        closed: set to turn away those that still wait.
+        closed: set it to reject the waiting requests.
     """
 
     def __init__(self, waiting: int) -> None:
         self.closed = False
         self._waiting = waiting
-        self._inside = 0
-        self._turn = asyncio.Lock()  # first come, first served
+        self._requests = 0
+        self._slot = asyncio.Lock()  # first come, first served
         self._last_seconds = 1.0
 
     @contextmanager
     def place(self) -> Iterator[None]:
-        """A place in the line.
+        """Holds a place in the queue.
 
         Raises:
-            Problem: 429, the line is full; Retry-After is what the last answer took.
+            HttpError: 429, the queue is full; Retry-After is the duration of the last answer.
         """
-        if self._inside > self._waiting:
+        if self._requests > self._waiting:
             seconds = min(60, max(1, math.ceil(self._last_seconds)))
-            raise Problem(
+            raise HttpError(
                 429,
-                f"{self._inside} requests are under way or waiting. Try again later.",
+                f"{self._requests} requests are running or waiting. Try again later.",
                 code="rate_limit_exceeded",
                 headers={"Retry-After": str(seconds)},
             )
-        self._inside += 1
+        self._requests += 1
         try:
             yield
         finally:
-            self._inside -= 1
+            self._requests -= 1
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """Waits for the requests before this one.
+    async def slot(self) -> AsyncIterator[None]:
+        """Waits for the earlier requests, then holds the engine.
 
         Raises:
-            Problem: 503, the server stops.
+            HttpError: 503, the server stops.
         """
-        async with self._turn:
+        async with self._slot:
             if self.closed:
-                raise Problem(503, "The server is stopping. Start it again.")
-            begun = perf_counter()
+                raise HttpError(503, "The server is stopping. Start it again.")
+            started = perf_counter()
             try:
                 yield
             finally:
-                self._last_seconds = perf_counter() - begun
+                self._last_seconds = perf_counter() - started

@@ -60,7 +60,7 @@ class Served:
 
     def waiting(self) -> int:
         """How many requests wait or are answered."""
-        return self.server._answering._gate._inside
+        return self.server._answering._queue._requests
 
     def stop(self) -> None:
         self.server.should_exit = True

@@ -17,17 +17,17 @@ from dlp_edge.tasks.samples import read_samples
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
         "add",
-        help="add an adapter to a bundle and teach its router when to use it",
-        description="Packs a PEFT adapter into the bundle, in place, and teaches the router from "
+        help="add an adapter to a bundle and fit the router for it",
+        description="Packs a PEFT adapter into the bundle, in place, and fits the router on "
         "examples, in seconds and without torch. A loaded Runtime sees it when it loads again.",
     )
     options.add_bundle(parser)
-    parser.add_argument("adapter", metavar="NAME=DIR", help="its name and what PEFT saved")
+    parser.add_argument("adapter", metavar="NAME=DIR", help="its name and PEFT folder")
     parser.add_argument(
         "--examples",
         type=Path,
         metavar="FILE",
-        help='10 to 100 lines of {"prompt", "response"?}; without them it can only be pinned',
+        help='10 to 100 lines of {"prompt", "response"?}; without, it can only be pinned',
     )
     options.add_output(parser)
     parser.set_defaults(run=run)

@@ -37,7 +37,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     options.add_bundle(parser)
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    parser.add_argument("--threads", type=int, help="processor threads")
+    parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--prompt-tokens", type=int, default=256)
     parser.add_argument("--new-tokens", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=9)
@@ -47,14 +47,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         nargs="+",
         default=[],
         metavar="N",
-        help="so many random adapters instead of the bundle's own: 5 25 50 100",
+        help="use N random adapters instead of the bundle's: 5 25 50 100",
     )
     parser.add_argument(
         "--router",
         action="append",
         default=[],
         metavar="NAME=BUNDLE",
-        help="measure another bundle's router as well (the paper's table 4: mini-MLP, ALBERT)",
+        help="also measure another bundle's router (the paper's table 4: mini-MLP, ALBERT)",
     )
     parser.add_argument(
         "--assert",
@@ -62,9 +62,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         action="append",
         default=[],
         metavar="LIMIT",
-        help='exit with 1 unless the time per token keeps it: "dlp/base<=1.10"; may be repeated',
+        help='exit with 1 if the time per token exceeds it: "dlp/base<=1.10"; repeatable',
     )
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw it (matplotlib)")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE.png", help="plot the results (matplotlib)"
+    )
     options.add_output(parser)
     parser.set_defaults(run=run)
 

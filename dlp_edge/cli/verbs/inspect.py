@@ -10,7 +10,7 @@ from dlp_edge.cli import options, output
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = subparsers.add_parser("inspect", help="show what is in a bundle")
+    parser = subparsers.add_parser("inspect", help="show the contents of a bundle")
     options.add_bundle(parser)
     options.add_output(parser)
     parser.set_defaults(run=run)

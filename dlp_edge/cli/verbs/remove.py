@@ -10,7 +10,7 @@ from dlp_edge.cli import options, output
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = subparsers.add_parser("remove", help="take an adapter out of a bundle")
+    parser = subparsers.add_parser("remove", help="remove an adapter from a bundle")
     options.add_bundle(parser)
     parser.add_argument("name", help="the adapter")
     options.add_output(parser)

@@ -10,7 +10,7 @@ from dlp_edge.cli import options, output
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = subparsers.add_parser("route", help="show which adapters a text would get")
+    parser = subparsers.add_parser("route", help="show the router's decision for a text")
     options.add_bundle(parser)
     parser.add_argument("text", help="the user's text")
     parser.add_argument("--generated", default="", help="the answer so far, at a sentence start")

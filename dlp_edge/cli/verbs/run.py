@@ -12,8 +12,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "run",
         help="answer a prompt, showing which adapters wrote each sentence",
-        description="Answers a prompt. Each sentence is shown behind the adapters, and their "
-        "weights, that wrote it.",
+        description="Answers a prompt and shows each sentence with the adapters that wrote it and "
+        "their weights.",
     )
     options.add_bundle(parser)
     parser.add_argument("prompt", help="the prompt; - reads it from standard input")

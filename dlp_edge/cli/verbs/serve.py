@@ -16,13 +16,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "serve",
         help="answer OpenAI's chat requests over HTTP",
         description="Serves /v1/chat/completions, /v1/models and /health. Model names: auto "
-        "(routed), base, and each adapter. Prints its address once it answers.",
+        "(routed), base, and each adapter. Prints its address once it is ready.",
     )
     options.add_bundle(parser)
     group = parser.add_argument_group("server")
     group.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
-    group.add_argument("--port", type=int, default=8080, help="0 takes a free one (8080)")
-    group.add_argument("--key", help="what clients must send; better given as DLP_EDGE_KEY")
+    group.add_argument("--port", type=int, default=8080, help="0 picks a free port (8080)")
+    group.add_argument("--key", help="API key that clients must send; better set as DLP_EDGE_KEY")
     group.add_argument(
         "--allow-host", action="append", default=[], metavar="NAME", help="a name of this server"
     )
@@ -31,13 +31,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         action="append",
         default=[],
         metavar="ORIGIN",
-        help="a web page that may use it, as https://example.org",
+        help="an origin that may call it, such as https://example.org",
     )
     count = options.whole_number
     group.add_argument("--max-body", type=count(1), default=1 << 20, metavar="BYTES")
     group.add_argument("--max-messages", type=count(1), default=256, metavar="N")
     group.add_argument(
-        "--max-waiting", type=count(0), default=16, metavar="N", help="in line; others get 429"
+        "--max-waiting", type=count(0), default=16, metavar="N", help="queue size; beyond it 429"
     )
     options.add_engine(parser)
     options.add_output(parser)
@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _report(error: Exception) -> None:
-    """What nobody foresaw, for who runs the server; the client is told nothing of it."""
+    """Logs an unexpected error; the client gets a generic 500."""
     if os.environ.get("DLP_EDGE_TRACEBACK"):
         traceback.print_exception(error)
     output.note(f"error: internal error: {type(error).__name__}: {error}")

@@ -14,13 +14,13 @@ from dlp_edge.errors import UsageError
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
         "sign",
-        help="sign a bundle, so that others can tell that it is from you",
+        help="sign a bundle with your key",
         description="Checks a bundle, then signs its manifest with an Ed25519 key (a PEM file, "
         "also one of openssl's). Adding or removing an adapter ends the signature. With "
         "--new-key FILE it makes a key first: FILE is to be kept secret, FILE.pub is for "
         "`dlp-edge verify --key` and `Runtime(trusted_key=...)`.",
     )
-    parser.add_argument("bundle", nargs="?", type=Path, help="what dlp-edge export wrote")
+    parser.add_argument("bundle", nargs="?", type=Path, help="bundle folder")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--key", type=Path, metavar="PRIVATE", help="private key (PEM)")
     which.add_argument("--new-key", type=Path, metavar="FILE", help="make a private key")

@@ -35,7 +35,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--backbone",
         metavar="DIR|FILE|ID",
-        help="begin with the input embeddings of this backbone (--arch mlp): better on short and "
+        help="begin with the input embeddings of this backbone (--arch mlp): meant for short and "
         "few examples",
     )
     parser.add_argument(

@@ -22,8 +22,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "verify",
         help="check a bundle, without loading it",
-        description="Checks everything that loading a bundle would check: names, sizes, hashes, "
-        "formats, graphs. Exit code 3 and one line on what is wrong.",
+        description="Runs all checks of loading: names, sizes, hashes, formats, graphs. If one "
+        "fails: exit code 3 and one line with the cause.",
     )
     options.add_bundle(parser)
     parser.add_argument(
