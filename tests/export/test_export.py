@@ -112,7 +112,7 @@ def test_settings_that_are_wrong(adapter: Path, sizes: Sizes, settings: dict[str
 
 def test_weights_without_two_dimensions(adapter: Path, sizes: Sizes) -> None:
     reweigh(adapter, lambda t: t.update({min(t): np.zeros((), np.float32)}))
-    with pytest.raises(AdapterError, match="no matrices"):
+    with pytest.raises(AdapterError, match="must be matrices"):
         read_adapter("sums", adapter, sizes)
 
 
