@@ -60,7 +60,7 @@ class SessionBackend:
         """A request's options, checked."""
         return parse_options(options, self.open().manifest)
 
-    def prepare(
+    def prepare_turn(
         self, messages: Sequence[Message], options: RequestOptions
     ) -> tuple[Answer, StreamFactory]:
         """An answer that has not begun, and what starts it on a session's cache."""
@@ -222,7 +222,7 @@ class Session:
         while True:
             rest = _without_oldest_turn(messages) if self.overflow == "drop_oldest" else None
             try:
-                answer, start = self._backend.prepare(messages, options)
+                answer, start = self._backend.prepare_turn(messages, options)
             except ContextLengthError:
                 if rest is None:
                     raise
