@@ -57,8 +57,7 @@ def _plot_out_of_scope(path: Path, prompts: Judged, foreign: Mapping[str, Judged
         xlim=(0.8, 1),
         ylim=(0, 1.02),
     )
-    axes.legend(fontsize=7)
-    figure.savefig(path, dpi=120, metadata={"Software": None})
+    _save(path, figure, axes)
 
 
 def _figure() -> tuple[Figure, Axes]:
@@ -89,5 +88,9 @@ def _plot_reliability(path: Path, kinds: Mapping[str, Judged]) -> None:
         xlim=(0, 1.02),
         ylim=(0, 1.02),
     )
+    _save(path, figure, axes)
+
+
+def _save(path: Path, figure: Figure, axes: Axes) -> None:
     axes.legend(fontsize=7)
     figure.savefig(path, dpi=120, metadata={"Software": None})

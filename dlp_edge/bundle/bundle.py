@@ -48,7 +48,7 @@ from dlp_edge.errors import BundleError, RouterError
 from dlp_edge.onnx_bytes.reader import Graph
 from dlp_edge.untrusted.chat_template import ChatTemplate
 from dlp_edge.untrusted.regular_file import (
-    Progress,
+    OnFraction,
     hash_at_most,
     no_progress,
     open_regular,
@@ -86,7 +86,7 @@ class Bundle:
         self._compare(name, len(data), hashlib.sha256(data).hexdigest())
         return data
 
-    def verify(self, name: str, on_progress: Progress = no_progress) -> None:
+    def verify(self, name: str, on_progress: OnFraction = no_progress) -> None:
         """Checks a file's size and SHA-256 without keeping it in memory.
 
         Args:
@@ -111,7 +111,7 @@ class Bundle:
         except ValueError as error:
             raise damaged(BACKBONE, f"is not a valid backbone graph: {error}") from error
 
-    def weights(self, graph: Graph, on_progress: Progress = no_progress) -> Weights:
+    def weights(self, graph: Graph, on_progress: OnFraction = no_progress) -> Weights:
         """Returns the backbone's weights by name, for a graph returned by `graph`.
 
         Raises:
@@ -199,7 +199,7 @@ class Bundle:
             raise damaged(REPORT, "is not a JSON object")
         return content
 
-    def check(self, on_progress: Progress = no_progress) -> None:
+    def check(self, on_progress: OnFraction = no_progress) -> None:
         """Checks every file, in the order of loading, and keeps nothing in memory.
 
         Args:

@@ -15,7 +15,7 @@ from dlp_edge.bundle.manifest import Manifest
 from dlp_edge.bundle.signing import SIGNATURE, TrustedKey, read_signature, sign_manifest
 from dlp_edge.errors import BundleError, UsageError
 from dlp_edge.untrusted.chat_template import ChatTemplate
-from dlp_edge.untrusted.regular_file import Progress, no_progress
+from dlp_edge.untrusted.regular_file import OnFraction, no_progress
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Verified:
 def verify_bundle(
     folder: str | Path,
     trusted_key: TrustedKey | None = None,
-    on_progress: Progress = no_progress,
+    on_progress: OnFraction = no_progress,
 ) -> Verified:
     """Checks everything that loading a bundle would check, and its signature.
 

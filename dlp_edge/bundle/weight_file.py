@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from dlp_edge.onnx_bytes.reader import Tensor
-from dlp_edge.untrusted.regular_file import BLOCK, Progress
+from dlp_edge.untrusted.regular_file import BLOCK, OnFraction
 
 Weights = dict[str, npt.NDArray[Any]]
+
+WAITING = 8  # blocks and tensors that are read but not hashed yet
 
 _TYPES = {1: "<f4", 2: "u1", 3: "i1", 6: "<i4", 7: "<i8", 9: "?", 10: "<f2"}
 
 
 def read_weights(
-    file: BinaryIO, size: int, tensors: Iterable[Tensor], on_progress: Progress
+    file: BinaryIO, size: int, tensors: Iterable[Tensor], on_progress: OnFraction
 ) -> tuple[Weights, int, str]:
     """Reads a weight file from start to end.
 
@@ -34,15 +37,28 @@ def read_weights(
     Returns:
         The weights by name, the number of bytes read (more than `size` if the file is longer)
         and their SHA-256.
+
+    Raises:
+        MemoryError: no memory for the weights, or for the thread that hashes.
     """
     digest, at = hashlib.sha256(), 0
     weights: Weights = {}
+    waiting: deque[Future[None]] = deque()
     external = sorted((t for t in tensors if t.raw is None), key=lambda tensor: tensor.offset)
+
+    def hash_beside(data: bytes | memoryview) -> None:
+        # Bounded: a file of gaps would otherwise wait for its hash in memory, whole.
+        if len(waiting) == WAITING:
+            waiting.popleft().result()
+        try:
+            waiting.append(hasher.submit(digest.update, data))
+        except RuntimeError as error:  # "can't start new thread"
+            raise MemoryError(str(error)) from error
 
     def skip(stop: int) -> None:
         nonlocal at
         while at < stop and (block := file.read(min(BLOCK, stop - at))):
-            hasher.submit(digest.update, block)
+            hash_beside(block)
             at += len(block)
 
     # A second thread hashes one tensor while the next one is read.
@@ -52,7 +68,7 @@ def read_weights(
             array = np.empty(tensor.shape, _TYPES[tensor.dtype])
             view = array.reshape(-1).view(np.uint8).data
             at += file.readinto(view)  # type: ignore[attr-defined]
-            hasher.submit(digest.update, view)
+            hash_beside(view)
             weights[tensor.name] = array
             on_progress(at / max(1, size))
         skip(size + 1)

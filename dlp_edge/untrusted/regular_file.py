@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 BLOCK = 8 << 20
 
-Progress = Callable[[float], None]
+OnFraction = Callable[[float], None]
 """Called with the fraction done, 0 to 1."""
 
 
@@ -72,13 +72,13 @@ def read_at_most(path: Path, size: int) -> bytes:
     return bytes(data)
 
 
-def sha256_of(path: Path, on_progress: Progress = no_progress) -> str:
+def sha256_of(path: Path, on_progress: OnFraction = no_progress) -> str:
     """Returns the SHA-256 of a file, read in blocks."""
     with path.open("rb") as file:
         return hash_at_most(file, path.stat().st_size, on_progress)[1]
 
 
-def hash_at_most(file: BinaryIO, expected: int, on_progress: Progress) -> tuple[int, str]:
+def hash_at_most(file: BinaryIO, expected: int, on_progress: OnFraction) -> tuple[int, str]:
     """Returns size and SHA-256; stops once the file exceeds the expected size."""
     digest, size = hashlib.sha256(), 0
     while size <= expected and (block := file.read(BLOCK)):

@@ -109,7 +109,6 @@ class Answer:
         self.prompt_ids = prompt_ids
         self.room = room
         self.kv = decoding.kv
-        self.speculate = decoding.speculate
         self.requested_at = 0.0
         self.tokens: list[int] = []
         self.done = False

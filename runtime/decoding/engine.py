@@ -27,7 +27,7 @@ class Engine:
 
     def fuse(self, fusion: Mapping[str, float], sequence: int = 0) -> None:
         """Fills a sequence's slots with adapter -> weight; in force from the next pass on."""
-        self.decoder.set_fusion(self.fuser.fuse(dict(fusion), sequence))
+        self.decoder.set_fusion(self.fuser.fuse(fusion, sequence))
         self.decoder.labels[sequence] = frozenset(fusion.items())
 
     def prefill(

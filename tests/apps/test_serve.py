@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import openai
@@ -13,19 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dlp_edge import Runtime
-from tests.testing.serving import HELLO, Served, serving
-
-
-@pytest.fixture(scope="module")
-def runtime(tiny_bundle: Path) -> Iterator[Runtime]:
-    with Runtime(tiny_bundle) as runtime:
-        yield runtime
-
-
-@pytest.fixture(scope="module")
-def served(runtime: Runtime) -> Iterator[Served]:
-    with serving(runtime, body=20_000, messages=20) as served:
-        yield served
+from tests.testing.serving import HELLO, Served
 
 
 def test_models(served: Served) -> None:

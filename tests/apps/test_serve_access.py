@@ -9,7 +9,6 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import openai
@@ -21,19 +20,6 @@ from dlp_edge.server.access_middleware import Access
 from dlp_edge.server.answering import Answering, Limits
 from dlp_edge.server.app import build_app, models_of
 from tests.testing.serving import HELLO, Served, is_free, serving, soon
-
-
-@pytest.fixture(scope="module")
-def runtime(tiny_bundle: Path) -> Iterator[Runtime]:
-    with Runtime(tiny_bundle) as runtime:
-        yield runtime
-
-
-@pytest.fixture(scope="module")
-def served(runtime: Runtime) -> Iterator[Served]:
-    with serving(runtime, body=20_000, messages=20) as served:
-        yield served
-
 
 Serve = Callable[..., Served]
 

@@ -1,4 +1,4 @@
-"""The runtime, the CLI and the server on the kept bundle: no torch, done in seconds."""
+"""A bundle of an earlier release in whole use: the runtime, its changes, the CLI, the server."""
 
 from __future__ import annotations
 

@@ -36,8 +36,6 @@ class ScriptedAnswer:
     tokens: list[int] = field(default_factory=list)
     logits: list[npt.NDArray[np.floating]] = field(default_factory=list)
     done: bool = False
-    limit: int = 1 << 30
-    speculate: bool = False
 
     def begin(self) -> Fusion:
         return self.script[-1]
