@@ -24,7 +24,7 @@ from dlp_edge.runtime.routing.policy import load_router, policy_for
 from dlp_edge.runtime.routing.router import Router
 from dlp_edge.runtime.session_caches import SessionCaches
 from dlp_edge.runtime.text.prompt import PromptEncoder, check_prompt, last_user_text, to_messages
-from dlp_edge.types import Likelihood, Message
+from dlp_edge.types import AdapterInfo, Likelihood, Message
 from dlp_edge.untrusted.chat_template import ChatTemplate
 
 Progress = Callable[[str, float], None]
@@ -126,6 +126,15 @@ class LoadedBundle:
             self.engine.decoder.max_context,
             self.caches.budget,
         )
+
+
+def adapter_infos(manifest: Manifest) -> tuple[AdapterInfo, ...]:
+    """What an application may know of the adapters, in the manifest's order."""
+    labels = manifest.router.settings.labels if manifest.router else ()
+    return tuple(
+        AdapterInfo(entry.name, entry.rank, entry.target_modules, entry.name in labels)
+        for entry in manifest.adapters
+    )
 
 
 def load(

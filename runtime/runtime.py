@@ -5,19 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
-from dlp_edge.bundle.bundle import Bundle, open_bundle
+from dlp_edge.bundle.bundle import Bundle
+from dlp_edge.bundle.edition import read_current
 from dlp_edge.bundle.manifest import Manifest
 from dlp_edge.bundle.signing import TrustedKey
 from dlp_edge.checks import check_positive
 from dlp_edge.errors import UsageError
 from dlp_edge.runtime.adapters.edit import Examples, add_skill, remove_skill
 from dlp_edge.runtime.engine.device import choose_device
-from dlp_edge.runtime.engine.interrupt import Interrupt
 from dlp_edge.runtime.engine.ort_errors import ANSWERING, CHANGING, LOADING, let_go, memory_for
-from dlp_edge.runtime.loaded_bundle import LoadedBundle, Progress, load
+from dlp_edge.runtime.lifetime import Lifetime
+from dlp_edge.runtime.loaded_bundle import LoadedBundle, Progress, adapter_infos, load
 from dlp_edge.runtime.memory import estimate, release_memory, trim
 from dlp_edge.runtime.options import (
     GenerateOptions,
@@ -28,13 +28,7 @@ from dlp_edge.runtime.request import parse_batch, parse_options
 from dlp_edge.runtime.routing.policy import routed
 from dlp_edge.runtime.routing.router import Router
 from dlp_edge.runtime.session import Session, SessionBackend, load_session
-from dlp_edge.runtime.stream import (
-    AsyncStream,
-    OpenStreams,
-    RequestLock,
-    Stream,
-    closed_error,
-)
+from dlp_edge.runtime.stream import AsyncStream, Stream, closed_error
 from dlp_edge.runtime.text.prompt import check_messages, check_prompt
 from dlp_edge.types import (
     AdapterInfo,
@@ -50,7 +44,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-class Runtime:
+class Runtime(Lifetime):
     """A loaded bundle that answers prompts.
 
     Args:
@@ -89,18 +83,18 @@ class Runtime:
         for name, value in numbers.items():
             if value is not None:
                 check_positive(name, value)
-        self._process = os.getpid()
-        self._closing = Interrupt()
-        self._lock = RequestLock()
-        self._streams = OpenStreams(self._closing)
-        self._loaded: LoadedBundle | None = None
+        super().__init__()
         self._trusted = None if trusted_key is None else TrustedKey(trusted_key)
         try:
             with memory_for(LOADING):
                 report("manifest", 0.0)
-                self._bundle = open_bundle(path, self._trusted)
-                self.device = choose_device(device, self._bundle.manifest.target, threads)
-                self._loaded = load(self._bundle, self.device, max_context, cache_budget, report)
+
+                def read(bundle: Bundle) -> LoadedBundle:
+                    self._bundle = bundle
+                    self.device = choose_device(device, bundle.manifest.target, threads)
+                    return load(bundle, self.device, max_context, cache_budget, report)
+
+                self._loaded = read_current(path, read, self._trusted)
                 trim()  # frees the weights as read: onnxruntime has packed copies
                 report("ready", 1.0)
         except BaseException as error:
@@ -126,12 +120,7 @@ class Runtime:
     @property
     def adapters(self) -> tuple[AdapterInfo, ...]:
         """The bundle's adapters, in the manifest's order."""
-        router = self.manifest.router
-        labels = router.settings.labels if router else ()
-        return tuple(
-            AdapterInfo(entry.name, entry.rank, entry.target_modules, entry.name in labels)
-            for entry in self.manifest.adapters
-        )
+        return adapter_infos(self.manifest)
 
     def generate(
         self, prompt: str | Sequence[Message], **options: Unpack[GenerateOptions]
@@ -300,51 +289,6 @@ class Runtime:
             self._bundle = bundle
         finally:
             self._lock.release()
-
-    def close(self) -> None:
-        """Ends all streams and frees the memory; later requests raise UsageError.
-
-        Does nothing in a forked process, whose threads are gone.
-        """
-        if self._process != os.getpid():
-            return
-        self._closing.set()
-        self._end_streams()
-        self._lock.acquire(self._end_streams)
-        self._loaded = None
-        self._lock.release()
-        release_memory()
-
-    def _end_streams(self) -> bool:
-        """Ends all streams; False, since closing is never given up."""
-        self._streams.close()
-        return False
-
-    def __enter__(self) -> Runtime:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def __reduce__(self) -> NoReturn:
-        raise UsageError(
-            "a Runtime cannot be sent to another process",
-            "Send the bundle's path and load it there",
-        )
-
-    def _open(self) -> LoadedBundle:
-        if self._loaded is None:
-            raise closed_error()
-        if self._process != os.getpid():  # onnxruntime's threads do not survive a fork
-            raise UsageError(
-                "this Runtime was loaded before its process forked", "Load it in the new process"
-            )
-        return self._loaded
 
     def _session_backend(self) -> SessionBackend:
         return SessionBackend(self._open, self._lock, self._streams, self._closing)

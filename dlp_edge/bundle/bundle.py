@@ -261,7 +261,7 @@ def open_bundle(folder: str | Path, trusted_key: TrustedKey | None = None) -> Bu
     for name, entry in manifest.files.items():
         check_file(root, name, entry.size)
     check_no_others(root, manifest)
-    return Bundle(root, manifest)
+    return Bundle(root.absolute(), manifest)  # whose files are found after a chdir
 
 
 def parse_manifest(document: Any) -> Manifest:

@@ -13,17 +13,22 @@ import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from dlp_edge.atomic.lock import locked
 from dlp_edge.atomic.staging import resource_error, sync_folder, write_file
 from dlp_edge.bundle.bundle import Bundle, dump_manifest, open_bundle
-from dlp_edge.bundle.files import EDITED, MANIFEST, file_name
+from dlp_edge.bundle.files import EDITED, MANIFEST, MAX_MANIFEST_BYTES, file_name
 from dlp_edge.bundle.manifest import FileEntry, Manifest, edition_name
-from dlp_edge.bundle.signing import SIGNATURE
-from dlp_edge.errors import BundleError
+from dlp_edge.bundle.signing import SIGNATURE, TrustedKey
+from dlp_edge.errors import BundleError, BusyError
+from dlp_edge.untrusted.regular_file import read_at_most
+
+ATTEMPTS = 8  # to read one edition whole
+T = TypeVar("T")
 
 _NEXT_MANIFEST = f"{MANIFEST}.next"
 
@@ -70,6 +75,36 @@ def write_edition(bundle: Bundle, manifest: Manifest, parts: Mapping[str, bytes]
             (bundle.folder / SIGNATURE).unlink(missing_ok=True)  # it signed the old manifest
         _remove_other_editions(bundle.folder, updated)
     return Bundle(bundle.folder, updated)
+
+
+def read_current(
+    folder: str | Path, read: Callable[[Bundle], T], trusted_key: TrustedKey | None = None
+) -> T:
+    """Opens a bundle and reads from it; again where another process changed it meanwhile.
+
+    Args:
+        read: reads what it needs, all of one edition.
+
+    Raises:
+        BundleError: as `open_bundle`, or `read` raised it.
+        BusyError: it was changed in every one of ATTEMPTS attempts.
+    """
+    for _ in range(ATTEMPTS):
+        before = _manifest_bytes(folder)
+        try:
+            return read(open_bundle(folder, trusted_key))
+        except BundleError:
+            if _manifest_bytes(folder) == before:
+                raise
+    raise BusyError(f"another process keeps changing {folder}", "Try again when it has finished")
+
+
+def _manifest_bytes(folder: str | Path) -> bytes | None:
+    """The manifest as it is now; None where it cannot be read."""
+    try:
+        return read_at_most(Path(folder) / MANIFEST, MAX_MANIFEST_BYTES)
+    except (OSError, ValueError):
+        return None
 
 
 def check_current(bundle: Bundle) -> None:

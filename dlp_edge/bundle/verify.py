@@ -9,7 +9,8 @@ from typing import Literal
 
 from dlp_edge.atomic.lock import locked
 from dlp_edge.atomic.staging import resource_error, write_file
-from dlp_edge.bundle.bundle import open_bundle
+from dlp_edge.bundle.bundle import Bundle
+from dlp_edge.bundle.edition import read_current
 from dlp_edge.bundle.files import MANIFEST
 from dlp_edge.bundle.manifest import Manifest
 from dlp_edge.bundle.signing import SIGNATURE, TrustedKey, read_signature, sign_manifest
@@ -54,15 +55,20 @@ def verify_bundle(
             key.
     """
     start = time.perf_counter()
-    bundle = open_bundle(folder, trusted_key)
-    bundle.check(on_progress)
-    _check_template(bundle.manifest)
+    bundle = read_current(folder, lambda bundle: _checked(bundle, on_progress), trusted_key)
     seconds = time.perf_counter() - start
     total = sum(entry.size for entry in bundle.manifest.files.values())
     if trusted_key is not None:
         return Verified(total, seconds, "good")
     has_signature = read_signature(bundle.folder) is not None
     return Verified(total, seconds, "present" if has_signature else "none")
+
+
+def _checked(bundle: Bundle, on_progress: OnFraction) -> Bundle:
+    """The bundle itself, once every file of its edition is checked."""
+    bundle.check(on_progress)
+    _check_template(bundle.manifest)
+    return bundle
 
 
 def _check_template(manifest: Manifest) -> None:

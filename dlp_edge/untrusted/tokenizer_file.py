@@ -13,6 +13,7 @@ from typing import Any, TypeVar, cast
 from tokenizers import Encoding, Tokenizer
 
 from dlp_edge.errors import BundleError
+from dlp_edge.native_calls import native_calls
 from dlp_edge.untrusted.regex_check import check_pattern
 
 MAX_PIECES = 64  # normalizers, pre-tokenizers, decoders together
@@ -99,7 +100,8 @@ class GuardedTokenizer:
     @staticmethod
     def _call(call: Callable[[], T]) -> T:
         try:
-            return _without_panic(call)
+            with native_calls:
+                return _without_panic(call)
         except Exception as error:  # the library raises bare Exception
             raise BundleError(
                 f"the bundle's tokenizer failed on a text ({str(error)[:200]})",

@@ -11,6 +11,7 @@ import onnxruntime as ort
 
 from dlp_edge.bundle.weight_file import Weights
 from dlp_edge.errors import BundleError, DeviceError, UsageError
+from dlp_edge.native_calls import native_calls
 from dlp_edge.runtime.engine.operators import find_operators
 from dlp_edge.runtime.engine.ort_errors import first_line, is_out_of_memory
 
@@ -110,7 +111,8 @@ def open_session(
             for name, value in values.items():
                 options.add_initializer(name, value)
         in_place = bool(values) and folder is not None
-        session = _open(model, options, provider, capture, in_place)
+        with native_calls:
+            session = _open(model, options, provider, capture, in_place)
     except Exception as error:  # onnxruntime's exceptions have no common base class
         if is_out_of_memory(error):
             raise MemoryError(first_line(error)) from error

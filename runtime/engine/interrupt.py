@@ -6,6 +6,7 @@ import threading
 
 import onnxruntime as ort
 
+from dlp_edge.native_calls import native_calls
 from dlp_edge.runtime.engine.cuda_graphs import set_graph_id
 
 
@@ -23,6 +24,7 @@ class Interrupt:
     def __init__(self) -> None:
         self.options = ort.RunOptions()
         self._event = threading.Event()
+        native_calls.cancel_at_exit(self)
 
     def set(self) -> None:
         self._event.set()
@@ -55,9 +57,10 @@ def run_bound(
     if graph_id is not None:
         options = options or ort.RunOptions()
         set_graph_id(options, graph_id)
-    try:
-        session.run_with_iobinding(binding, options)
-    except Exception as error:
-        if interrupt is not None and interrupt.is_set():
-            raise Cancelled from error
-        raise
+    with native_calls:
+        try:
+            session.run_with_iobinding(binding, options)
+        except Exception as error:
+            if interrupt is not None and interrupt.is_set():
+                raise Cancelled from error
+            raise

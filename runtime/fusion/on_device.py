@@ -16,6 +16,7 @@ import onnxruntime as ort
 
 from dlp_edge.bundle.adapter_stack import AdapterStack
 from dlp_edge.bundle.manifest import Slot
+from dlp_edge.native_calls import native_calls
 from dlp_edge.onnx_bytes.reader import FLOAT, FLOAT16
 from dlp_edge.onnx_bytes.writer import gather_and_scale
 from dlp_edge.runtime.engine.bound_tensor import DeviceTensor
@@ -174,8 +175,9 @@ class _SlotGroup:
             binding.bind_cpu_input(name, numbers)
         for name, fused in zip(("fused_A", "fused_B"), output.fused, strict=True):
             binding.bind_ortvalue_output(name, fused)
-        self._session.run_with_iobinding(binding)
-        binding.synchronize_outputs()
+        with native_calls:
+            self._session.run_with_iobinding(binding)
+            binding.synchronize_outputs()
 
     def _allocate(self, sequences: int, rho: int) -> _Output:
         fused = [

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from dlp_edge.bundle.manifest import RouterSettings
 from dlp_edge.bundle.router_head import RouterHead
 from dlp_edge.errors import RouterError
+from dlp_edge.native_calls import native_calls
 from dlp_edge.runtime.engine.ort_errors import first_line, is_out_of_memory
 from dlp_edge.runtime.routing.router_input import RouterInputEncoder, check_settings
 
@@ -64,9 +65,10 @@ class Router:
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         try:
-            self._session = onnxruntime.InferenceSession(
-                model, options, providers=["CPUExecutionProvider"]
-            )
+            with native_calls:
+                self._session = onnxruntime.InferenceSession(
+                    model, options, providers=["CPUExecutionProvider"]
+                )
         except Exception as error:  # onnxruntime's exceptions have no common base class
             if is_out_of_memory(error):
                 raise MemoryError(first_line(error)) from error
@@ -138,7 +140,10 @@ class Router:
 
     def _features(self, ids: list[int]) -> npt.NDArray[np.float32]:
         try:
-            (output,) = self._session.run(["features"], {"input_ids": np.array([ids], np.int64)})
+            with native_calls:
+                (output,) = self._session.run(
+                    ["features"], {"input_ids": np.array([ids], np.int64)}
+                )
         except Exception as error:  # onnxruntime's exceptions have no common base class
             if is_out_of_memory(error):
                 raise MemoryError(first_line(error)) from error

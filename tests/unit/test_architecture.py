@@ -18,7 +18,7 @@ from tests.testing.paths import ROOT
 # From the bottom up: a module imports its own layer and those before it. The longest prefix of a
 # module's name says where it belongs.
 LAYERS = (
-    ("dlp_edge.errors", "dlp_edge.types", "dlp_edge.checks"),
+    ("dlp_edge.errors", "dlp_edge.types", "dlp_edge.checks", "dlp_edge.native_calls"),
     ("dlp_edge.untrusted", "dlp_edge.onnx_bytes", "dlp_edge.atomic", "dlp_edge.tasks"),
     ("dlp_edge.bundle",),
     ("dlp_edge.runtime.options", "dlp_edge.runtime.request", "dlp_edge.runtime.text"),

@@ -7,7 +7,8 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from dlp_edge.bundle.bundle import open_bundle
+from dlp_edge.bundle.bundle import Bundle
+from dlp_edge.bundle.edition import read_current
 from dlp_edge.bundle.signing import read_signature
 from dlp_edge.cli import options, output
 from dlp_edge.cli.verbs.export import parse_named_folders
@@ -40,10 +41,13 @@ def run(arguments: argparse.Namespace) -> int:
     ((name, folder),) = parse_named_folders([arguments.adapter]).items()
     samples = read_samples(arguments.examples, response_needed=False) if arguments.examples else ()
     begun = time.perf_counter()
-    bundle = open_bundle(arguments.bundle)
-    signed = read_signature(bundle.folder) is not None
+    signed = read_signature(arguments.bundle) is not None
     examples = [asdict(sample) for sample in samples]
-    after = add_skill(bundle, load_router(bundle), name, folder, examples)
+
+    def change(bundle: Bundle) -> Bundle:
+        return add_skill(bundle, load_router(bundle), name, folder, examples)
+
+    after = read_current(arguments.bundle, change)
     seconds = round(time.perf_counter() - begun, 2)
     routed = bool(examples)
     if not routed and not arguments.quiet:

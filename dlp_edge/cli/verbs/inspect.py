@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 
-from dlp_edge.bundle.bundle import open_bundle
+from dlp_edge.bundle.edition import read_current
 from dlp_edge.cli import options, output
 
 
@@ -17,8 +17,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(arguments: argparse.Namespace) -> int:
-    bundle = open_bundle(arguments.bundle)
-    manifest, report = bundle.manifest, bundle.report()
+    manifest, report = read_current(
+        arguments.bundle, lambda bundle: (bundle.manifest, bundle.report())
+    )
     if arguments.json:
         output.print_json({"manifest": asdict(manifest), "report": report})
         return 0

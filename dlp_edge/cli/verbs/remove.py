@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from dlp_edge.bundle.bundle import open_bundle
+from dlp_edge.bundle.bundle import Bundle
+from dlp_edge.bundle.edition import read_current
 from dlp_edge.bundle.signing import read_signature
 from dlp_edge.cli import options, output
 
@@ -21,9 +22,12 @@ def run(arguments: argparse.Namespace) -> int:
     from dlp_edge.runtime.adapters.edit import remove_skill
     from dlp_edge.runtime.routing.policy import load_router
 
-    bundle = open_bundle(arguments.bundle)
-    signed = read_signature(bundle.folder) is not None
-    after = remove_skill(bundle, load_router(bundle), arguments.name)
+    signed = read_signature(arguments.bundle) is not None
+
+    def change(bundle: Bundle) -> Bundle:
+        return remove_skill(bundle, load_router(bundle), arguments.name)
+
+    after = read_current(arguments.bundle, change)
     if signed and not arguments.quiet:
         output.note("note: the bundle was signed; sign it again")
     if arguments.json:

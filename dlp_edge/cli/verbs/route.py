@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 
-from dlp_edge.bundle.bundle import open_bundle
+from dlp_edge.bundle.bundle import Bundle
+from dlp_edge.bundle.edition import read_current
 from dlp_edge.cli import options, output
+from dlp_edge.types import RouteDecision
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -25,12 +27,14 @@ def run(arguments: argparse.Namespace) -> int:
     from dlp_edge.runtime.text.prompt import check_prompt
 
     check_prompt(arguments.text)
-    bundle = open_bundle(arguments.bundle)
-    manifest = bundle.manifest
-    routing = parse_options(options.request_options(arguments), manifest).routing
-    decision = routed(routing, load_router(bundle), manifest).decide(
-        arguments.text, arguments.generated
-    )
+
+    def decide(bundle: Bundle) -> RouteDecision:
+        manifest = bundle.manifest
+        routing = parse_options(options.request_options(arguments), manifest).routing
+        router = routed(routing, load_router(bundle), manifest)
+        return router.decide(arguments.text, arguments.generated)
+
+    decision = read_current(arguments.bundle, decide)
     if arguments.json:
         output.print_json(asdict(decision))
         return 0
