@@ -209,12 +209,7 @@ def _report(
         "target": target,
         "quantisation": entry.quantisation,
         "bytes": {path.name: path.stat().st_size for path in _files(staging)},
-        "remarks": [
-            f"adapter {adapter.name} was trained on {adapter.base_model}, this backbone is called "
-            f"{source.name}"
-            for adapter in adapters
-            if not adapter.names_base(source.name)
-        ],
+        "remarks": [remark for adapter in adapters if (remark := adapter.other_base(source.name))],
         "adapters": [
             {
                 "name": adapter.name,

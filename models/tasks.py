@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from dlp_edge.bundle.manifest import ADAPTER_NAME, NAME_RULE
+from dlp_edge.bundle.manifest import check_adapter_name
 from dlp_edge.errors import RouterError
 from dlp_edge.tasks.boilerplate import CommonText
 from dlp_edge.tasks.samples import Sample, read_samples
@@ -51,9 +51,10 @@ def read_tasks(folder: Path) -> list[Task]:
             "Add a folder for each task, with train.jsonl and dev.jsonl",
         )
     for home in homes:
-        if not ADAPTER_NAME.fullmatch(home.name):
+        wrong = check_adapter_name(home.name)
+        if wrong is not None:
             raise RouterError(
-                f"{home.name!r} is not a valid adapter name", f"Rename the folder: {NAME_RULE}"
+                f"{home.name!r} is not a valid adapter name", f"Rename the folder. {wrong}"
             )
     seen: dict[str, str] = {}
     for home in homes:

@@ -91,7 +91,8 @@ class LoadedBundle:
         check_address_space()
         rendered = self.encoder.render(messages)
         asked = self.encoder.encode(rendered)
-        wholes = [self.encoder.encode(rendered + text) for text in continuations]
+        literal = self.encoder.literal
+        wholes = [self.encoder.encode(rendered + literal(text)) for text in continuations]
         longest = max(map(len, wholes), default=0)
         if longest > self.engine.decoder.max_context:
             raise ContextLengthError(

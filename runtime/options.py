@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any, TypedDict
 
 from dlp_edge.checks import check_number
@@ -11,8 +12,22 @@ from dlp_edge.types import KvPolicy, RouteDecision, RouteEvery, SelectRule, Weig
 
 Adapters = str | Sequence[str] | Mapping[str, float]
 OnRoute = Callable[[RouteDecision, str], Adapters | None]
-Schema = Mapping[str, Any] | str
+Schema = Mapping[str, Any] | str | type
 
+# What the options are called elsewhere.
+_OTHER_NAMES = {
+    "max_tokens": "max_new_tokens",
+    "max_completion_tokens": "max_new_tokens",
+    "max_length": "max_new_tokens",
+    "do_sample": "temperature",
+    "repeat_penalty": "repetition_penalty",
+    "random_seed": "seed",
+    "stop_sequences": "stop",
+    "stop_token_ids": "stop_tokens",
+    "response_format": "json_schema",
+    "top_logprobs": "logprobs",
+    "adapter": "adapters",
+}
 LARGEST_WEIGHT = 1e3  # a larger one overflows the logits
 
 
@@ -43,7 +58,8 @@ class GenerateOptions(RouteOptions, total=False):
     repetition_stop: the answer ends where up to four sentences come three times in a row, word
         for word (True).
     stop_tokens: token ids that end it, besides the backbone's own.
-    json_schema: the answer is JSON that follows this schema (extra `json`).
+    json_schema: the answer is JSON that follows this schema, or this Pydantic class's (extra
+        `json`).
     logprobs: report each token's log probability and those of this many top tokens.
     adapters: None routes; a name, names or {name: weight} pins; {} is the base model.
     on_route: called with each `RouteDecision` and the text so far; adapters that it returns (as
@@ -148,7 +164,9 @@ def check_each(each: Sequence[GenerateOptions] | None, count: int) -> list[Gener
 
 def check_option_names(options: Mapping[str, object]) -> None:
     """Raises UsageError for an unknown option."""
-    known = (*RouteOptions.__annotations__, *GenerateOptions.__annotations__)
+    known = sorted({*RouteOptions.__annotations__, *GenerateOptions.__annotations__})
     for name in options:
         if name not in known:
-            raise UsageError(f"unknown option {name!r}", f"Use: {', '.join(sorted(set(known)))}")
+            meant = _OTHER_NAMES.get(name) or next(iter(get_close_matches(name, known, 1)), None)
+            remedy = f"Use: {', '.join(known)}" if meant is None else f"Write {meant}"
+            raise UsageError(f"unknown option {name!r}", remedy)

@@ -29,7 +29,7 @@ from dlp_edge.runtime.routing.policy import routed
 from dlp_edge.runtime.routing.router import Router
 from dlp_edge.runtime.session import Session, SessionBackend, load_session
 from dlp_edge.runtime.stream import AsyncStream, Stream, closed_error
-from dlp_edge.runtime.text.prompt import check_messages, check_prompt
+from dlp_edge.runtime.text.prompt import check_messages, check_prompt, check_text
 from dlp_edge.types import (
     AdapterInfo,
     Estimate,
@@ -231,7 +231,12 @@ class Runtime(Lifetime):
             self._lock.release()
 
     def count_tokens(self, text: str) -> int:
-        """The number of the backbone's tokens in a text, without the chat template."""
+        """The number of the backbone's tokens in a text, without the chat template.
+
+        Raises:
+            UsageError: it is not a text.
+        """
+        check_text(text)
         return self._open().count_tokens(text)
 
     @memory_for(ANSWERING)

@@ -37,6 +37,7 @@ from dlp_edge.bundle.files import (
     check_no_others,
     damaged,
     file_name,
+    not_a_bundle,
     unreadable,
 )
 from dlp_edge.bundle.graph_allowlist import check_backbone, check_router
@@ -241,12 +242,8 @@ def open_bundle(folder: str | Path, trusted_key: TrustedKey | None = None) -> Bu
         is_folder = root.is_dir()
     except (OSError, ValueError):  # a path the system does not allow
         is_folder = False
-    if not is_folder:
-        raise BundleError(f"there is no bundle at {root}", "Check the path, or run dlp-edge export")
-    if not os.path.lexists(root / MANIFEST):
-        raise BundleError(
-            f"{root} has no {MANIFEST}, so it is not a complete bundle", "Export it again"
-        )
+    if not is_folder or not os.path.lexists(root / MANIFEST):
+        raise not_a_bundle(root, is_folder)
     try:
         data = read_at_most(root / MANIFEST, MAX_MANIFEST_BYTES)
     except OSError as error:

@@ -49,6 +49,25 @@ def file_name(manifest: Manifest, name: str) -> str:
     return edition_name(name, manifest.edition) if name in EDITED else name
 
 
+def not_a_bundle(root: Path, is_folder: bool) -> BundleError:
+    """Returns the error for a path without a manifest, which says what it seems to be."""
+    if is_folder and (root / "adapter_config.json").is_file():
+        return BundleError(
+            f"{root} is a PEFT adapter, not a bundle",
+            f"Add it to a bundle: dlp-edge add BUNDLE NAME={root}",
+        )
+    if is_folder and not (root / "config.json").is_file():
+        return BundleError(
+            f"{root} has no {MANIFEST}, so it is not a complete bundle", "Export it again"
+        )
+    if is_folder or root.suffix.lower() == ".gguf":
+        return BundleError(
+            f"{root} is a backbone, not a bundle",
+            f"Make one of it first: dlp-edge export --backbone {root} -o BUNDLE",
+        )
+    return BundleError(f"there is no bundle at {root}", "Check the path, or run dlp-edge export")
+
+
 def damaged(name: str, what: str) -> BundleError:
     """Returns the error for a file that does not match the manifest."""
     return BundleError(f"{name} {what}", REEXPORT)

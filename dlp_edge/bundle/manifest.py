@@ -22,6 +22,7 @@ VERSION = 2
 
 ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 NAME_RULE = "up to 64 letters, digits, '.', '_' and '-', starting with a letter or digit"
+RESERVED_NAMES = ("auto", "base")  # the server's and the chat's words for no adapter of this name
 
 
 @dataclass(frozen=True)
@@ -184,6 +185,15 @@ class Manifest:
     router: RouterEntry | None
     files: dict[str, FileEntry]
     edition: int = 0
+
+
+def check_adapter_name(name: str) -> str | None:
+    """Returns what is wrong with the name of a new adapter; None if nothing is."""
+    if not ADAPTER_NAME.fullmatch(name):
+        return f"Use {NAME_RULE}"
+    if name.lower() in RESERVED_NAMES:
+        return f"Use another: {' and '.join(RESERVED_NAMES)} mean routing and the base model"
+    return None
 
 
 def edition_name(name: str, edition: int) -> str:

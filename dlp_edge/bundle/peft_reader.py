@@ -15,7 +15,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, deserialize
 
 from dlp_edge.bundle.adapter_stack import LARGEST_SCALING, LoraPair
-from dlp_edge.bundle.manifest import ADAPTER_NAME, NAME_RULE, AdapterEntry
+from dlp_edge.bundle.manifest import AdapterEntry, check_adapter_name
 from dlp_edge.errors import AdapterError
 from dlp_edge.untrusted.regex_check import check_pattern
 from dlp_edge.untrusted.regular_file import read_at_most
@@ -62,13 +62,18 @@ class PeftAdapter:
     sha256: str
     base_model: str | None
 
-    def names_base(self, backbone: str) -> bool:
-        """Whether the configuration names this backbone.
+    def other_base(self, backbone: str) -> str | None:
+        """A remark, if the configuration names another model than this backbone.
 
         Compares only the last path component, and accepts a backbone name that extends it.
         """
         own = Path(self.base_model or "").name.lower()
-        return own in Path(backbone).name.lower()
+        if own in Path(backbone).name.lower():
+            return None
+        return (
+            f"adapter {self.name} was trained on {self.base_model}, this backbone is called "
+            f"{backbone}"
+        )
 
     @property
     def entry(self) -> AdapterEntry:
@@ -113,11 +118,9 @@ def read_adapter(
     Args:
         slots_only: `sizes` covers the slots of an exported bundle, not all linear layers.
     """
-    if not ADAPTER_NAME.fullmatch(name):
-        raise AdapterError(
-            f"{name!r} is not a valid adapter name",
-            f"Use {NAME_RULE}",
-        )
+    wrong = check_adapter_name(name)
+    if wrong is not None:
+        raise AdapterError(f"{name!r} is not a valid adapter name", wrong)
     config = _read_config(name, folder)
     _check_supported(name, config)
     path = folder / WEIGHTS

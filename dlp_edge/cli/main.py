@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import os
 import signal
@@ -87,7 +88,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that clean-up runs
     try:
         parsed = build_parser().parse_args(words)
-        return int(parsed.run(parsed))
+        code = int(parsed.run(parsed))
+        sys.stdout.flush()  # here, where a full disk is an error like others
+        return code
     except DlpEdgeError as error:
         return _report(error, as_json)
     except MemoryError:
@@ -97,13 +100,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return 0
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            return _report_internal(error, as_json)
+        _discard_output()
+        remedy = "Free some space, or write elsewhere"
+        return _report(ResourceError(f"cannot write ({error.strerror})", remedy), as_json)
     except Exception as error:  # the last line of defence: no traceback for users
-        if os.environ.get("DLP_EDGE_TRACEBACK"):
-            traceback.print_exc()
-        cause = f"internal error: {type(error).__name__}: {error}"
-        return _report(DlpEdgeError(cause, "Set DLP_EDGE_TRACEBACK=1 and report it"), as_json)
+        return _report_internal(error, as_json)
+
+
+def _discard_output() -> None:
+    """Sends what is still buffered for stdout nowhere, so that the exit does not fail on it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _report_internal(error: Exception, as_json: bool) -> int:
+    if os.environ.get("DLP_EDGE_TRACEBACK"):
+        traceback.print_exception(error)
+    cause = f"internal error: {type(error).__name__}: {error}"
+    return _report(DlpEdgeError(cause, "Set DLP_EDGE_TRACEBACK=1 and report it"), as_json)
 
 
 def _report(error: DlpEdgeError, as_json: bool) -> int:

@@ -135,7 +135,7 @@ def read_text(path: Path) -> str:
         UsageError: the file cannot be read.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # Windows editors write a mark
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} cannot be read", "Check the path") from error
 

@@ -102,9 +102,7 @@ def parse_request(
         options["seed"] %= 1 << 63  # OpenAI's may be negative
     options["logprobs"] = _logprobs(body)
     options["json_schema"] = _json_schema(body.get("response_format", {"type": "text"}))
-    options["max_new_tokens"] = body.get(
-        "max_completion_tokens", body.get("max_tokens", max_new_tokens)
-    )
+    options["max_new_tokens"] = _most_tokens(body, max_new_tokens)
     options["adapters"] = models[model]
     options.update(_own_options(body.get("dlp_edge", {})))
     stream_options = body.get("stream_options", {})
@@ -117,6 +115,17 @@ def parse_request(
         stream=_flag("stream", body),
         include_usage=_flag("include_usage", stream_options),
     )
+
+
+def _most_tokens(body: Mapping[str, Any], default: int) -> int:
+    """The most tokens of the answer, under either of OpenAI's names."""
+    for name in ("max_completion_tokens", "max_tokens"):
+        if name in body:
+            count = body[name]
+            if type(count) is not int or count < 1:
+                raise _wrong(name, f"is {count!a}. Choose 1 or more, or leave it out")
+            return count
+    return default
 
 
 def _logprobs(body: Mapping[str, Any]) -> int | None:

@@ -32,7 +32,7 @@ def read_samples(path: Path, response_needed: bool = True) -> tuple[Sample, ...]
         RouterError: the file cannot be read, has no samples, or has an invalid line.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
         raise RouterError(
             f"{path} cannot be read ({error.strerror})", "Check the path and its permissions"

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar, cast
 
-from tokenizers import Encoding, Tokenizer
+from tokenizers import AddedToken, Encoding, Tokenizer
 
 from dlp_edge.errors import BundleError
 from dlp_edge.native_calls import native_calls
@@ -90,6 +90,9 @@ class GuardedTokenizer:
 
     def token_to_id(self, token: str) -> int | None:
         return self._call(lambda: self._tokenizer.token_to_id(token))
+
+    def get_added_tokens_decoder(self) -> dict[int, AddedToken]:
+        return self._call(self._tokenizer.get_added_tokens_decoder)
 
     def get_vocab_size(self) -> int:
         return self._call(self._tokenizer.get_vocab_size)

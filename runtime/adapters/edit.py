@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +36,7 @@ def add_skill(
             pinned but is never routed to.
 
     Returns:
-        The new bundle.
+        The new bundle. A UserWarning says where the adapter names another base model.
 
     Raises:
         AdapterError: the adapter cannot be read, does not fit the backbone, needs a slot that the
@@ -57,6 +58,9 @@ def add_skill(
             raise AdapterError(
                 f"adapters {entry.name} and {name} have the same weights", "Leave one out"
             )
+    remark = adapter.other_base(manifest.backbone.name)
+    if remark is not None:
+        warnings.warn(remark, stacklevel=2)
     router_entry, head = _fit_router(manifest.router, router, name, examples)
     pairs = _pairs(bundle.adapters())
     packed = adapter_stack.pack({**pairs, name: adapter.pairs}, manifest.backbone.dtype)

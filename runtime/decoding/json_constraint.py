@@ -56,7 +56,9 @@ class JsonConstraint:
         from llguidance.numpy import allocate_token_bitmask
 
         try:
-            text = schema if isinstance(schema, str) else json.dumps(schema)
+            of_pydantic = getattr(schema, "model_json_schema", None)
+            document = of_pydantic() if callable(of_pydantic) else schema
+            text = document if isinstance(document, str) else json.dumps(document)
             grammar = LLMatcher.grammar_from_json_schema(text, defaults=_COMPACT)
             self._matcher = LLMatcher(tokenizer, grammar)
             problem = self._matcher.get_error() if self._matcher.is_error() else ""

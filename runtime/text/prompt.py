@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from tokenizers import Tokenizer
 
@@ -11,6 +13,10 @@ from dlp_edge.bundle.manifest import BackboneEntry
 from dlp_edge.errors import BundleError, UsageError
 from dlp_edge.types import Message
 from dlp_edge.untrusted.chat_template import ChatTemplate
+
+# What is before and after is encoded apart. A noncharacter, which no interchanged text contains.
+CUT = "\U0010fffe"
+ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True)
@@ -22,8 +28,18 @@ class PromptEncoder:
     backbone: BackboneEntry
 
     def render(self, messages: Sequence[Message]) -> str:
-        """The prompt as text; see `ChatTemplate.render`."""
-        return self.template.render(messages, self.backbone.bos_token, self.backbone.eos_token)
+        """The prompt as text, to be encoded by `encode`; see `ChatTemplate.render`."""
+        literal = [{**message, "content": self.literal(message["content"])} for message in messages]
+        return self.template.render(literal, self.backbone.bos_token, self.backbone.eos_token)
+
+    def literal(self, text: str) -> str:
+        """The text with a CUT inside whatever reads like a special token.
+
+        Control tokens are the template's to write: `<|im_end|>` in a message is text about one.
+        Every other text is returned, and so encoded, as it is.
+        """
+        text = text.replace(CUT, "")
+        return text if self._special is None else self._special.sub(rf"\g<0>{CUT}", text)
 
     def encode(self, rendered: str) -> list[int]:
         """The ids of a rendered prompt.
@@ -31,9 +47,11 @@ class PromptEncoder:
         Raises:
             BundleError: the backbone has no such id.
         """
-        ids: list[int] = self.tokenizer.encode(
-            rendered, add_special_tokens=self.template.is_plain
-        ).ids
+        first, *rest = rendered.split(CUT)
+        plain = self.template.is_plain
+        ids: list[int] = self.tokenizer.encode(first, add_special_tokens=plain).ids
+        for part in rest:
+            ids += self.tokenizer.encode(part, add_special_tokens=False).ids
         known = self.backbone.vocab_size
         if max(ids, default=0) >= known:
             raise BundleError(
@@ -41,6 +59,15 @@ class PromptEncoder:
                 "Export the bundle again",
             )
         return ids
+
+    @cached_property
+    def _special(self) -> re.Pattern[str] | None:
+        """Matches the first character of every special token; None if there are none."""
+        added = self.tokenizer.get_added_tokens_decoder()
+        ends = self.backbone.eos_token_ids
+        texts = [token.content for id_, token in added.items() if token.special or id_ in ends]
+        longer = [re.escape(text) for text in texts if len(text) > 1]  # one character has no inside
+        return re.compile(f"(?={'|'.join(longer)}).", re.DOTALL) if longer else None
 
 
 def to_messages(prompt: str | Sequence[Message]) -> list[Message]:
@@ -56,6 +83,8 @@ def to_messages(prompt: str | Sequence[Message]) -> list[Message]:
     if not messages:
         raise UsageError(f"the prompt is {prompt!r}", "Pass a text or a list of messages")
     check_messages(messages)
+    if not any(message["role"] == "user" for message in messages):
+        raise UsageError("the messages hold none of the user", 'Add one with the role "user"')
     check_prompt(last_user_text(messages))
     return messages
 
@@ -75,6 +104,8 @@ def check_messages(messages: Sequence[Message]) -> list[Message]:
             )
         if not isinstance(message["role"], str) or not isinstance(message["content"], str):
             raise UsageError(f"role or content of {message!r} is not a string", "Pass strings")
+        if message["role"] not in ROLES:
+            raise UsageError(f"unknown role {message['role']!r}", f"Use {', '.join(ROLES)}")
         check_encoding(message["role"] + message["content"])
     return list(messages)
 
@@ -87,10 +118,15 @@ def last_user_text(messages: Sequence[Message]) -> str:
 
 def check_prompt(text: object) -> None:
     """Raise UsageError unless the prompt is a non-blank, encodable string."""
-    if not isinstance(text, str):
-        raise UsageError(f"the prompt is {type(text).__name__}, not a string", "Pass a string")
-    if not text.strip():
+    check_text(text, "the prompt")
+    if isinstance(text, str) and not text.strip():
         raise UsageError("the prompt is empty", "Pass some text")
+
+
+def check_text(text: object, name: str = "the text") -> None:
+    """Raise UsageError unless it is an encodable string."""
+    if not isinstance(text, str):
+        raise UsageError(f"{name} is {type(text).__name__}, not a string", "Pass a string")
     check_encoding(text)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 
@@ -47,16 +48,23 @@ def run(arguments: argparse.Namespace) -> int:
     def change(bundle: Bundle) -> Bundle:
         return add_skill(bundle, load_router(bundle), name, folder, examples)
 
-    after = read_current(arguments.bundle, change)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        after = read_current(arguments.bundle, change)
+    remarks = [str(warning.message) for warning in caught]
     seconds = round(time.perf_counter() - begun, 2)
     routed = bool(examples)
     if not routed and not arguments.quiet:
         output.note(f"note: {name} can be pinned but is never routed to; give --examples for that")
+    if not arguments.quiet:
+        for remark in remarks:
+            output.note(f"note: {remark}")
     if signed and not arguments.quiet:
         output.note("note: the bundle was signed; sign it again")
     if arguments.json:
         names = [entry.name for entry in after.manifest.adapters]
-        output.print_json({"added": name, "routed": routed, "adapters": names, "seconds": seconds})
+        document = {"added": name, "routed": routed, "adapters": names, "remarks": remarks}
+        output.print_json({**document, "seconds": seconds})
         return 0
     print(f"added    {name}{'' if routed else ' (pinned only)'}")
     print(f"time     {seconds:.1f} s, {len(examples)} examples")

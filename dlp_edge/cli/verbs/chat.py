@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _lines(interactive: bool) -> Iterator[str]:
     """What the user types, line by line, until the end of the input."""
     if not interactive:
-        yield from filter(None, (line.strip() for line in sys.stdin))
+        yield from filter(None, (line.strip("\ufeff \t\r\n") for line in sys.stdin))
         return
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 - gives input() a line editor; Windows has its own

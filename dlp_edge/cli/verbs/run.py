@@ -27,7 +27,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(arguments: argparse.Namespace) -> int:
     from dlp_edge.cli.loading import open_runtime
 
-    prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+    prompt = arguments.prompt
+    if prompt == "-":
+        prompt = sys.stdin.read().removeprefix("\ufeff")  # PowerShell writes a byte order mark
     request = options.request_options(arguments)
     with open_runtime(arguments) as runtime:
         stream = runtime.stream(prompt, **request)
