@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from dlp_edge.cli import output
+from dlp_edge.cli.colours import tints_of
+from dlp_edge.cli.line_input import QUOTES
 from dlp_edge.cli.options import parse_adapters
 from dlp_edge.errors import UsageError
 from dlp_edge.types import Reply
@@ -60,8 +62,8 @@ def run_line(chat: Chat, line: str) -> Stream | None:
     Raises:
         UsageError: no such command, or not in this way.
     """
-    if not line.startswith("/") or line.startswith("//"):
-        return chat.session.stream(line.removeprefix("/"), **chat.options)
+    if not line.startswith("/") or line.startswith("//") or "\n" in line:
+        return chat.session.stream(_as_text(line), **chat.options)
     name, _, rest = line[1:].partition(" ")
     if name not in COMMANDS:
         raise UsageError(f"there is no command /{name}", "/help lists them; // begins a text")
@@ -71,9 +73,14 @@ def run_line(chat: Chat, line: str) -> Stream | None:
     return command.run(chat, rest)
 
 
+def _as_text(line: str) -> str:
+    """A message as it is meant: two slashes stand for one."""
+    return line[1:] if line.startswith("//") else line
+
+
 def legend(chat: Chat, stream: TextIO) -> str:
     """The adapters, each in the colour of its sentences."""
-    tints = output.tints_of(chat.names)
+    tints = tints_of(chat.names)
     shown = [output.paint(name, tint, stream) for name, tint in tints.items()]
     return "  ".join([*shown, output.paint("base", "grey", stream)])
 
@@ -82,11 +89,12 @@ def _help(chat: Chat, _: str) -> None:
     width = max(len(command.usage) for command in COMMANDS.values())
     for command in COMMANDS.values():
         chat.say(f"{command.usage:<{width}}  {command.help}")
+    chat.say(f"{QUOTES + ' ... ' + QUOTES:<{width}}  a message of several lines")
 
 
 def _adapters(chat: Chat, _: str) -> None:
     pinned = chat.options.get("adapters")
-    tints = output.tints_of(chat.names)
+    tints = tints_of(chat.names)
     for adapter in chat.runtime.adapters:
         weight = "" if not pinned or adapter.name not in pinned else f"  {pinned[adapter.name]:g}"
         unknown = "" if adapter.routed else "  (pinned only: the router does not know it)"

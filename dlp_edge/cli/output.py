@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from shutil import get_terminal_size
 from typing import Any, TextIO
 from unicodedata import category
 
+from dlp_edge.cli.colours import COLOURS, tints_of
+from dlp_edge.cli.wrapping import Wrapper
 from dlp_edge.errors import DlpEdgeError
 from dlp_edge.types import Chunk, Reply
 
-COLOURS = {"red": 31, "green": 32, "yellow": 33, "blue": 34, "magenta": 35, "cyan": 36, "grey": 90}
-_TINTS = ("cyan", "yellow", "magenta", "green", "blue", "red")
 _LABEL_WIDTH = 24
+_BAR = "│ "
+_WIDE_ENOUGH = 50  # columns; on a narrower terminal a label has a line of its own
 
 
 def print_json(document: Any) -> None:
@@ -39,10 +43,10 @@ def print_error(error: DlpEdgeError) -> None:
 
 
 def paint(text: str, colour: str, stream: TextIO) -> str:
-    """The text in a colour, if the stream is a terminal that wants colours."""
+    """The text in a colour of `COLOURS` or a tint, if the stream is a terminal that wants any."""
     if not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return text
-    return f"\x1b[{COLOURS[colour]}m{text}\x1b[0m"
+    return f"\x1b[{COLOURS.get(colour, colour)}m{text}\x1b[0m"
 
 
 def printable(text: str, stream: TextIO) -> str:
@@ -60,31 +64,47 @@ def fusion_label(fusion: Mapping[str, float]) -> str:
     return " + ".join(f"{name} {weight:.2f}" for name, weight in ordered)
 
 
-def tints_of(names: Iterable[str]) -> dict[str, str]:
-    """Adapter name -> the colour of its sentences."""
-    return {name: _TINTS[i % len(_TINTS)] for i, name in enumerate(names)}
-
-
 def print_sentences(chunks: Iterable[Chunk], names: Iterable[str]) -> None:
     """Streams an answer, a line per sentence, each behind the fusion that writes it and in the
-    colour of its strongest adapter."""
+    colour of its strongest adapter. A terminal's lines are wrapped at words."""
     tints = tints_of(names)
+    column: Wrapper | None = None
     sentence = -1
-    indent = "\n" + " " * _LABEL_WIDTH + "│ "
-    pending = ""  # white space at a sentence's end is not shown
     for chunk in chunks:
-        strongest = max(chunk.fusion, key=lambda name: chunk.fusion[name], default="")
-        tint = tints.get(strongest, "grey")
-        if chunk.sentence != sentence:
-            label = fusion_label(chunk.fusion)
-            lead = "" if sentence < 0 else "\n"
-            print(lead + paint(f"{label:<{_LABEL_WIDTH}}│ ", tint, sys.stdout), end="")
-            sentence, pending = chunk.sentence, ""
-        text = pending + chunk.text
-        shown = text.rstrip()
-        pending = text[len(shown) :]
-        shown = printable(shown, sys.stdout).replace("\n", indent)
-        print(paint(shown, tint, sys.stdout), end="", flush=True)
+        if chunk.sentence != sentence or column is None:
+            if column is not None:
+                column.finish()
+                print()
+            sentence = chunk.sentence
+            strongest = max(chunk.fusion, key=lambda name: chunk.fusion[name], default="")
+            column = _begin_sentence(fusion_label(chunk.fusion), tints.get(strongest, "grey"))
+        column.feed(printable(chunk.text, sys.stdout))
+        sys.stdout.flush()
+    if column is not None:
+        column.finish()
+    print(flush=True)
+
+
+def _begin_sentence(label: str, tint: str) -> Wrapper:
+    """Shows who writes a sentence; returns where its text goes."""
+    width = get_terminal_size().columns if sys.stdout.isatty() else math.inf
+    indent = " " * _LABEL_WIDTH if width >= _WIDE_ENOUGH else ""
+    label = f"{label:<{len(indent)}}"
+    if len(label) > len(indent):  # on a line of its own
+        label += "\n" + indent
+    print(paint(label + _BAR, tint, sys.stdout), end="", flush=True)
+    indent += _BAR
+
+    def write(text: str) -> None:
+        print(paint(text, tint, sys.stdout), end="")
+
+    return Wrapper(write, indent, width - len(indent))
+
+
+def print_text(chunks: Iterable[Chunk]) -> None:
+    """Streams the answer's text alone."""
+    for chunk in chunks:
+        print(printable(chunk.text, sys.stdout), end="", flush=True)
     print(flush=True)
 
 

@@ -98,6 +98,24 @@ def test_stats_and_help(chat: Chat) -> None:
     for name in "help adapters pin route reset undo again save load stats quit".split():
         assert f"\n/{name}" in f"\n{out}"
     assert re.search(r"answer \d+ tokens", out)
+    assert '\n""" ... """' in out
+
+
+def test_a_message_of_several_lines(chat: Chat) -> None:
+    lines = (
+        '"""Tom has',
+        "  /apples",
+        "",
+        'three."""',
+        '"""',
+        "One.",
+        '"""',
+        '"""never ends',
+        "Two.",
+    )
+    turns = json.loads(chat(*lines, options=("--json", "--adapters", "sums")))["turns"]
+    said = [turn["prompt"] for turn in turns]
+    assert said == ["Tom has\n  /apples\n\nthree.", "One.", "never ends\nTwo."]
 
 
 @pytest.mark.parametrize(
@@ -264,3 +282,42 @@ def test_the_model_does_not_steer_the_terminal(tiny_bundle: Path) -> None:
     terminal = Terminal(command, {"NO_COLOR": "1"})
     assert terminal.end() == 0
     assert not [c for c in terminal.shown if ord(c) < 32 and c not in "\r\n\t"]
+
+
+@posix
+def test_a_pasted_text_is_one_message(tiny_bundle: Path, tmp_path: Path) -> None:
+    """As a terminal sends it: between the marks of a bracketed paste, which were asked for."""
+    file = tmp_path / "chat.json"
+    terminal = Terminal(["chat", str(tiny_bundle), "--adapters", "sums", "--max-new-tokens", "3"])
+    terminal.until("\x1b[?2004h")
+    terminal.until("> ")
+    terminal.type("\x1b[200~Tom has\n\n/three apples.\x1b[201~")
+    terminal.until("apples.")
+    terminal.type("\n")
+    terminal.until("\u2502")
+    terminal.until("> ")
+    terminal.type(f"/save {file}\n")
+    terminal.until("saved")
+    terminal.type("\x04")
+    assert terminal.end() == 0
+    [said, _] = json.loads(file.read_text(encoding="utf-8"))["messages"]
+    assert said["content"] == "Tom has\n\n/three apples."
+
+
+@posix
+def test_a_terminal_without_a_line_editor_takes_a_paste(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Lines that arrive at once are one message."""
+    (tmp_path / "readline.py").write_text("raise ImportError")
+    terminal = Terminal(
+        ["chat", str(tiny_bundle), "--adapters", "sums", "--max-new-tokens", "3"],
+        {"PYTHONPATH": str(tmp_path)},
+    )
+    terminal.until("> ")
+    terminal.type("Tom has\nthree apples.\n")
+    terminal.until("\u2502")
+    terminal.until("> ")
+    terminal.type("/stats\n")
+    terminal.until("2 messages")
+    terminal.until("> ")
+    terminal.type("\x04")
+    assert terminal.end() == 0

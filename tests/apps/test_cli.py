@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -13,10 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from dlp_edge import Runtime
 from dlp_edge.cli.main import build_parser, main
 from dlp_edge.cli.options import parse_adapters
 from dlp_edge.cli.verbs.completion import SHELLS
 from dlp_edge.errors import UsageError
+
+PROGRESS = r" {0,2}\d+%  .+"  # a step of it, off a terminal
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -29,11 +33,34 @@ def test_run_shows_sentences_with_their_fusion(
     tiny_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--adapters", "sums,sql=0.5", "--max-new-tokens", "8"]
-    assert main(["run", str(tiny_bundle), "Hello", *options]) == 0
+    assert main(["run", str(tiny_bundle), "Hello", "--no-plain", *options]) == 0
     out, err = capsys.readouterr()
     assert "sums 1.00 + sql 0.50" in out
     assert "tokens" in err
     assert "\x1b" not in out + err
+
+
+def test_a_pipe_gets_the_text_alone(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["run", str(tiny_bundle), "Hello", "--adapters", "sums", "--max-new-tokens", "12"]
+    assert main([*command, "--json"]) == 0
+    text = json.loads(capsys.readouterr().out)["text"]
+    for options in ([], ["--plain"]):
+        assert main([*command, *options, "--quiet"]) == 0
+        assert capsys.readouterr() == (text + "\n", "")
+
+
+def test_a_system_message(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["run", str(tiny_bundle), "Hello", "--adapters", "", "--max-new-tokens", "4"]
+    assert main([*command, "--json", "--system", "Be brief."]) == 0
+    found = json.loads(capsys.readouterr().out)
+    with Runtime(tiny_bundle) as runtime:
+        messages = [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "Hello"},
+        ]
+        expected = runtime.generate(messages, adapters={}, max_new_tokens=4)
+    assert found["text"] == expected.text
+    assert found["usage"]["prompt_tokens"] == expected.usage.prompt_tokens
 
 
 def test_run_json(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,10 +111,20 @@ def test_export(
         word for name, path in tiny_adapters.items() for word in ("--adapter", f"{name}={path}")
     ]
     command = ["export", "--backbone", str(tiny_backbone), *adapters]
-    command += ["--router", str(tiny_router), "-o", str(tmp_path / "b"), "--json"]
-    assert main(command) == 0
+    command += ["--router", str(tiny_router), "-o", str(tmp_path / "b")]
+    assert main([*command, "--json"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["quantisation"] == "int8"
+    steps = err.splitlines()
+    assert steps[0] == "  0%  reading the backbone"
+    assert steps[-1] == "100%  done"
+    assert all(re.fullmatch(PROGRESS, step) for step in steps)
+    assert main([*command, "--quiet"]) == 0
+    out, err = capsys.readouterr()
+    assert re.fullmatch(
+        r"verdict +good: [01]\.\d+ x the source's perplexity, 3 adapters as under PEFT",
+        out.splitlines()[-1],
+    )
     assert err == ""
 
 
@@ -126,14 +163,14 @@ def test_exit_codes_one_line_and_no_traceback(
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
-    assert done.stderr.startswith("error: ")
-    assert len(done.stderr.strip().splitlines()) == 1
+    [error] = [line for line in done.stderr.splitlines() if not re.fullmatch(PROGRESS, line)]
+    assert error.startswith("error: ")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_pipe_that_is_not_utf8(tiny_bundle: Path) -> None:
     """As on Windows, where a redirected stdout is cp1252."""
-    command = ["run", str(tiny_bundle), "x", "--max-new-tokens", "4"]
+    command = ["run", str(tiny_bundle), "x", "--max-new-tokens", "4", "--no-plain"]
     done = subprocess.run(
         [sys.executable, "-m", "dlp_edge.cli.main", *command],
         capture_output=True,

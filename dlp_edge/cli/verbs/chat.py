@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dlp_edge.cli import options, output
 from dlp_edge.cli.chat_commands import Chat, legend, run_line
+from dlp_edge.cli.line_input import read_messages, terminal_reader
 from dlp_edge.errors import DlpEdgeError
 from dlp_edge.types import Chunk
 
@@ -25,7 +26,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "chat",
         help="chat on the terminal",
         description="A conversation; /help lists its commands. Ctrl-C stops an answer, "
-        "ctrl-D ends the chat. Lines from a pipe are answered one after the other.",
+        'ctrl-D ends the chat. A pasted text is one message, and so is what stands between """ '
+        'and """. Lines from a pipe are answered one after the other.',
     )
     options.add_bundle(parser)
     parser.add_argument("--system", metavar="TEXT", help="the system message")
@@ -47,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
         chat = Chat(runtime, session, request, sys.stderr if arguments.json else sys.stdout)
         if interactive and not arguments.quiet:
             output.note(f"{legend(chat, sys.stderr)}\n/help lists the commands")
-        for line in _lines(interactive):
+        for line in _messages(interactive):
             with _kept_going() if interactive else contextlib.nullcontext():
                 stream = run_line(chat, line)
                 if stream is not None:
@@ -60,24 +62,25 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _lines(interactive: bool) -> Iterator[str]:
-    """What the user types, line by line, until the end of the input."""
+def _messages(interactive: bool) -> Iterator[str]:
+    """What the user types, or the lines of a pipe, until the end of the input."""
     if not interactive:
-        yield from filter(None, (line.strip("\ufeff \t\r\n") for line in sys.stdin))
+        yield from read_messages(lambda _: _piped_line())
         return
-    with contextlib.suppress(ImportError):
-        import readline  # noqa: F401 - gives input() a line editor; Windows has its own
+    read = terminal_reader()
     while True:
         try:
-            line = input("> ").strip()
-        except EOFError:
-            print()
+            yield from read_messages(read)
             return
         except KeyboardInterrupt:
             output.note("\nctrl-D or /quit ends the chat")
-            continue
-        if line:
-            yield line
+
+
+def _piped_line() -> str | None:
+    line = sys.stdin.readline()
+    if not line:
+        return None
+    return line.rstrip("\r\n").removeprefix("\ufeff")  # PowerShell writes a byte order mark
 
 
 @contextlib.contextmanager

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from dlp_edge.cli import options, output
 from dlp_edge.errors import ResourceError, UsageError
@@ -85,7 +87,22 @@ def run(arguments: argparse.Namespace) -> int:
     if "milliseconds_per_token" in report:
         print(f"speed       {report['milliseconds_per_token']:.1f} ms per token")
     print(f"time        {report['seconds']:.0f} s")
+    print(f"verdict     {_verdict(report)}")
     return 0
+
+
+def _verdict(report: dict[str, Any]) -> str:
+    """Whether the bundle is as good as its source; an adapter that differs from PEFT fails."""
+    from dlp_edge.export.pipeline import LARGEST_LOSS
+
+    ratio, adapters = report["perplexity"]["ratio"], len(report["adapters"])
+    proven = f"{adapters} adapters as under PEFT" if adapters else "no adapters"
+    if ratio <= LARGEST_LOSS:
+        return f"good: {ratio:.3f} x the source's perplexity, {proven}"
+    return (
+        f"look at it: {ratio:.3f} x the source's perplexity is more than {LARGEST_LOSS}, {proven}; "
+        "a wider --quant costs less"
+    )
 
 
 def parse_named_folders(items: Sequence[str]) -> dict[str, Path]:
@@ -124,10 +141,14 @@ def require_extra(extra: str) -> Iterator[None]:
 def progress_bar(
     quiet: bool = False, extra: str = "export"
 ) -> Iterator[Callable[[str, float], None]]:
-    """A bar on stderr, on a terminal only; yields what to call with (step, fraction).
+    """A bar on a terminal's stderr, a line for each step elsewhere; yields what to call with
+    (step, fraction).
 
     `extra` is the one that brings what draws it.
     """
+    if not quiet and not sys.stderr.isatty():
+        yield _lines_of_progress()
+        return
     with require_extra(extra):
         from tqdm import tqdm
     form = "{l_bar}{bar}| {elapsed} {postfix}"
@@ -138,3 +159,16 @@ def progress_bar(
             bar.update(round(100 * fraction) - bar.n)
 
         yield tell
+
+
+def _lines_of_progress() -> Callable[[str, float], None]:
+    """Tells a step when it begins; of those that alternate, one for each hundredth."""
+    told, reached = "", -1.0
+
+    def tell(step: str, fraction: float) -> None:
+        nonlocal told, reached
+        if step != told and fraction >= reached + 0.01:
+            told, reached = step, fraction
+            print(f"{fraction:4.0%}  {step}", file=sys.stderr, flush=True)
+
+    return tell
