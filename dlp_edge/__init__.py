@@ -9,6 +9,7 @@ Importing this package does not load onnxruntime: public names are resolved on f
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     )
 
 __version__ = "0.1.0"
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # silent unless the application logs
 
 _NAMES = {
     "dlp_edge.errors": (

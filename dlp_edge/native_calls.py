@@ -8,6 +8,7 @@ runs, waits until it has returned, and lets no other thread in again.
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import threading
 import weakref
@@ -15,6 +16,8 @@ from types import TracebackType
 from typing import Protocol
 
 PATIENCE = 10.0  # seconds that the end of the process waits for a call, such as one that loads
+
+_log = logging.getLogger(__name__)
 
 
 class Cancellable(Protocol):
@@ -67,7 +70,10 @@ class NativeCalls:
         for request in running:
             request.set()
         with self._lock:
-            return self._lock.wait_for(lambda: self._count == 0, patience)
+            ended = self._lock.wait_for(lambda: self._count == 0, patience)
+        if not ended:
+            _log.warning("a thread is still inside native code: the process may end by abort()")
+        return ended
 
 
 native_calls = NativeCalls()

@@ -133,7 +133,13 @@ class Timings:
 
 @dataclass(frozen=True)
 class Reply:
-    """A finished answer; `tokens` is filled if `logprobs` is set."""
+    """A finished answer.
+
+    Attributes:
+        tokens: filled if `logprobs` is set.
+        seed: what sampling began with: the seed that was asked for, or the one that was drawn;
+            None for a greedy answer. The same seed gives the same answer again.
+    """
 
     text: str
     sentences: tuple[Sentence, ...]
@@ -141,6 +147,7 @@ class Reply:
     timings: Timings
     finish_reason: FinishReason
     tokens: tuple[Token, ...] = ()
+    seed: int | None = None
 
     @property
     def prefill_rate(self) -> float:

@@ -24,6 +24,7 @@ from dlp_edge.runtime.routing.policy import load_router, policy_for
 from dlp_edge.runtime.routing.router import Router
 from dlp_edge.runtime.session_caches import SessionCaches
 from dlp_edge.runtime.text.prompt import PromptEncoder, check_prompt, last_user_text, to_messages
+from dlp_edge.runtime.text.tokenizer import TextTokenizer
 from dlp_edge.types import AdapterInfo, Likelihood, Message
 from dlp_edge.untrusted.chat_template import ChatTemplate
 
@@ -108,9 +109,10 @@ class LoadedBundle:
             for text, (logprob, count) in zip(continuations, likelihoods, strict=True)
         ]
 
-    def count_tokens(self, text: str) -> int:
-        """Tokens of a text alone, without the chat template."""
-        return len(self.vocabulary.tokenizer.encode(text, add_special_tokens=False).ids)
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        """See `Runtime.tokenizer`."""
+        return TextTokenizer(self.encoder, self.engine.decoder.max_context)
 
     def with_edition(self, bundle: Bundle) -> LoadedBundle:
         """The same backbone with another edition's adapters and router; engines are made anew."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 from dlp_edge.bundle.bundle import Bundle
@@ -29,7 +31,8 @@ from dlp_edge.runtime.routing.policy import routed
 from dlp_edge.runtime.routing.router import Router
 from dlp_edge.runtime.session import Session, SessionBackend, load_session
 from dlp_edge.runtime.stream import AsyncStream, Stream, closed_error
-from dlp_edge.runtime.text.prompt import check_messages, check_prompt, check_text
+from dlp_edge.runtime.text.prompt import check_messages, check_prompt
+from dlp_edge.runtime.text.tokenizer import TextTokenizer
 from dlp_edge.types import (
     AdapterInfo,
     Estimate,
@@ -42,6 +45,8 @@ from dlp_edge.types import (
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+_log = logging.getLogger(__name__)
 
 
 class Runtime(Lifetime):
@@ -77,6 +82,7 @@ class Runtime(Lifetime):
         cache_budget: int | None = None,
         trusted_key: str | os.PathLike[str] | bytes | None = None,
     ) -> None:
+        started = perf_counter()
         check_callable("on_progress", on_progress)
         report = on_progress or (lambda stage, fraction: None)
         numbers = {"max_context": max_context, "threads": threads, "cache_budget": cache_budget}
@@ -97,6 +103,8 @@ class Runtime(Lifetime):
                 self._loaded = read_current(path, read, self._trusted)
                 trim()  # frees the weights as read: onnxruntime has packed copies
                 report("ready", 1.0)
+                seconds, names = perf_counter() - started, [one.name for one in self.adapters]
+                _log.info("loaded %s on %s in %.2f s: %s", path, self.device.kind, seconds, names)
         except BaseException as error:
             self._loaded = None
             let_go(error)
@@ -236,8 +244,12 @@ class Runtime(Lifetime):
         Raises:
             UsageError: it is not a text.
         """
-        check_text(text)
-        return self._open().count_tokens(text)
+        return len(self.tokenizer.encode(text))
+
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        """Encodes and decodes texts, and tells what a prompt costs and how much room it leaves."""
+        return self._open().tokenizer
 
     @memory_for(ANSWERING)
     def route(

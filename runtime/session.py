@@ -7,7 +7,7 @@ import json
 import os
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -159,6 +159,37 @@ class Session:
 
         return self._turn(change, options)
 
+    def undo(self) -> tuple[Message, ...]:
+        """Forgets the last user message and all after it; returns what was forgotten.
+
+        Raises:
+            UsageError: there is no user message.
+            BusyError: an answer is unfinished.
+        """
+        with self._idle():
+            last = _user_turns(self._messages)[-1]
+            forgotten = tuple(self._messages[last:])
+            self._messages = self._messages[:last]
+        return forgotten
+
+    def insert(self, message: Message, at: int | None = None) -> None:
+        """Adds a message without answering it, such as an answer that the application gave.
+
+        Args:
+            at: its index in `messages`, as for a list; None is the end.
+
+        Raises:
+            UsageError: it is no message, or the index is no whole number.
+            BusyError: an answer is unfinished.
+        """
+        [checked] = check_messages([message])
+        if at is not None:
+            check_number("at", at, whole=True)
+        with self._idle():
+            messages = list(self._messages)
+            messages.insert(len(messages) if at is None else at, checked)
+            self._messages = messages
+
     def branch(self) -> Session:
         """A copy of the conversation, KV cache included, that continues on its own."""
         twin = Session(self._backend, self._messages, self.overflow, self.dropped)
@@ -193,7 +224,9 @@ class Session:
             with contextlib.suppress(OSError):
                 new.unlink()
 
-    def _turn(self, change: Change, options: GenerateOptions) -> Stream:
+    @contextlib.contextmanager
+    def _idle(self) -> Iterator[None]:
+        """Keeps other turns out; raises BusyError while one is unfinished."""
         with self._starting:
             running = self._running()
             if running is not None and not running.ended:
@@ -201,6 +234,10 @@ class Session:
                     "the session's last answer is unfinished",
                     "Exhaust or close its stream first",
                 )
+            yield
+
+    def _turn(self, change: Change, options: GenerateOptions) -> Stream:
+        with self._idle():
             parsed = self._backend.parse_options(options)
             messages, start, dropped = self._fit(change(self._messages), parsed)
 

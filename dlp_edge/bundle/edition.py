@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -29,6 +30,7 @@ from dlp_edge.untrusted.regular_file import read_at_most
 
 ATTEMPTS = 8  # to read one edition whole
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 _NEXT_MANIFEST = f"{MANIFEST}.next"
 
@@ -74,6 +76,7 @@ def write_edition(bundle: Bundle, manifest: Manifest, parts: Mapping[str, bytes]
         with contextlib.suppress(OSError):
             (bundle.folder / SIGNATURE).unlink(missing_ok=True)  # it signed the old manifest
         _remove_other_editions(bundle.folder, updated)
+    _log.info("wrote edition %d of %s", edition, bundle.folder)
     return Bundle(bundle.folder, updated)
 
 
@@ -96,6 +99,7 @@ def read_current(
         except BundleError:
             if _manifest_bytes(folder) == before:
                 raise
+            _log.info("%s was changed while it was read; reading it again", folder)
     raise BusyError(f"another process keeps changing {folder}", "Try again when it has finished")
 
 

@@ -131,12 +131,8 @@ def _reset(chat: Chat, _: str) -> None:
 
 
 def _undo(chat: Chat, _: str) -> None:
-    messages = chat.session.messages
-    turns = [i for i, message in enumerate(messages) if message["role"] == "user"]
-    if not turns:
-        raise UsageError("there is nothing to undo", "Say something first")
-    chat.session = chat.runtime.session(messages=messages[: turns[-1]], overflow="drop_oldest")
-    chat.say(f"forgotten: {messages[turns[-1]]['content']}")
+    asked, *_ = chat.session.undo()
+    chat.say(f"forgotten: {asked['content']}")
 
 
 def _again(chat: Chat, _: str) -> Stream:

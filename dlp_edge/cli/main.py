@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import io
+import logging
 import os
 import signal
 import sys
@@ -88,6 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that clean-up runs
     try:
         parsed = build_parser().parse_args(words)
+        if parsed.verbose:
+            logging.basicConfig(format="%(asctime)s %(name)s: %(message)s")
+            logging.getLogger("dlp_edge").setLevel(logging.DEBUG)
         code = int(parsed.run(parsed))
         sys.stdout.flush()  # here, where a full disk is an error like others
         return code

@@ -17,6 +17,7 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-q", "--quiet", action="store_true", help="no progress and no remarks on stderr"
     )
+    parser.add_argument("-v", "--verbose", action="store_true", help="log to stderr what happens")
 
 
 def add_bundle(parser: argparse.ArgumentParser) -> None:

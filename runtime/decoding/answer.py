@@ -5,6 +5,8 @@ Knows no backbone: `loop.py` brings it logits and fuses what it asks for.
 
 from __future__ import annotations
 
+import logging
+import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -41,6 +43,10 @@ from dlp_edge.types import (
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
+
+
+_log = logging.getLogger(__name__)
+SEED_BITS = 32  # of a seed that is drawn: short enough to note down
 
 
 class Vocabulary:
@@ -120,8 +126,9 @@ class Answer:
         # The newest token needs no room: it is in no cache until the next pass.
         self.limit = min(decoding.max_new_tokens, room - len(prompt_ids) + 1)
         self._decoding = decoding
+        self._seed = _seed_of(decoding)
         self._sampler = make_sampler(
-            decoding.temperature, decoding.top_p, decoding.top_k, decoding.seed, decoding.min_p
+            decoding.temperature, decoding.top_p, decoding.top_k, self._seed, decoding.min_p
         )
         self._seen = np.zeros(vocabulary.size, np.bool_)
         self._seen[list(prompt_ids)] = True
@@ -219,7 +226,8 @@ class Answer:
         )
         usage = Usage(len(self.prompt_ids), len(self.tokens))
         tokens = tuple(self._reported)
-        return Reply(self._text, sentences, usage, self.timings, self._finish_reason, tokens)
+        reason, seed = self._finish_reason, self._seed
+        return Reply(self._text, sentences, usage, self.timings, reason, tokens, seed)
 
     def record(self, **amounts: float) -> None:
         """Adds seconds and counts to the timings."""
@@ -257,6 +265,7 @@ class Answer:
     def _end(self, reason: FinishReason) -> None:
         self.done = True
         self._finish_reason = reason
+        _log.debug("answered: %d tokens, %s", len(self.tokens), reason)
 
     def _end_loop(self, text: str) -> list[Chunk]:
         """The last chunks of an answer that repeats itself; `text` is the newest token's part."""
@@ -288,6 +297,7 @@ class Answer:
         return written_by.weights
 
     def _record_routing(self, written_by: SentenceFusion, started: float) -> None:
+        _log.debug("from character %d: %s", len(self._generated), written_by.weights or "base")
         if written_by.decision is not None:
             self.record(router=perf_counter() - started, routings=1)
 
@@ -306,3 +316,10 @@ class Answer:
                 self._reported_in_chunks = len(self._reported)
                 fusion = dict(self._starts[index].written_by.weights)  # a copy for the consumer
                 yield Chunk(self._text[left:right], index, fusion, tokens)
+
+
+def _seed_of(decoding: Decoding) -> int | None:
+    """The seed that is asked for, or a new one; None for a greedy answer."""
+    if decoding.temperature == 0:
+        return None
+    return secrets.randbits(SEED_BITS) if decoding.seed is None else decoding.seed

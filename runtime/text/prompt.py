@@ -47,17 +47,25 @@ class PromptEncoder:
         Raises:
             BundleError: the backbone has no such id.
         """
-        first, *rest = rendered.split(CUT)
-        plain = self.template.is_plain
-        ids: list[int] = self.tokenizer.encode(first, add_special_tokens=plain).ids
-        for part in rest:
-            ids += self.tokenizer.encode(part, add_special_tokens=False).ids
+        ids = self._ids(rendered, self.template.is_plain)
         known = self.backbone.vocab_size
         if max(ids, default=0) >= known:
             raise BundleError(
                 f"the tokenizer gives the id {max(ids)}, the backbone knows {known}",
                 "Export the bundle again",
             )
+        return ids
+
+    def encode_text(self, text: str) -> list[int]:
+        """The ids of a text alone, without the template and without control tokens."""
+        return self._ids(self.literal(text), False)
+
+    def _ids(self, text: str, add_special_tokens: bool) -> list[int]:
+        """The ids of what is between the CUTs."""
+        first, *rest = text.split(CUT)
+        ids: list[int] = self.tokenizer.encode(first, add_special_tokens=add_special_tokens).ids
+        for part in rest:
+            ids += self.tokenizer.encode(part, add_special_tokens=False).ids
         return ids
 
     @cached_property

@@ -126,7 +126,7 @@ def test_a_message_of_several_lines(chat: Chat) -> None:
         ("/pin nobody", "no adapter 'nobody'"),
         ("/pin sums=much", "weight of sums"),
         ("/reset now", "Write /reset"),
-        ("/undo", "nothing to undo"),
+        ("/undo", "conversation is empty"),
         ("/again", "conversation is empty"),
     ],
 )

@@ -11,6 +11,7 @@ from typing import Any
 
 from dlp_edge.cli import options, output
 from dlp_edge.errors import ResourceError, UsageError
+from dlp_edge.progress import to_tqdm
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -153,12 +154,7 @@ def progress_bar(
         from tqdm import tqdm
     form = "{l_bar}{bar}| {elapsed} {postfix}"
     with tqdm(total=100, bar_format=form, disable=quiet or None, leave=False) as bar:
-
-        def tell(step: str, fraction: float) -> None:
-            bar.set_postfix_str(step, refresh=False)
-            bar.update(round(100 * fraction) - bar.n)
-
-        yield tell
+        yield to_tqdm(bar)
 
 
 def _lines_of_progress() -> Callable[[str, float], None]:
