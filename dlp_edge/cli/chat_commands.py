@@ -131,7 +131,7 @@ def _reset(chat: Chat, _: str) -> None:
 
 
 def _undo(chat: Chat, _: str) -> None:
-    asked, *_ = chat.session.undo()
+    asked = chat.session.undo()[0]
     chat.say(f"forgotten: {asked['content']}")
 
 

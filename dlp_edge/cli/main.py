@@ -31,12 +31,14 @@ from dlp_edge.cli.verbs import (
     serve,
     sign,
     train_router,
+    train_skill,
     verify,
 )
 from dlp_edge.errors import DlpEdgeError, ResourceError, UsageError
 
 VERBS = (
     demo,
+    train_skill,
     train_router,
     export,
     add,

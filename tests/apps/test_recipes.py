@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -15,7 +16,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlp_edge.tasks.samples import Sample
 from tests.testing.paths import ROOT
 
 RECIPES = ROOT / "recipes"
@@ -96,47 +96,14 @@ def test_an_archive_of_another_content_is_refused(
 
 
 @pytest.mark.slow
-def test_interrupted_training_ends_as_if_it_had_not_been(
-    tmp_path: Path, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from safetensors.numpy import load_file
-    from tokenizers import Tokenizer
-
-    training = recipe("train_adapters")
-    monkeypatch.setattr(training, "CHECKPOINT_EVERY", 2)
-    tokenizer = Tokenizer.from_file(str(tiny_backbone / "tokenizer.json"))
-    sums = [Sample(f"{i} + 1", str(i + 1), ()) for i in range(6)]
-    names = [Sample(f"name {i}", "Leo", ()) for i in range(6)]
-    settings = training.Recipe(
-        rank=2, samples=6, epochs=2, pairs=2, tokens=300, longest=300, seed=0
-    )
-
-    def train(out: Path) -> None:
-        out.mkdir(exist_ok=True)
-        rng = training.random.Random(0)
-        examples = training.examples_for(
-            "sums", {"sums": sums, "names": names}, settings, tokenizer, rng
-        )
-        training.train(tiny_backbone, "sums", examples, out, settings)
-
-    train(tmp_path / "whole")
-    steps, loss = [0], training.batch_loss
-
-    def dies_at_the_sixth(*arguments: Any) -> Any:
-        steps[0] += 1
-        if steps[0] == 6:
-            raise KeyboardInterrupt
-        return loss(*arguments)
-
-    monkeypatch.setattr(training, "batch_loss", dies_at_the_sixth)
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "cut")
-    assert not (tmp_path / "cut" / "sums").exists()
-    train(tmp_path / "cut")
-    assert steps[0] > 6
-    whole, cut = (
-        load_file(tmp_path / out / "sums" / "adapter_model.safetensors") for out in ("whole", "cut")
-    )
-    for key, value in whole.items():
-        assert (value == cut[key]).all(), key
-    assert any((value != 0).any() for key, value in whole.items() if "lora_B" in key)
+def test_one_task_alone_is_trained_without_pairs(tmp_path: Path, tiny_backbone: Path) -> None:
+    samples = [{"prompt": f"{i} + 1", "response": str(i + 1)} for i in range(2)]
+    (tmp_path / "tasks" / "sums").mkdir(parents=True)
+    (tmp_path / "tasks" / "sums" / "train.jsonl").write_text("\n".join(map(json.dumps, samples)))
+    script = [sys.executable, str(RECIPES / "train_adapters.py"), str(tmp_path / "tasks")]
+    script += [str(tmp_path / "out"), "--backbone", str(tiny_backbone)]
+    done = subprocess.run([*script, "--epochs", "1"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "sums: 2 examples" in done.stderr
+    done = subprocess.run([*script, "--only", "chess"], capture_output=True, text=True)
+    assert (done.returncode, "no NAME/train.jsonl for chess" in done.stderr) == (1, True)
