@@ -31,7 +31,7 @@ from tokenizers import Tokenizer
 
 from dlp_edge.bundle.router_head import RouterHead, head_from_bytes
 from dlp_edge.export.router import export_router, trace_graph
-from dlp_edge.models.router_albert import RouterAlbert
+from dlp_edge.models.networks.router_albert import RouterAlbert
 from dlp_edge.models.router_folder import read_card, read_router
 from dlp_edge.models.tasks import Task, read_tasks
 from dlp_edge.models.training import train_router

@@ -11,6 +11,7 @@ SelectRule = Literal["nucleus", "threshold", "top_k"]
 WeighRule = Literal["softmax", "renormalise"]
 KvPolicy = Literal["keep", "recompute"]
 RouteEvery = Literal["sentence", "prompt"]
+RequestsMode = Literal["together", "apart", "auto"]
 Overflow = Literal["error", "drop_oldest"]
 Message = Mapping[str, str]
 """One chat message: {"role": "system" | "user" | "assistant", "content": text}."""
@@ -45,11 +46,13 @@ class Sentence:
         text: the sentence, with the white space that follows it.
         fusion: adapter name -> weight; empty for the base model.
         confidence: of the router's decision; None when the adapters were pinned.
+        request: index of the request that it answers; 0 unless the prompt was split.
     """
 
     text: str
     fusion: dict[str, float]
     confidence: float | None
+    request: int = 0
 
 
 @dataclass(frozen=True)
@@ -77,12 +80,38 @@ class Chunk:
         sentence: index of the sentence that the piece ends in, from 0.
         fusion: adapter name -> weight for that sentence.
         tokens: those generated since the previous chunk, if `logprobs` is set.
+        request: index of the request that it answers; 0 unless the prompt was split.
     """
 
     text: str
     sentence: int
     fusion: dict[str, float]
     tokens: tuple[Token, ...] = ()
+    request: int = 0
+
+
+@dataclass(frozen=True)
+class Request:
+    """One of the requests that a prompt holds: prompt[start:end].
+
+    Attributes:
+        decision: the router's for its text; None where the adapters were pinned.
+        leans_on: index of an earlier request whose answer it needs ("say that like a pirate").
+    """
+
+    text: str
+    start: int
+    end: int
+    decision: RouteDecision | None
+    leans_on: int | None
+
+
+@dataclass(frozen=True)
+class AnsweredRequest(Request):
+    """A request with its own answer and why that ended."""
+
+    answer: str
+    finish_reason: FinishReason
 
 
 @dataclass(frozen=True)
@@ -137,6 +166,7 @@ class Reply:
 
     Attributes:
         tokens: filled if `logprobs` is set.
+        requests: those that the prompt was split into; empty if it was answered whole.
         seed: what sampling began with: the seed that was asked for, or the one that was drawn;
             None for a greedy answer. The same seed gives the same answer again.
     """
@@ -148,6 +178,7 @@ class Reply:
     finish_reason: FinishReason
     tokens: tuple[Token, ...] = ()
     seed: int | None = None
+    requests: tuple[AnsweredRequest, ...] = ()
 
     @property
     def prefill_rate(self) -> float:

@@ -12,26 +12,26 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto
 from torch import Tensor
 
 from dlp_edge.bundle.files import ROUTER, ROUTER_HEAD, ROUTER_TOKENIZER
 from dlp_edge.bundle.manifest import RouterEntry, SelectionRule
 from dlp_edge.bundle.router_head import head_to_bytes
 from dlp_edge.errors import RouterError
-from dlp_edge.models.network import RouterNetwork
+from dlp_edge.export.graph_builder import OPSET, GraphBuilder
+from dlp_edge.export.splitter import export_splitter
+from dlp_edge.models.networks.network import RouterNetwork
+from dlp_edge.models.networks.router_mlp import RouterMLP
 from dlp_edge.models.router_folder import RouterFolder, read_card, read_router
-from dlp_edge.models.router_mlp import RouterMLP
 from dlp_edge.runtime.routing.router_input import PROMPT_SEGMENTS, SEGMENTS, RouterInputEncoder
 
-OPSET = 17
 TOLERANCE = 1e-4
 # Inputs to compare both engines on: a prompt, a sentence start, empty, more than fits.
 PROBES = (
@@ -68,9 +68,11 @@ def export_router(router: Path, out: Path) -> RouterEntry:
     (out / ROUTER).write_bytes(model)
     (out / ROUTER_HEAD).write_bytes(head_to_bytes(folder.head))
     folder.tokenizer.save(str(out / ROUTER_TOKENIZER), pretty=False)
+    if folder.splitter is not None:
+        export_splitter(folder.splitter, folder.tokenizer, out)
     card = folder.card
     rule = SelectionRule(min_confidence=card.min_confidence)
-    return RouterEntry(card.architecture, card.settings, rule)
+    return RouterEntry(card.architecture, card.settings, rule, folder.splitter is not None)
 
 
 def _load_network(folder: RouterFolder, source: Path) -> RouterNetwork:
@@ -81,7 +83,7 @@ def _load_network(folder: RouterFolder, source: Path) -> RouterNetwork:
         if card.architecture == "mlp":
             network = RouterMLP(card.vocab_size, rows, card.network)
         else:
-            from dlp_edge.models.router_albert import RouterAlbert
+            from dlp_edge.models.networks.router_albert import RouterAlbert
 
             network = RouterAlbert(card.vocab_size, rows, card.network)
         own = {f"head.{name}": value for name, value in network.head.state_dict().items()}
@@ -133,17 +135,20 @@ class _Unbatched(torch.nn.Module):
 
 def build_graph(network: RouterMLP) -> onnx.ModelProto:
     """input_ids [B, L] int64 (unpadded inputs) -> features [B, F] float32."""
-    graph = _Graph()
+    graph = GraphBuilder("router")
     _add_members(graph, network)
     _add_means(graph, network)
     _add_maximum(graph, network)
     _add_matching(graph, network)
     graph.add("Concat", ["weighed", "maximum", "matching"], "pooled", axis=1)
     _add_layers(graph, network)
-    return graph.model(network.width)
+    return graph.model(
+        {"input_ids": (TensorProto.INT64, ["B", "L"])},
+        {"features": (TensorProto.FLOAT, ["B", network.width])},
+    )
 
 
-def _add_members(graph: _Graph, network: RouterMLP) -> None:
+def _add_members(graph: GraphBuilder, network: RouterMLP) -> None:
     """segment [B, L], as `RouterMLP.pool` finds it, and members [B, S, L], split into those of
     the prompt's segments and those of the answer's."""
     graph.constant("separator", np.array(network.separator, np.int64))
@@ -163,7 +168,7 @@ def _add_members(graph: _Graph, network: RouterMLP) -> None:
     graph.add("Slice", ["members", "middle", "end", "axis_1"], "answered")
 
 
-def _add_means(graph: _Graph, network: RouterMLP) -> None:
+def _add_means(graph: GraphBuilder, network: RouterMLP) -> None:
     """tokens [B, L, 128], means [B, S, 128] and weighed [B, M x 128]."""
     graph.constant("one", np.array(1, np.float32))
     graph.weight("embedding", network.embedding.weight, widen=False)
@@ -180,7 +185,7 @@ def _add_means(graph: _Graph, network: RouterMLP) -> None:
     graph.add("Flatten", ["weighed_means"], "weighed", axis=1)
 
 
-def _add_maximum(graph: _Graph, network: RouterMLP) -> None:
+def _add_maximum(graph: GraphBuilder, network: RouterMLP) -> None:
     """maximum [B, 128]"""
     graph.weight("max_scale", network.max_scale)
     graph.weight("max_shift", network.max_shift)
@@ -196,7 +201,7 @@ def _add_maximum(graph: _Graph, network: RouterMLP) -> None:
     graph.add("ReduceMax", ["paired"], "maximum", axes=[1], keepdims=0)
 
 
-def _add_matching(graph: _Graph, network: RouterMLP) -> None:
+def _add_matching(graph: GraphBuilder, network: RouterMLP) -> None:
     """matching [B, 128]"""
     graph.weight("rarity", network.rarity.unsqueeze(1))
     graph.weight("match_scale", network.match_scale)
@@ -218,7 +223,7 @@ def _add_matching(graph: _Graph, network: RouterMLP) -> None:
     graph.add("Mul", ["matching_part", "match_scale"], "matching")
 
 
-def _add_layers(graph: _Graph, network: RouterMLP) -> None:
+def _add_layers(graph: GraphBuilder, network: RouterMLP) -> None:
     """features [B, F]"""
     value = "pooled"
     if isinstance(network.norm, torch.nn.LayerNorm):
@@ -236,40 +241,6 @@ def _add_layers(graph: _Graph, network: RouterMLP) -> None:
         graph.add("Relu", [linear], value)
     parts = [value, "pooled"] if network.settings["pooled"] else [value]
     graph.add("Concat", parts, "features", axis=1)
-
-
-class _Graph:
-    """Collects the nodes and weights of one ONNX graph."""
-
-    def __init__(self) -> None:
-        self._nodes: list[onnx.NodeProto] = []
-        self._initializers: list[onnx.TensorProto] = []
-
-    def constant(self, name: str, value: np.ndarray) -> None:
-        self._initializers.append(numpy_helper.from_array(value, name))
-
-    def weight(self, name: str, value: Tensor, widen: bool = True) -> None:
-        """A trained weight, fp16 in the file; `widen` gives float32 under its name."""
-        stored = f"{name}_half" if widen else name
-        self.constant(stored, value.detach().to(torch.float16).numpy())
-        if widen:
-            self.add("Cast", [stored], name, to=TensorProto.FLOAT)
-
-    def add(self, operator: str, inputs: Sequence[str], output: str, **attributes: object) -> None:
-        self._nodes.append(helper.make_node(operator, inputs, [output], name=output, **attributes))
-
-    def model(self, width: int) -> onnx.ModelProto:
-        graph = helper.make_graph(
-            self._nodes,
-            "router",
-            [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["B", "L"])],
-            [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["B", width])],
-            self._initializers,
-        )
-        opsets = [helper.make_opsetid("", OPSET)]
-        model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
-        onnx.checker.check_model(model, full_check=True)
-        return model
 
 
 def _compare(network: RouterNetwork, model: bytes, folder: RouterFolder) -> None:

@@ -1,5 +1,5 @@
 """A trained router on disk: router.json, router.safetensors, head.safetensors, tokenizer.json,
-and the report of its training."""
+splitter.safetensors, and the report of its training."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from dlp_edge.bundle.router_head import RouterHead, head_from_bytes, head_to_byt
 from dlp_edge.errors import RouterError
 from dlp_edge.models.confidence_calibration import Threshold
 from dlp_edge.models.evaluation import Measured
+from dlp_edge.models.splitter.network import SplitterNetwork
 from dlp_edge.runtime.routing.router_input import check_settings
 
 FORMAT = "dlp-edge-router"
@@ -26,6 +27,7 @@ VERSION = 2
 CARD = "router.json"
 WEIGHTS = "router.safetensors"
 HEAD = "head.safetensors"
+SPLITTER = "splitter.safetensors"
 TOKENIZER = "tokenizer.json"
 ARCHITECTURES = ("mlp", "albert")
 _RETRAIN = "Train it again with `dlp-edge train-router`"
@@ -42,6 +44,8 @@ class RouterReport:
         others_to_base: the share of held-out text of none of the tasks that gets no adapter.
         thresholds: other choices of `min_confidence`, and what each keeps and leaves to the base
             model.
+        splitter: of held-out prompts of one, two, three and four requests, the share whose
+            requests are all found (`dlp_edge.models.splitter.measuring`); None without a splitter.
     """
 
     architecture: str
@@ -56,6 +60,7 @@ class RouterReport:
     examples: int
     seconds: float
     seed: int
+    splitter: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -72,12 +77,13 @@ class RouterCard:
 @dataclass(frozen=True)
 class RouterFolder:
     """The content of a router folder. Weights are fp16 on disk, float32 here, and exclude the last
-    layer, which is in `head`."""
+    layer, which is in `head`; `splitter` is missing from those of earlier releases."""
 
     card: RouterCard
     weights: dict[str, Tensor]
     head: RouterHead
     tokenizer: Tokenizer
+    splitter: SplitterNetwork | None = None
 
 
 def is_router_folder(folder: Path) -> bool:
@@ -91,8 +97,9 @@ def write_router(
     weights: dict[str, Tensor],
     head: RouterHead,
     tokenizer: Tokenizer,
+    splitter: SplitterNetwork | None,
 ) -> None:
-    """Write the four files into an existing folder."""
+    """Write the files into an existing folder."""
     halves = {
         name: value.to(torch.float16).contiguous()
         for name, value in weights.items()
@@ -100,6 +107,10 @@ def write_router(
     }
     save_file(halves, folder / WEIGHTS)
     (folder / HEAD).write_bytes(head_to_bytes(head))
+    if splitter is not None:
+        state = splitter.state_dict().items()
+        stored = {name: value.to(torch.float16).contiguous() for name, value in state}
+        save_file(stored, folder / SPLITTER)
     tokenizer.save(str(folder / TOKENIZER), pretty=False)
     card = {"format": FORMAT, "version": VERSION, **asdict(report)}
     text = json.dumps(card, indent=1, ensure_ascii=False) + "\n"
@@ -173,7 +184,21 @@ def read_router(folder: Path) -> RouterFolder:
     if len(head.bias) < len(card.settings.labels):
         raise RouterError(f"the weights in {folder} do not fit its settings", _RETRAIN)
     weights = {name: value.to(torch.float32) for name, value in halves.items()}
-    return RouterFolder(card, weights, head, tokenizer)
+    splitter = _read_splitter(folder, len(card.settings.labels), tokenizer.get_vocab_size())
+    return RouterFolder(card, weights, head, tokenizer, splitter)
+
+
+def _read_splitter(folder: Path, num_tasks: int, vocab_size: int) -> SplitterNetwork | None:
+    if not (folder / SPLITTER).is_file():
+        return None
+    network = SplitterNetwork(vocab_size, num_tasks)
+    try:
+        network.load_state_dict(load_file(folder / SPLITTER))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise RouterError(
+            f"{folder / SPLITTER} cannot be read ({str(error).splitlines()[0]})", _RETRAIN
+        ) from error
+    return network.eval()
 
 
 def _read_card(path: Path) -> dict[str, Any]:

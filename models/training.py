@@ -10,13 +10,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.nn import functional
 
 from dlp_edge.atomic.staging import check_target, staged
@@ -34,12 +33,16 @@ from dlp_edge.models.confidence_calibration import (
     thresholds,
 )
 from dlp_edge.models.evaluation import measure
-from dlp_edge.models.network import RouterNetwork
+from dlp_edge.models.fitting import WORKERS, Recipe, fit, reproducible
+from dlp_edge.models.networks.network import RouterNetwork
+from dlp_edge.models.networks.router_mlp import EMBEDDING, SPREAD, RouterMLP
 from dlp_edge.models.router_examples import HELD_OUT_COMPOSITES, Example, ExampleMaker
 from dlp_edge.models.router_folder import RouterReport, is_router_folder, write_router
-from dlp_edge.models.router_mlp import EMBEDDING, SPREAD, RouterMLP
 from dlp_edge.models.router_report import write_report
 from dlp_edge.models.router_tokenizer import open_tokenizer, train_tokenizer
+from dlp_edge.models.splitter.measuring import measure_splitter
+from dlp_edge.models.splitter.network import EMBEDDING as SPLITTER_EMBEDDING
+from dlp_edge.models.splitter.training import train_splitter
 from dlp_edge.models.tasks import read_out_of_scope, read_tasks
 from dlp_edge.models.training_texts.out_of_scope import random_pieces
 from dlp_edge.runtime.adapters.fit_router_row import KEPT_FEATURES
@@ -51,25 +54,12 @@ Architecture = Literal["mlp", "albert"]
 PROMPT_TOKENS = 96
 GENERATED_TOKENS = 48
 WORD_MEMORY = 5_000_000  # characters
-WORKERS = 2
+SPLITTER_FROM = 0.35  # of the progress
 LEAST_STEPS = 600  # small task sets are drawn from more often
 LOOSE_SHARE = 0.02  # of the training windows, as many more are random ids
 # What the last layer keeps of a skill's features where there are many skills: 3 KB each.
 LEAST_KEPT_FEATURES, ALL_KEPT_FEATURES = 8, 8_000
 HELD_OUT_OTHERS = 600
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How an architecture is trained: AdamW under a one-cycle rate.
-
-    `rounds` of examples are drawn, each anew, and every example is read once.
-    """
-
-    batch: int
-    rounds: int
-    learning_rate: float
-    weight_decay: float
 
 
 RECIPES: dict[str, Recipe] = {
@@ -141,15 +131,21 @@ def train_router(
             for kind, kept in _held_out(ExampleMaker(found, "dev", rng), measured).items()
             if kept
         }
-    with _reproducible(), torch.random.fork_rng(devices=[]):
+    with reproducible(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _network(arch, separator + 1, len(labels) + 1, pretrained)
         if isinstance(model, RouterMLP):
             model.rarity.data = training.rarity(separator + 1)
             if known is not None:
                 model.embedding.weight.data[:separator] = known.pieces(pieces, EMBEDDING, SPREAD)
-        _fit(model, training, RECIPES[arch], seed, lambda done: tell("training", 0.2 + 0.7 * done))
-        tell("measuring", 0.9)
+        fit(
+            model,
+            training,
+            RECIPES[arch],
+            seed,
+            lambda done: tell("training", 0.1 + (SPLITTER_FROM - 0.13) * done),
+        )
+        tell("measuring", SPLITTER_FROM - 0.03)
         model.half().float()  # measured as it is stored
         model.eval()
         with ThreadPoolExecutor(WORKERS) as workers:
@@ -158,6 +154,17 @@ def train_router(
         temperature = best_temperature(scores, held_out)
         bias = doubt_bias(scores, held_out, len(labels), temperature)
         head = _head(model, training, bias)
+        tell("training the request splitter", SPLITTER_FROM)
+        splitter = train_splitter(
+            found,
+            pieces,
+            seed,
+            lambda done: tell(
+                "training the request splitter", SPLITTER_FROM + (0.98 - SPLITTER_FROM) * done
+            ),
+            known.pieces(pieces, SPLITTER_EMBEDDING, SPREAD) if known is not None else None,
+        )
+        taken_apart = measure_splitter(splitter, pieces, found, seed)
     kinds = {
         kind: judge(z, held_out[kind], len(labels), temperature)
         for kind, z in shifted(scores, bias).items()
@@ -177,9 +184,10 @@ def train_router(
         examples=len(training),
         seconds=round(time.perf_counter() - begun, 1),
         seed=seed,
+        splitter=taken_apart,
     )
     with staged(out, is_router_folder) as staging:
-        write_router(staging, report, model.state_dict(), head, pieces)
+        write_router(staging, report, model.state_dict(), head, pieces, splitter)
         single = {kind: judged for kind, judged in kinds.items() if kind not in BLEND_KINDS}
         write_report(staging, labels, single, foreign)
     tell("done", 1.0)
@@ -224,77 +232,12 @@ def _network(
 ) -> RouterNetwork:
     if arch == "mlp":
         return RouterMLP(vocab_size, num_rows)
-    from dlp_edge.models.router_albert import RouterAlbert
+    from dlp_edge.models.networks.router_albert import RouterAlbert
 
     network = RouterAlbert(vocab_size, num_rows)
     if pretrained is not None:
         network.take_weights(pretrained)
     return network
-
-
-def _fit(
-    model: RouterNetwork,
-    training: Windows,
-    recipe: Recipe,
-    seed: int,
-    tell: Callable[[float], None],
-) -> None:
-    """Each of WORKERS threads takes a part of every batch; the parts are fixed and their
-    gradients are added in a fixed order, so the router does not depend on how busy the cores are.
-    (torch's own threads do: they split sums by their number, and wait for each other by spinning.)
-    """
-    steps = math.ceil(len(training) / recipe.batch)
-    optimizers = [
-        torch.optim.AdamW(group, lr=recipe.learning_rate, fused=True)
-        for group in _parameter_groups(model, recipe.weight_decay)
-    ]
-    schedules = [
-        torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=steps)
-        for optimizer in optimizers
-    ]
-    order = random.Random(seed)
-    parameters = list(model.parameters())
-
-    def gradients(rows: Sequence[int], share: float, draw: int) -> tuple[Tensor, ...]:
-        batch = training.batch(rows, np.random.default_rng(draw))
-        noise = torch.Generator().manual_seed(draw)
-        loss = functional.cross_entropy(model(*batch, noise), training.targets[rows]) * share
-        return torch.autograd.grad(loss, parameters, allow_unused=True)
-
-    model.train()
-    done = 0
-    with ThreadPoolExecutor(WORKERS) as workers:
-        for rows in training.shuffled(recipe.batch, order):
-            parts = [part for at in range(WORKERS) if (part := rows[at::WORKERS])]
-            shares = [len(part) / len(rows) for part in parts]
-            draws = [seed * 1_000_003 + WORKERS * done + at for at in range(len(parts))]
-            found = list(workers.map(gradients, parts, shares, draws))
-            for parameter, *some in zip(parameters, *found, strict=True):
-                given = [gradient for gradient in some if gradient is not None]
-                parameter.grad = sum(given[1:], given[0]) if given else None
-            list(workers.map(lambda optimizer: optimizer.step(), optimizers))
-            for schedule in schedules:
-                schedule.step()
-            done += 1
-            tell(done / steps)
-
-
-def _parameter_groups(model: RouterNetwork, decay: float) -> list[list[dict[str, Any]]]:
-    """Of the embedding, which is most of the work, and of all else; rarities do not decay."""
-    named = dict(model.named_parameters())
-    embedding = [name for name in named if name.startswith("embedding")]
-    rarity = [name for name in named if name == "rarity"]
-    others = [name for name in named if name not in (*embedding, *rarity)]
-    groups = [[(embedding, decay)], [(others, decay), (rarity, 0.0)]]
-    return [
-        [
-            {"params": [named[name] for name in names], "weight_decay": each}
-            for names, each in group
-            if names
-        ]
-        for group in groups
-        if group[0][0]
-    ]
 
 
 def _head(model: RouterNetwork, training: Windows, bias: float) -> RouterHead:
@@ -329,14 +272,3 @@ def _without_collector() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-@contextmanager
-def _reproducible() -> Iterator[None]:
-    """One thread in each of torch's operations: the matrices are small (see `_fit`)."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

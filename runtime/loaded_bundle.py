@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from dlp_edge.bundle import files
@@ -12,23 +12,27 @@ from dlp_edge.bundle.manifest import Manifest
 from dlp_edge.errors import ContextLengthError, UsageError
 from dlp_edge.runtime.decoding.answer import Answer, Vocabulary
 from dlp_edge.runtime.decoding.engine import Engine, make_engine
-from dlp_edge.runtime.decoding.loop import run_batch
+from dlp_edge.runtime.decoding.loop import run_batch, stream_answer
+from dlp_edge.runtime.decoding.request_answers import RequestAnswers
 from dlp_edge.runtime.decoding.scoring import log_likelihoods
 from dlp_edge.runtime.engine.backbone import Backbone, open_backbone
 from dlp_edge.runtime.engine.device import Device
 from dlp_edge.runtime.engine.interrupt import Interrupt
 from dlp_edge.runtime.engine.ort_errors import ANSWERING, memory_for
 from dlp_edge.runtime.memory import check_address_space, check_memory
-from dlp_edge.runtime.request import RequestOptions
-from dlp_edge.runtime.routing.policy import load_router, policy_for
+from dlp_edge.runtime.request import RequestOptions, with_one_seed
+from dlp_edge.runtime.request_plan import find_requests, plan_requests
+from dlp_edge.runtime.routing.policy import load_router, load_splitter, policy_for
+from dlp_edge.runtime.routing.request_splitter import RequestSplitter
 from dlp_edge.runtime.routing.router import Router
 from dlp_edge.runtime.session_caches import SessionCaches
 from dlp_edge.runtime.text.prompt import PromptEncoder, check_prompt, last_user_text, to_messages
 from dlp_edge.runtime.text.tokenizer import TextTokenizer
-from dlp_edge.types import AdapterInfo, Likelihood, Message
+from dlp_edge.types import AdapterInfo, Chunk, Likelihood, Message, Request
 from dlp_edge.untrusted.chat_template import ChatTemplate
 
 Progress = Callable[[str, float], None]
+MAX_SIDE_BY_SIDE = 8  # requests of one prompt; the others begin as these end
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class LoadedBundle:
     router: Router | None
     backbone: Backbone
     stack: AdapterStack
+    splitter: RequestSplitter | None
     vocabulary: Vocabulary
     engine: Engine
     caches: SessionCaches
@@ -67,6 +72,49 @@ class LoadedBundle:
                 "Shorten the prompt, or load the bundle with a larger max_context",
             )
         return Answer(self.vocabulary, ids, user_text, options.decoding, policy, room)
+
+    @memory_for(ANSWERING)
+    def prepare_stream(
+        self, prompt: str | Sequence[Message], options: RequestOptions
+    ) -> Answer | RequestAnswers:
+        """As `prepare`; several answers where the prompt holds several requests, and the options
+        ask for each to be answered on its own."""
+        planned = plan_requests(self.splitter, to_messages(prompt), options)
+        if planned is None:
+            return self.prepare(prompt, options)
+        requests, history = planned
+        options = with_one_seed(options)
+        return RequestAnswers(requests, history, lambda said: self.prepare(said, options))
+
+    def stream(
+        self, answer: Answer | RequestAnswers, engine: Callable[[], Engine], interrupt: Interrupt
+    ) -> Iterator[Chunk]:
+        """Generates what `prepare_stream` gave.
+
+        Args:
+            engine: the one of a single answer; several have one of their own beside it.
+        """
+        if isinstance(answer, Answer):
+            return stream_answer(engine(), answer, interrupt)
+        sequences = min(MAX_SIDE_BY_SIDE, len(answer))
+        beside = make_engine(
+            self.backbone, self.stack, answer.cache_room, sequences, beside=self.engine
+        )
+        return answer.stream(beside, interrupt)
+
+    def requests(self, prompt: str, options: RequestOptions) -> tuple[Request, ...]:
+        """See `Runtime.requests`."""
+        policy = policy_for(options.routing, self.router, self.manifest)
+        return tuple(
+            Request(
+                each.text,
+                each.start,
+                each.end,
+                policy.at_prompt(each.asked).decision,
+                each.leans_on,
+            )
+            for each in find_requests(self.splitter, prompt)
+        )
 
     def run_batch(self, answers: Sequence[Answer], max_batch: int, interrupt: Interrupt) -> None:
         """Generates prepared answers in one batch, on an engine of its own beside `engine`."""
@@ -124,6 +172,7 @@ class LoadedBundle:
             bundle.adapters(),
             self.encoder,
             router,
+            self.splitter,
             self.backbone,
             self.vocabulary,
             self.engine.decoder.max_context,
@@ -163,7 +212,7 @@ def load(
     encoder = PromptEncoder(template, tokenizer, entry)
     vocabulary = Vocabulary(tokenizer, entry.vocab_size, frozenset(entry.eos_token_ids))
     on_progress("router", 0.15)
-    router = load_router(bundle)
+    router, splitter = load_router(bundle), load_splitter(bundle)
     on_progress("checksums", 0.2)
     weights = bundle.weights(graph, lambda part: on_progress("checksums", 0.2 + 0.3 * part))
     on_progress("backbone", 0.5)
@@ -171,7 +220,7 @@ def load(
     backbone = open_backbone(path, entry, device, model, weights, lambda: bundle.weights(graph))
     room = min(max_context, entry.context_length)
     return _assemble(
-        bundle.manifest, stack, encoder, router, backbone, vocabulary, room, cache_budget
+        bundle.manifest, stack, encoder, router, splitter, backbone, vocabulary, room, cache_budget
     )
 
 
@@ -180,6 +229,7 @@ def _assemble(
     stack: AdapterStack,
     encoder: PromptEncoder,
     router: Router | None,
+    splitter: RequestSplitter | None,
     backbone: Backbone,
     vocabulary: Vocabulary,
     max_context: int,
@@ -192,4 +242,6 @@ def _assemble(
     caches = SessionCaches(
         lambda: make_engine(backbone, stack, max_context, reuse=True, beside=engine), cache_budget
     )
-    return LoadedBundle(manifest, encoder, router, backbone, stack, vocabulary, engine, caches)
+    return LoadedBundle(
+        manifest, encoder, router, backbone, stack, splitter, vocabulary, engine, caches
+    )

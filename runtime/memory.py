@@ -86,7 +86,7 @@ def _estimate(manifest: Manifest, max_context: int) -> Estimate:
     in_place = on_cpu and backbone.quantisation in _in_place()
     factors = {**RESIDENT_FACTORS, **_in_place()} if on_cpu else {}
     factor = factors.get(backbone.quantisation, 1.0)
-    router = size(files.ROUTER) + size(files.ROUTER_HEAD)
+    router = size(files.ROUTER) + size(files.ROUTER_HEAD) + size(files.SPLITTER)
     texts = TOKENIZER_FACTOR * (size(files.TOKENIZER) + size(files.ROUTER_TOKENIZER))
     return Estimate(
         weights=int(factor * size(files.BACKBONE_DATA)),

@@ -8,7 +8,14 @@ from typing import Any, TypedDict
 
 from dlp_edge.checks import check_number
 from dlp_edge.errors import UsageError
-from dlp_edge.types import KvPolicy, RouteDecision, RouteEvery, SelectRule, WeighRule
+from dlp_edge.types import (
+    KvPolicy,
+    RequestsMode,
+    RouteDecision,
+    RouteEvery,
+    SelectRule,
+    WeighRule,
+)
 
 Adapters = str | Sequence[str] | Mapping[str, float]
 OnRoute = Callable[[RouteDecision, str], Adapters | None]
@@ -71,6 +78,12 @@ class GenerateOptions(RouteOptions, total=False):
         cost of a prefill of the history.
     speculate: prompt-lookup decoding: several tokens per pass where the answer copies earlier
         text; the answer is the same (default False). Not for `generate_batch`.
+    requests: how several requests in one prompt are answered. `together` (default): as one text.
+        `apart`: the bundle's request splitter takes the prompt apart, and each request is answered
+        as if asked alone, side by side in one batch, its answer following that of the request
+        before. `auto`: likewise, but a request that leans on the one before ("say that like a
+        pirate") is answered after it, as a further turn; and a prompt under a `json_schema` or
+        pinned `adapters` is answered whole. Limits, stop strings and schemas hold for each request.
     wait: False raises BusyError instead of waiting for a running request (default True).
     """
 
@@ -92,6 +105,7 @@ class GenerateOptions(RouteOptions, total=False):
     inertia: float
     kv: KvPolicy
     speculate: bool
+    requests: RequestsMode
     wait: bool
 
 

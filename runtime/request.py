@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
@@ -21,7 +22,9 @@ from dlp_edge.runtime.options import (
     parse_weights,
     texts,
 )
-from dlp_edge.types import KvPolicy, Message, RouteEvery
+from dlp_edge.types import KvPolicy, Message, RequestsMode, RouteEvery
+
+SEED_BITS = 32  # of a seed that is drawn: short enough to note down
 
 
 @dataclass(frozen=True)
@@ -105,11 +108,13 @@ class RequestOptions:
 
     Attributes:
         wait: whether to wait for the request that is running.
+        requests: how several requests in one prompt are answered.
     """
 
     decoding: Decoding
     routing: Routing
     wait: bool
+    requests: RequestsMode
 
 
 def parse_options(options: Mapping[str, Any], manifest: Manifest) -> RequestOptions:
@@ -119,9 +124,27 @@ def parse_options(options: Mapping[str, Any], manifest: Manifest) -> RequestOpti
         UsageError: an option is unknown or wrong, or an adapter is not in the bundle.
     """
     check_option_names(options)
+    requests = options.get("requests", "together")
+    if requests not in get_args(RequestsMode):
+        raise UsageError(f"requests is {requests!r}", f"Use {', '.join(get_args(RequestsMode))}")
     return RequestOptions(
-        _parse_decoding(options), _parse_routing(options, manifest), options.get("wait", True)
+        _parse_decoding(options),
+        _parse_routing(options, manifest),
+        options.get("wait", True),
+        requests,
     )
+
+
+def seed_of(decoding: Decoding) -> int | None:
+    """The seed that is asked for, or a new one; None for a greedy answer."""
+    if decoding.temperature == 0:
+        return None
+    return secrets.randbits(SEED_BITS) if decoding.seed is None else decoding.seed
+
+
+def with_one_seed(options: RequestOptions) -> RequestOptions:
+    """The options with a seed that several answers share, so that one number repeats them all."""
+    return replace(options, decoding=replace(options.decoding, seed=seed_of(options.decoding)))
 
 
 def parse_batch(
@@ -143,6 +166,10 @@ def parse_batch(
     parsed = [parse_options({**common, **own}, manifest) for own in check_each(each, len(prompts))]
     if any(options.decoding.speculate for options in parsed):
         raise UsageError("a batch cannot speculate", "Leave it out, or use generate")
+    if any(options.requests == "apart" for options in parsed):
+        raise UsageError(
+            "a batch answers each prompt whole", 'Leave out requests="apart", or use generate'
+        )
     return parsed
 
 

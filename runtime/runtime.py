@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -40,6 +41,7 @@ from dlp_edge.types import (
     Message,
     Overflow,
     Reply,
+    Request,
     RouteDecision,
 )
 
@@ -145,8 +147,9 @@ class Runtime(Lifetime):
         """Like `generate`: an iterator of `Chunk` with `.cancel()` and, at its end, `.reply`."""
         loaded = self._open()
         parsed = parse_options(options, loaded.manifest)
-        answer = loaded.prepare(prompt, parsed)
-        return self._streams.add(Stream(lambda: loaded.engine, answer, self._lock, parsed.wait))
+        answer = loaded.prepare_stream(prompt, parsed)
+        generate = partial(loaded.stream, answer, lambda: loaded.engine)
+        return self._streams.add(Stream(generate, answer, self._lock, parsed.wait))
 
     def astream(
         self, prompt: str | Sequence[Message], **options: Unpack[GenerateOptions]
@@ -264,6 +267,18 @@ class Runtime(Lifetime):
         loaded = self._open()
         routing = parse_options(options, loaded.manifest).routing
         return routed(routing, loaded.router, loaded.manifest).decide(prompt, generated)
+
+    @memory_for(ANSWERING)
+    def requests(self, prompt: str, **options: Unpack[RouteOptions]) -> tuple[Request, ...]:
+        """The requests that a prompt holds, each with the router's decision for it; the whole
+        prompt if it is one, or the bundle has no request splitter.
+
+        Raises:
+            UsageError: the prompt is empty, the bundle has no router, or an option is wrong.
+        """
+        check_prompt(prompt)
+        loaded = self._open()
+        return loaded.requests(prompt, parse_options(options, loaded.manifest))
 
     def add_adapter(self, name: str, peft_dir: str | Path, examples: Examples = ()) -> AdapterInfo:
         """Adds a PEFT adapter to the bundle, in memory and on disk; see `add_skill`.

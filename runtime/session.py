@@ -17,6 +17,7 @@ from dlp_edge.atomic.staging import sync_folder, write_file
 from dlp_edge.checks import check_number
 from dlp_edge.errors import BusyError, ContextLengthError, ResourceError, UsageError
 from dlp_edge.runtime.decoding.answer import Answer
+from dlp_edge.runtime.decoding.request_answers import RequestAnswers
 from dlp_edge.runtime.engine.interrupt import Interrupt
 from dlp_edge.runtime.engine.ort_errors import ANSWERING, memory_for
 from dlp_edge.runtime.loaded_bundle import LoadedBundle
@@ -62,14 +63,15 @@ class SessionBackend:
 
     def prepare_turn(
         self, messages: Sequence[Message], options: RequestOptions
-    ) -> tuple[Answer, StreamFactory]:
+    ) -> tuple[Answer | RequestAnswers, StreamFactory]:
         """An answer that has not begun, and what starts it on a session's cache."""
         loaded = self.open()
-        answer = loaded.prepare(messages, options)
+        answer = loaded.prepare_stream(messages, options)
 
         def start(session: Session, on_end: Callable[[Reply], None]) -> Stream:
             engine = partial(loaded.caches.engine_of, session)
-            return self.streams.add(Stream(engine, answer, self.lock, options.wait, on_end))
+            generate = partial(loaded.stream, answer, engine)
+            return self.streams.add(Stream(generate, answer, self.lock, options.wait, on_end))
 
         return answer, start
 

@@ -12,8 +12,7 @@ from time import perf_counter
 
 from dlp_edge.errors import BusyError, UsageError
 from dlp_edge.runtime.decoding.answer import Answer
-from dlp_edge.runtime.decoding.engine import Engine
-from dlp_edge.runtime.decoding.loop import stream_answer
+from dlp_edge.runtime.decoding.request_answers import RequestAnswers
 from dlp_edge.runtime.engine.interrupt import Interrupt
 from dlp_edge.runtime.engine.ort_errors import ANSWERING, memory_for
 from dlp_edge.types import Chunk, Reply
@@ -23,7 +22,8 @@ class Stream:
     """A running answer: iterate over its chunks; `reply` has the answer so far at any time.
 
     Args:
-        engine: called once the lock is held.
+        generate: generates the answer's chunks, once the lock is held.
+        answer: what `generate` fills.
         lock: waited for, unless `wait` is False.
         on_end: called with the reply once the answer is complete, cancelled or abandoned, but not
             after an error.
@@ -31,8 +31,8 @@ class Stream:
 
     def __init__(
         self,
-        engine: Callable[[], Engine],
-        answer: Answer,
+        generate: Callable[[Interrupt], Iterator[Chunk]],
+        answer: Answer | RequestAnswers,
         lock: RequestLock,
         wait: bool = True,
         on_end: Callable[[Reply], None] = lambda reply: None,
@@ -40,7 +40,7 @@ class Stream:
         self._answer = answer
         self._interrupt = Interrupt()
         # Not a method: an abandoned stream must be freed at once, so nothing refers back to it.
-        self._chunks = _generate(lock, engine, answer, self._interrupt, wait, on_end)
+        self._chunks = _generate(lock, generate, answer, self._interrupt, wait, on_end)
 
     def __iter__(self) -> Iterator[Chunk]:
         return self  # who iterates holds the stream, and so keeps it known to its Runtime
@@ -188,8 +188,8 @@ class AsyncStream:
 
 def _generate(
     lock: RequestLock,
-    engine: Callable[[], Engine],
-    answer: Answer,
+    generate: Callable[[Interrupt], Iterator[Chunk]],
+    answer: Answer | RequestAnswers,
     interrupt: Interrupt,
     wait: bool,
     on_end: Callable[[Reply], None],
@@ -199,7 +199,7 @@ def _generate(
         return
     try:
         with memory_for(ANSWERING):
-            yield from stream_answer(engine(), answer, interrupt)
+            yield from generate(interrupt)
     except GeneratorExit:
         on_end(answer.reply())
         raise

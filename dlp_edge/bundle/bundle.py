@@ -30,6 +30,7 @@ from dlp_edge.bundle.files import (
     ROUTER,
     ROUTER_HEAD,
     ROUTER_TOKENIZER,
+    SPLITTER,
     TOKENIZER,
     UPDATE,
     check_file,
@@ -40,7 +41,7 @@ from dlp_edge.bundle.files import (
     not_a_bundle,
     unreadable,
 )
-from dlp_edge.bundle.graph_allowlist import check_backbone, check_router
+from dlp_edge.bundle.graph_allowlist import check_backbone, check_router, check_splitter
 from dlp_edge.bundle.manifest import FORMAT, VERSION, Manifest
 from dlp_edge.bundle.router_head import RouterHead, head_from_bytes
 from dlp_edge.bundle.signing import TrustedKey, read_signature
@@ -174,6 +175,19 @@ class Bundle:
             )
         return data, head
 
+    def splitter(self) -> bytes:
+        """Returns the request splitter's graph. Only for a bundle with one.
+
+        Raises:
+            BundleError: it is damaged.
+        """
+        data = self.read(SPLITTER)
+        try:
+            check_splitter(data)
+        except ValueError as error:
+            raise damaged(SPLITTER, f"is not a valid request splitter: {error}") from error
+        return data
+
     def tokenizer(self, name: str) -> Tokenizer:
         """Returns the tokenizer in TOKENIZER or ROUTER_TOKENIZER.
 
@@ -215,6 +229,8 @@ class Bundle:
         if self.manifest.router is not None:
             self.router()
             self.tokenizer(ROUTER_TOKENIZER)
+            if self.manifest.router.splitter:
+                self.splitter()
         self.tokenizer(TOKENIZER)
         self.report()
         self.verify(BACKBONE_DATA, on_progress)

@@ -18,6 +18,7 @@ ADAPTERS = "adapters.safetensors"
 ROUTER = "router.onnx"
 ROUTER_HEAD = "router_head.safetensors"
 ROUTER_TOKENIZER = "router_tokenizer.json"
+SPLITTER = "request_splitter.onnx"
 TOKENIZER = "tokenizer.json"
 REPORT = "report.json"
 
@@ -31,6 +32,7 @@ MAX_BYTES = {
     ROUTER: 96 << 20,
     ROUTER_HEAD: 32 << 20,
     ROUTER_TOKENIZER: 16 << 20,
+    SPLITTER: 48 << 20,
     TOKENIZER: 48 << 20,
     REPORT: 4 << 20,
 }
@@ -83,7 +85,9 @@ def check_names(manifest: Manifest) -> None:
 
     This also excludes path traversal and names that differ only in case.
     """
-    wanted = REQUIRED + (ROUTER_FILES if manifest.router else ())
+    wanted = REQUIRED
+    if manifest.router is not None:
+        wanted += ROUTER_FILES + ((SPLITTER,) if manifest.router.splitter else ())
     names = {file_name(manifest, name): name for name in wanted}
     for name in sorted(names.keys() - manifest.files.keys()):
         raise BundleError(f"{MANIFEST} does not list {name}", REEXPORT)

@@ -30,6 +30,9 @@ ROUTER_OPERATORS = {
         " Reshape Shape Slice Softmax Sqrt Sub Tanh Transpose Unsqueeze Where".split()
     ),
 }
+SPLITTER_OPERATORS = frozenset(
+    "Add Cast Concat Gather LayerNormalization MatMul Pad Relu Slice".split()
+)
 MAX_PADDING = 1 << 20  # after the last tensor of the weight file
 _FLOATS = {"float32": FLOAT, "float16": FLOAT16}
 _NUMPY_FLOATS: dict[int, np.dtype[Any]] = {FLOAT: np.dtype("<f4"), FLOAT16: np.dtype("<f2")}
@@ -93,14 +96,31 @@ def check_router(data: bytes, entry: RouterEntry) -> tuple[Graph, int]:
     graph = read_graph(data, ROUTER_OPERATORS[entry.architecture], None)
     _compare(graph.inputs, {"input_ids": (INT64, (None, None))}, "input")
     _compare(graph.outputs, {"features": (FLOAT, (None, None))}, "output")
-    for tensor in graph.tensors.values():
-        kind = _NUMPY_FLOATS.get(tensor.dtype)
-        if kind is not None and not np.isfinite(np.frombuffer(tensor.raw or b"", kind)).all():
-            raise ValueError(f"weight {tensor.name[:200]!r} is not finite")
+    _check_finite(graph)
     width = graph.outputs["features"].shape[1]
     if width is None:
         raise ValueError("the number of features is not fixed")
     return graph, width
+
+
+def check_splitter(data: bytes) -> None:
+    """Reads and checks the request splitter's graph.
+
+    Raises:
+        ValueError: as for `check_router`.
+    """
+    graph = read_graph(data, SPLITTER_OPERATORS, None)
+    row: _Shape = (None, None)
+    _compare(graph.inputs, {"ids": (INT64, row), "gaps": (INT64, row)}, "input")
+    _compare(graph.outputs, {"scores": (FLOAT, (None, None, None))}, "output")
+    _check_finite(graph)
+
+
+def _check_finite(graph: Graph) -> None:
+    for tensor in graph.tensors.values():
+        kind = _NUMPY_FLOATS.get(tensor.dtype)
+        if kind is not None and not np.isfinite(np.frombuffer(tensor.raw or b"", kind)).all():
+            raise ValueError(f"weight {tensor.name[:200]!r} is not finite")
 
 
 def _compare(actual: dict[str, Value], expected: dict[str, tuple[int, _Shape]], what: str) -> None:

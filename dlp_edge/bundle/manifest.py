@@ -153,11 +153,17 @@ class RouterSettings:
 
 @dataclass(frozen=True)
 class RouterEntry:
-    """The router: its settings, and the default rule from probabilities to fusion weights."""
+    """The router: its settings, and the default rule from probabilities to fusion weights.
+
+    Attributes:
+        splitter: whether the bundle has a request splitter. Missing from bundles of earlier
+            releases.
+    """
 
     architecture: str
     settings: RouterSettings
     selection: SelectionRule
+    splitter: bool = False
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ FORMATS = ("int8", "int4", "nf4", "fp16", "fp32")
 ROUTERS = ("mlp", "albert")
 
 # Fields that were added within the current version of the format; `manifest.py` has the rule.
-OPTIONAL = frozenset({(RouterSettings, "spread")})
+OPTIONAL = frozenset({(RouterSettings, "spread"), (RouterEntry, "splitter")})
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 

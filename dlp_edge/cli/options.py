@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from dlp_edge.errors import UsageError
-from dlp_edge.types import KvPolicy, RouteEvery, SelectRule, WeighRule
+from dlp_edge.types import KvPolicy, RequestsMode, RouteEvery, SelectRule, WeighRule
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +45,12 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("generation")
     group.add_argument("--adapters", help="pin adapters: a,b=0.3; '' is the base model")
     add_schedule(group)
+    group.add_argument(
+        "--requests",
+        choices=get_args(RequestsMode),
+        default="auto",
+        help="several requests in one prompt: answer each on its own (auto), or all as one text",
+    )
     group.add_argument("--max-new-tokens", type=int)
     group.add_argument("--temperature", type=float, help="0 is greedy (default)")
     group.add_argument("--top-p", type=float)
@@ -110,7 +116,7 @@ def whole_numbers(text: str) -> tuple[int, ...]:
 
 _PLAIN = (
     "p k weigh min_confidence route_every inertia kv max_new_tokens temperature top_p top_k "
-    "min_p repetition_penalty seed stop speculate repetition_stop"
+    "min_p repetition_penalty seed stop speculate repetition_stop requests"
 ).split()
 
 

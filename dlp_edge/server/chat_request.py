@@ -32,6 +32,7 @@ _OWN = (
     "kv",
     "speculate",
     "repetition_stop",
+    "requests",
 )
 MOST_LOGPROBS = 20
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
@@ -104,6 +105,7 @@ def parse_request(
     options["json_schema"] = _json_schema(body.get("response_format", {"type": "text"}))
     options["max_new_tokens"] = _most_tokens(body, max_new_tokens)
     options["adapters"] = models[model]
+    options["requests"] = "auto"
     options.update(_own_options(body.get("dlp_edge", {})))
     stream_options = body.get("stream_options", {})
     if not isinstance(stream_options, dict):

@@ -6,7 +6,6 @@ Knows no backbone: `loop.py` brings it logits and fuses what it asks for.
 from __future__ import annotations
 
 import logging
-import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -26,7 +25,7 @@ from dlp_edge.runtime.decoding.sampling import (
     make_sampler,
     penalise,
 )
-from dlp_edge.runtime.request import Decoding
+from dlp_edge.runtime.request import Decoding, seed_of
 from dlp_edge.runtime.routing.policy import RoutingPolicy, SentenceFusion
 from dlp_edge.runtime.text.detokenizer import Detokenizer, StopMatcher
 from dlp_edge.runtime.text.repetition import RepetitionDetector
@@ -35,6 +34,7 @@ from dlp_edge.types import (
     Chunk,
     FinishReason,
     Reply,
+    RouteDecision,
     Sentence,
     Timings,
     Token,
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 
 
 _log = logging.getLogger(__name__)
-SEED_BITS = 32  # of a seed that is drawn: short enough to note down
 
 
 class Vocabulary:
@@ -126,7 +125,7 @@ class Answer:
         # The newest token needs no room: it is in no cache until the next pass.
         self.limit = min(decoding.max_new_tokens, room - len(prompt_ids) + 1)
         self._decoding = decoding
-        self._seed = _seed_of(decoding)
+        self._seed = seed_of(decoding)
         self._sampler = make_sampler(
             decoding.temperature, decoding.top_p, decoding.top_k, self._seed, decoding.min_p
         )
@@ -229,6 +228,11 @@ class Answer:
         reason, seed = self._finish_reason, self._seed
         return Reply(self._text, sentences, usage, self.timings, reason, tokens, seed)
 
+    @property
+    def first_decision(self) -> RouteDecision | None:
+        """The router's for the prompt; None where it was not asked, or not yet."""
+        return self._starts[0].written_by.decision if self._starts else None
+
     def record(self, **amounts: float) -> None:
         """Adds seconds and counts to the timings."""
         now = {key: getattr(self.timings, key) + amount for key, amount in amounts.items()}
@@ -316,10 +320,3 @@ class Answer:
                 self._reported_in_chunks = len(self._reported)
                 fusion = dict(self._starts[index].written_by.weights)  # a copy for the consumer
                 yield Chunk(self._text[left:right], index, fusion, tokens)
-
-
-def _seed_of(decoding: Decoding) -> int | None:
-    """The seed that is asked for, or a new one; None for a greedy answer."""
-    if decoding.temperature == 0:
-        return None
-    return secrets.randbits(SEED_BITS) if decoding.seed is None else decoding.seed

@@ -1,12 +1,13 @@
 """The life of an answer: route, fuse, prefill, then token by token to the next sentence.
 
-`stream_answer` is the whole way, top to bottom; `run_batch` takes it for several answers at once.
+`stream_answer` is the whole way, top to bottom; `stream_batch` takes it for several
+answers at once.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from time import perf_counter
 
 from dlp_edge.runtime.decoding.answer import Answer, Step
@@ -90,32 +91,49 @@ def _refuse(
 
 
 def run_batch(engine: Engine, answers: Iterable[Answer], interrupt: Interrupt) -> None:
-    """Generates answers side by side, as many at a time as the engine has sequences.
+    """Generates answers side by side; see `stream_batch`."""
+    waiting = deque(answers)
+    for _ in stream_batch(engine, lambda: waiting.popleft() if waiting else None, interrupt):
+        pass
+
+
+def stream_batch(
+    engine: Engine, next_answer: Callable[[], Answer | None], interrupt: Interrupt
+) -> Iterator[tuple[Answer, list[Chunk]]]:
+    """Generates answers side by side, as many at a time as the engine has sequences; yields the
+    chunks of each as they come.
 
     An answer that ends gives its sequence to the next one. Its seconds of decode are those of the
     passes that it took part in, whole. After an error the engine cannot be used again.
 
     Args:
+        next_answer: the next answer to begin; None if there is none now. It is asked whenever a
+            sequence is free, so that an answer may wait for the end of another.
         interrupt: ends all answers as "cancelled" in the middle of a pass.
     """
-    waiting = deque(answers)
     running: list[Answer] = []  # running[i] is on the decoder's sequence i
     try:
-        while waiting or running:
-            if waiting and len(running) < len(engine.decoder.lengths):
-                answer = waiting.popleft()
+        while True:
+            free = len(running) < len(engine.decoder.lengths)
+            answer = next_answer() if free else None
+            if answer is not None:
                 running.append(answer)
                 sequence = len(running) - 1
                 step = answer.take(_begin(engine, answer, sequence, interrupt))
                 _follow(engine, running, sequence, step, interrupt)
+                yield answer, step.chunks
+            elif running:
+                yield from _step_all(engine, running, interrupt)
             else:
-                _step_all(engine, running, interrupt)
+                return
     except Cancelled:
         for answer in running:
-            answer.finish()
+            yield answer, answer.finish()
 
 
-def _step_all(engine: Engine, running: list[Answer], interrupt: Interrupt) -> None:
+def _step_all(
+    engine: Engine, running: list[Answer], interrupt: Interrupt
+) -> list[tuple[Answer, list[Chunk]]]:
     """One more token for each running answer; those that it completes leave."""
     started = perf_counter()
     logits = engine.decoder.step([answer.tokens[-1] for answer in running], interrupt)
@@ -124,8 +142,10 @@ def _step_all(engine: Engine, running: list[Answer], interrupt: Interrupt) -> No
         answer.record(decode=seconds, decode_steps=1)
     # All rows are sampled before anything is prefilled again: that overwrites the logits.
     steps = [answer.take(row) for answer, row in zip(running, logits, strict=True)]
+    given = [(answer, step.chunks) for answer, step in zip(running, steps, strict=True)]
     for sequence in reversed(range(len(running))):
         _follow(engine, running, sequence, steps[sequence], interrupt)
+    return given
 
 
 def _follow(

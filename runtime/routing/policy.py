@@ -11,6 +11,7 @@ from dlp_edge.bundle.manifest import Manifest, SelectionRule
 from dlp_edge.errors import BundleError, RouterError, UsageError
 from dlp_edge.runtime.options import OnRoute, parse_weights
 from dlp_edge.runtime.request import Routing, RoutingSchedule
+from dlp_edge.runtime.routing.request_splitter import RequestSplitter
 from dlp_edge.runtime.routing.router import Router
 from dlp_edge.runtime.routing.selection import confidence_of, select, weigh
 from dlp_edge.types import RouteDecision
@@ -160,5 +161,20 @@ def load_router(bundle: Bundle) -> Router | None:
     graph, head = bundle.router()
     try:
         return Router(graph, head, bundle.tokenizer(ROUTER_TOKENIZER), entry.settings)
+    except RouterError as error:
+        raise BundleError(error.cause, error.remedy) from error
+
+
+def load_splitter(bundle: Bundle) -> RequestSplitter | None:
+    """The bundle's request splitter; None where it has none.
+
+    Raises:
+        BundleError: it is damaged, or onnxruntime refuses its graph.
+    """
+    entry = bundle.manifest.router
+    if entry is None or not entry.splitter:
+        return None
+    try:
+        return RequestSplitter(bundle.splitter(), bundle.tokenizer(ROUTER_TOKENIZER))
     except RouterError as error:
         raise BundleError(error.cause, error.remedy) from error

@@ -26,7 +26,7 @@ from dlp_edge.bundle.manifest import RouterSettings
 from dlp_edge.bundle.router_head import RouterHead, head_from_bytes
 from dlp_edge.errors import RouterError
 from dlp_edge.export.router import build_graph, export_router
-from dlp_edge.models.router_mlp import BASE, EARLIER, RouterMLP
+from dlp_edge.models.networks.router_mlp import BASE, EARLIER, RouterMLP
 from dlp_edge.runtime.routing.router import PREFIX_LENGTHS, Router
 from dlp_edge.runtime.routing.router_input import (
     ANSWER_SEGMENTS,

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dlp_edge.models.network import RouterNetwork
+from dlp_edge.models.networks.network import RouterNetwork, dropped
 from dlp_edge.runtime.routing.router_input import ANSWER_SEGMENTS, PROMPT_SEGMENTS, SEGMENTS
 
 EMBEDDING = 128
@@ -89,9 +89,9 @@ class RouterMLP(RouterNetwork):
     ) -> Tensor:
         """What last layers may read, [B, F]; `noise` draws the dropout of training."""
         pooled = self.pool(input_ids, mask)
-        value = _dropped(self.norm(pooled), POOLED_DROPOUT, noise)
+        value = dropped(self.norm(pooled), POOLED_DROPOUT, noise)
         for layer in self.layers:
-            value = _dropped(torch.relu(layer(value)), DROPOUT, noise)
+            value = dropped(torch.relu(layer(value)), DROPOUT, noise)
         return torch.cat([value, pooled], 1) if self.settings["pooled"] else value
 
     def pool(self, input_ids: Tensor, mask: Tensor) -> Tensor:
@@ -138,14 +138,6 @@ class RouterMLP(RouterNetwork):
         shared = (same * weights.unsqueeze(1)).sum(2)  # [B, L]
         found = torch.bmm((shared * self.rarity[input_ids]).unsqueeze(1), asked)  # [B, 1, P]
         return found.softmax(2).squeeze(1)
-
-
-def _dropped(value: Tensor, share: float, noise: torch.Generator | None) -> Tensor:
-    """Dropout drawn by `noise`; without it the value as it is."""
-    if noise is None:
-        return value
-    kept = torch.empty_like(value).bernoulli_(1 - share, generator=noise)
-    return value * kept / (1 - share)
 
 
 def _first_scales() -> Tensor:

@@ -38,3 +38,11 @@ class RouterNetwork(nn.Module, ABC):
         self, input_ids: Tensor, mask: Tensor, noise: torch.Generator | None = None
     ) -> Tensor:
         """Features [B, F] for the last layer; `noise` seeds the dropout in training."""
+
+
+def dropped(value: Tensor, share: float, noise: torch.Generator | None) -> Tensor:
+    """Dropout drawn by `noise`; without it the value as it is."""
+    if noise is None:
+        return value
+    kept = torch.empty_like(value).bernoulli_(1 - share, generator=noise)
+    return value * kept / (1 - share)

@@ -14,7 +14,7 @@ from transformers import AlbertConfig, AlbertModel
 from transformers.utils import logging
 
 from dlp_edge.errors import RouterError
-from dlp_edge.models.network import RouterNetwork
+from dlp_edge.models.networks.network import RouterNetwork
 from dlp_edge.runtime.routing.router_input import PROMPT_SEGMENTS
 
 # albert-base-v2: twelve passes through one layer.

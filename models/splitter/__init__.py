@@ -1,0 +1,1 @@
+"""The request splitter: what it is trained on, its network, its training."""

@@ -1,0 +1,190 @@
+"""The request splitter: finds the requests of a prompt, each to be answered as if asked alone.
+
+A network scores every token of the prompt (`dlp_edge.models.splitter.network`): how well each task,
+other text, glue ("and then", list marks) and an introduction fit it, and whether a request or glue
+starts at it. Dynamic programming finds the best segmentation (Viterbi, over the tokens that may
+start something).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+from tokenizers import Tokenizer
+
+from dlp_edge.errors import RouterError
+from dlp_edge.runtime.engine.ort_errors import first_line, is_out_of_memory
+from dlp_edge.runtime.routing.splitter_input import SplitterInput, splitter_input
+
+MAX_CHARACTERS = 40_000  # a longer prompt is left whole: it is a document
+# Scores of a token besides those of the tasks: out-of-scope, glue, introduction; start of a
+# request, start of glue, whether the request leans on an earlier one.
+SEGMENT_KINDS, TOKEN_SCORES = 3, 3
+LEAST_START = -4.0  # tokens with lower start scores are passed over
+LONGEST_MARK = 3  # characters
+LEAST_LEANING = 0.0  # log-odds, the mean over a request's tokens
+
+
+@dataclass(frozen=True)
+class RequestSpan:
+    """A request: text[start:end].
+
+    Attributes:
+        leans: whether it needs the request before, and its answer.
+    """
+
+    start: int
+    end: int
+    leans: bool = False
+
+
+@dataclass(frozen=True)
+class Split:
+    """The requests of a prompt, in order, and the text before them that all of them need."""
+
+    requests: tuple[RequestSpan, ...]
+    introduction: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class _Segment:
+    kind: int
+    first: int  # token
+    stop: int
+
+
+class RequestSplitter:
+    """A trained request splitter.
+
+    Args:
+        model: the bytes of request_splitter.onnx: ids, gaps [1, L] int64 -> scores [1, L, S].
+        tokenizer: the router's.
+
+    Raises:
+        RouterError: the graph does not load, or does not fit the tokenizer.
+        MemoryError: not enough memory.
+    """
+
+    def __init__(self, model: bytes, tokenizer: Tokenizer, threads: int | None = None) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or 1
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        try:
+            self._session = onnxruntime.InferenceSession(
+                model, options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime's exceptions have no common base class
+            raise _as_router_error(error) from error
+        self._tokenizer = tokenizer
+        self.split("What is this? And that?")  # fails early if graph and tokenizer do not match
+
+    def split(self, text: str) -> Split:
+        """The requests of a prompt; the whole prompt if it is one.
+
+        Raises:
+            RouterError: the graph fails to run, or its output is not finite.
+            MemoryError: not enough memory.
+        """
+        if len(text) > MAX_CHARACTERS:
+            return _whole(text)
+        tokens = splitter_input(text, self._tokenizer.encode(text, add_special_tokens=False))
+        if len(tokens.ids) < 2:
+            return _whole(text)
+        return requests_of(text, tokens, self._scores(tokens))
+
+    def _scores(self, tokens: SplitterInput) -> npt.NDArray[np.float32]:
+        """[L, S]"""
+        inputs = {"ids": tokens.ids[None], "gaps": tokens.gaps[None]}
+        try:
+            (output,) = self._session.run(["scores"], inputs)
+        except Exception as error:  # onnxruntime's exceptions have no common base class
+            raise _as_router_error(error) from error
+        scores = np.asarray(output, np.float32)
+        if scores.shape[:2] != (1, len(tokens.ids)) or not np.isfinite(scores).all():
+            raise RouterError(
+                "the request splitter's output is not finite", "Train the router again"
+            )
+        row: npt.NDArray[np.float32] = scores[0]
+        return row
+
+
+def requests_of(text: str, tokens: SplitterInput, scores: npt.NDArray[np.float32]) -> Split:
+    """The requests of a text, given the network's scores [L, S] for its tokens."""
+    glue = scores.shape[1] - TOKEN_SCORES - SEGMENT_KINDS + 1
+    introduction: tuple[int, int] | None = None
+    requests: list[RequestSpan] = []
+    for segment in _segments(scores):
+        start, end = int(tokens.starts[segment.first]), int(tokens.ends[segment.stop - 1])
+        if segment.kind == glue or _is_empty(text[start:end]):
+            continue
+        if segment.kind > glue:
+            introduction = introduction or (start, end)
+            continue
+        leaning = float(scores[segment.first : segment.stop, -1].mean())
+        requests.append(RequestSpan(start, end, bool(requests) and leaning > LEAST_LEANING))
+    if len(requests) < 2:
+        return _whole(text)
+    # What looks like glue at the end may be a part of the last request; thanks do no harm.
+    requests[-1] = replace(requests[-1], end=len(text.rstrip()))
+    return Split(tuple(requests), introduction)
+
+
+def _is_empty(text: str) -> bool:
+    """Whether this is a bullet without a request. (Some skills read brackets alone.)"""
+    return len(text) <= LONGEST_MARK and not any(map(str.isalnum, text))
+
+
+def _whole(text: str) -> Split:
+    return Split((RequestSpan(0, len(text)),))
+
+
+def _segments(scores: npt.NDArray[np.float32]) -> Iterator[_Segment]:
+    """The best segmentation of L tokens, from the first to the last.
+
+    Args:
+        scores: [L, K + TOKEN_SCORES], of K kinds of segment.
+    """
+    kinds = scores.shape[1] - TOKEN_SCORES
+    glue = kinds - SEGMENT_KINDS + 1
+    starts, glue_starts = scores[:, kinds], scores[:, kinds + 1]
+    places = np.flatnonzero(np.maximum(starts, glue_starts) > LEAST_START)
+    places = np.union1d(places, [0])
+    fits = np.add.reduceat(scores[:, :kinds].astype(np.float64), places, axis=0)
+    best = fits[0]
+    came_from = np.tile(np.arange(kinds), (len(places), 1))  # the kind at the place before
+    entered = np.zeros((len(places), kinds), bool)
+    for at in range(1, len(places)):
+        source = int(best.argmax())
+        enter = np.full(kinds, best[source] + starts[places[at]])
+        sources = np.full(kinds, source)
+        request = source
+        if source == glue:  # glue does not follow glue
+            without = best.copy()
+            without[glue] = -np.inf
+            request = int(without.argmax())
+        enter[glue], sources[glue] = best[request] + glue_starts[places[at]], request
+        entered[at] = enter > best
+        came_from[at, entered[at]] = sources[entered[at]]
+        best = np.maximum(enter, best) + fits[at]
+    kind, stop = int(best.argmax()), len(scores)
+    found: list[_Segment] = []
+    for at in range(len(places) - 1, -1, -1):
+        if at == 0 or entered[at, kind]:
+            found.append(_Segment(kind, int(places[at]), stop))
+            stop = int(places[at])
+        kind = int(came_from[at, kind])
+    return reversed(found)
+
+
+def _as_router_error(error: Exception) -> Exception:
+    if is_out_of_memory(error):
+        return MemoryError(first_line(error))
+    return RouterError(
+        f"the request splitter's model failed ({error})",
+        "It is damaged or does not match its tokenizer: export the bundle again",
+    )
