@@ -215,8 +215,10 @@ class Terminal:
 
     def end(self) -> int:
         """Reads the rest; the exit code."""
-        while self._read():
+        while select.select([self._master], [], [], 60)[0] and self._read():
             pass
+        if self._process.poll() is None and select.select([self._master], [], [], 0)[0] == []:
+            self._process.kill()  # it waits for more
         os.close(self._master)
         return self._process.wait(30)
 
@@ -298,6 +300,7 @@ def test_a_pasted_text_is_one_message(tiny_bundle: Path, tmp_path: Path) -> None
     terminal.until("> ")
     terminal.type(f"/save {file}\n")
     terminal.until("saved")
+    terminal.until("> ")
     terminal.type("\x04")
     assert terminal.end() == 0
     [said, _] = json.loads(file.read_text(encoding="utf-8"))["messages"]
