@@ -215,10 +215,11 @@ class Terminal:
 
     def end(self) -> int:
         """Reads the rest; the exit code."""
-        while select.select([self._master], [], [], 60)[0] and self._read():
-            pass
-        if self._process.poll() is None and select.select([self._master], [], [], 0)[0] == []:
-            self._process.kill()  # it waits for more
+        while select.select([self._master], [], [], 60)[0]:
+            if not self._read():
+                break
+        else:
+            self._process.kill()  # it waits for a key
         os.close(self._master)
         return self._process.wait(30)
 
