@@ -26,7 +26,7 @@ from dlp_edge.models.skill_examples import Example, in_batches
 
 CHECKPOINT_EVERY = 100  # steps
 LEAST_STEPS = 150  # of a skill with few examples, which is read several times
-MOST_EPOCHS = 10
+MOST_EPOCHS = 20
 _CHECKPOINT = "checkpoint.pt"
 
 Progress = Callable[[str, float], None]
@@ -163,21 +163,21 @@ def train_skill(
 def _load(backbone: Path, recipe: SkillRecipe) -> tuple[Any, list[torch.nn.Parameter]]:
     """The backbone under PEFT, and the weights of its new adapter."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():  # a bar of its own
-        warnings.simplefilter("ignore")
-        base = AutoModelForCausalLM.from_pretrained(backbone, dtype=torch.float32).to(device)
     config = LoraConfig(
         r=recipe.rank,
         lora_alpha=2 * recipe.rank,
         target_modules=list(recipe.targets),
         task_type="CAUSAL_LM",
     )
-    try:
-        model = get_peft_model(base, config)
-    except ValueError as error:
-        raise UsageError(
-            f"the backbone has no layers {', '.join(recipe.targets)}", "Choose other targets"
-        ) from error
+    with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():  # a bar of its own
+        warnings.simplefilter("ignore")
+        base = AutoModelForCausalLM.from_pretrained(backbone, dtype=torch.float32).to(device)
+        try:
+            model = get_peft_model(base, config)
+        except ValueError as error:
+            raise UsageError(
+                f"the backbone has no layers {', '.join(recipe.targets)}", "Choose other targets"
+            ) from error
     return model, [p for p in model.parameters() if p.requires_grad]
 
 

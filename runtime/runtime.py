@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dlp_edge.bundle.bundle import Bundle
 from dlp_edge.bundle.edition import read_current
@@ -46,7 +46,7 @@ from dlp_edge.types import (
 )
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    from typing_extensions import Self, Unpack
 
 _log = logging.getLogger(__name__)
 
@@ -112,6 +112,24 @@ class Runtime(Lifetime):
             let_go(error)
             release_memory()
             raise
+
+    @classmethod
+    def from_hub(cls, source: str, revision: str | None = None, **options: Any) -> Self:
+        """Loads a bundle of the Hugging Face hub (`user/bundle`; extra `hub`) or of a web server
+        (the URL of its folder), fetched into the user's cache and checked.
+
+        Args:
+            revision: a branch, tag or commit of the hub's repository.
+            options: those of `Runtime`; `on_progress` is told of the download, too.
+
+        Raises:
+            UsageError, BundleError, ResourceError: see `dlp_edge.hub.fetch`, and `Runtime`.
+        """
+        from dlp_edge.hub.fetch import cached_bundle  # who has a bundle needs no HTTP
+
+        check_callable("on_progress", options.get("on_progress"))
+        tell = options.get("on_progress") or (lambda stage, fraction: None)
+        return cls(cached_bundle(source, revision, tell), **options)
 
     @staticmethod
     def estimate(path: str | Path, max_context: int = 4096) -> Estimate:

@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from dlp_edge import __version__
 from dlp_edge.cli import output
+from dlp_edge.cli.hub import pull, push
 from dlp_edge.cli.verbs import (
     add,
     bench,
@@ -46,6 +47,8 @@ VERBS = (
     inspect,
     verify,
     sign,
+    pull,
+    push,
     route,
     run,
     chat,

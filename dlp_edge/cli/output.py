@@ -34,7 +34,7 @@ def note(text: str) -> None:
 
 def show_status(text: str) -> None:
     """A line on stderr that the next one is written over; "" wipes it."""
-    print(f"\r{text:<30}\r", end="", file=sys.stderr, flush=True)
+    print(f"\r{text:<40}\r", end="", file=sys.stderr, flush=True)
 
 
 def print_error(error: DlpEdgeError) -> None:

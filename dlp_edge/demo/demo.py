@@ -1,22 +1,23 @@
-"""The demo's steps: fetch the backbone, export it with the shipped adapters and router; each
-result is kept in a user cache, so that the second start has nothing to do."""
+"""The demo's steps: fetch the backbone, make a bundle of it with the shipped adapters and router;
+each result is kept in a user cache, so that the second start has nothing to do."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 from dlp_edge import __version__
-from dlp_edge.errors import BackboneError, BundleError, ResourceError
+from dlp_edge.atomic.cache import cache_folder
+from dlp_edge.errors import BackboneError, BundleError
 from dlp_edge.runtime.runtime import Runtime
 from dlp_edge.untrusted.regular_file import sha256_of
 
@@ -37,29 +38,22 @@ def prompts() -> list[str]:
     return found
 
 
-def cache_folder() -> Path:
-    """Where the demo keeps its files: DLP_EDGE_CACHE, or the platform's user cache."""
-    from platformdirs import user_cache_path
-
-    chosen = os.environ.get("DLP_EDGE_CACHE")
-    folder = Path(chosen) if chosen else user_cache_path("dlp-edge", appauthor=False)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ResourceError(
-            f"{folder} cannot be created ({error.strerror})", "Set DLP_EDGE_CACHE to another place"
-        ) from error
-    return folder
-
-
 def bundle_folder() -> Path:
-    """Where the demo's bundle is, or will be."""
-    return cache_folder() / f"demo-{_fingerprint()}"
+    """Where the demo's bundle is, or will be: as exported, or as made without torch."""
+    exported = cache_folder() / f"demo-{_fingerprint()}"
+    if exported.is_dir() or can_export():
+        return exported
+    return exported.with_name(f"{exported.name}-ready")
+
+
+def can_export() -> bool:
+    """Whether this environment has the extra `export`."""
+    return all(find_spec(name) for name in ("torch", "transformers", "peft", "onnxruntime_genai"))
 
 
 def load(tell: Progress, gguf: Path | None = None) -> Runtime:
     """The demo's bundle, loaded: the one in the cache, or, where there is none or it is damaged,
-    one made now.
+    one made now: exported, or assembled where the extra `export` is not installed.
 
     Args:
         tell: called with (step, fraction).
@@ -72,10 +66,21 @@ def load(tell: Progress, gguf: Path | None = None) -> Runtime:
     if bundle.is_dir():
         with contextlib.suppress(BundleError):
             return Runtime(bundle)
-    from dlp_edge.export.pipeline import export_bundle
-
     backbone = gguf or fetch_backbone(tell)
     _check(backbone, GGUF_SHA256)
+    if can_export():
+        export_demo(backbone, bundle, tell)
+    else:
+        from dlp_edge.demo.assemble import assemble
+
+        assemble(backbone, HERE / "adapters", bundle, tell)
+    return Runtime(bundle)
+
+
+def export_demo(backbone: Path, bundle: Path, tell: Progress) -> None:
+    """Exports the backbone with the demo's adapters and router."""
+    from dlp_edge.export.pipeline import export_bundle
+
     export_bundle(
         str(backbone),
         {path.name: path for path in sorted((HERE / "adapters").iterdir()) if path.is_dir()},
@@ -84,7 +89,6 @@ def load(tell: Progress, gguf: Path | None = None) -> Runtime:
         chat_template=(HERE / "chat_template.jinja").read_text(encoding="utf-8"),
         on_progress=tell,
     )
-    return Runtime(bundle)
 
 
 def fetch_backbone(tell: Progress) -> Path:

@@ -215,8 +215,11 @@ class Terminal:
 
     def end(self) -> int:
         """Reads the rest; the exit code."""
-        while self._read():
-            pass
+        while select.select([self._master], [], [], 60)[0]:
+            if not self._read():
+                break
+        else:
+            self._process.kill()  # it waits for a key
         os.close(self._master)
         return self._process.wait(30)
 
@@ -298,6 +301,7 @@ def test_a_pasted_text_is_one_message(tiny_bundle: Path, tmp_path: Path) -> None
     terminal.until("> ")
     terminal.type(f"/save {file}\n")
     terminal.until("saved")
+    terminal.until("> ")
     terminal.type("\x04")
     assert terminal.end() == 0
     [said, _] = json.loads(file.read_text(encoding="utf-8"))["messages"]

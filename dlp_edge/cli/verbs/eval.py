@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
     with open_runtime(arguments) as runtime:
         if not arguments.quiet:
             _say_who_is_alone(tasks, [adapter.name for adapter in runtime.adapters])
-        with progress_bar(arguments.quiet, EXTRA) as tell:
+        with progress_bar(arguments.quiet) as tell:
             document = evaluate(
                 runtime, tasks, arguments.output, settings, arguments.examples, tell
             )

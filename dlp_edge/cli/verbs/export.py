@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from dlp_edge.cli import options, output
 from dlp_edge.errors import ResourceError, UsageError
-from dlp_edge.progress import to_tqdm
+from dlp_edge.progress import Progress, to_tqdm
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -139,25 +139,26 @@ def require_extra(extra: str) -> Iterator[None]:
 
 
 @contextmanager
-def progress_bar(
-    quiet: bool = False, extra: str = "export"
-) -> Iterator[Callable[[str, float], None]]:
-    """A bar on a terminal's stderr, a line for each step elsewhere; yields what to call with
-    (step, fraction).
-
-    `extra` is the one that brings what draws it.
-    """
+def progress_bar(quiet: bool = False) -> Iterator[Progress]:
+    """A bar on a terminal's stderr, a line for each step elsewhere; yields what to tell of it."""
     if not quiet and not sys.stderr.isatty():
         yield _lines_of_progress()
         return
-    with require_extra(extra):
+    try:
         from tqdm import tqdm
+    except ModuleNotFoundError:  # not in every extra
+        yield _show_progress if not quiet else lambda step, fraction: None
+        return
     form = "{l_bar}{bar}| {elapsed} {postfix}"
     with tqdm(total=100, bar_format=form, disable=quiet or None, leave=False) as bar:
         yield to_tqdm(bar)
 
 
-def _lines_of_progress() -> Callable[[str, float], None]:
+def _show_progress(step: str, fraction: float) -> None:
+    output.show_status("" if fraction >= 1 else f"{fraction:4.0%}  {step}")
+
+
+def _lines_of_progress() -> Progress:
     """Tells a step when it begins; of those that alternate, one for each hundredth."""
     told, reached = "", -1.0
 
