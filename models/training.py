@@ -163,6 +163,7 @@ def train_router(
                 "training the request splitter", SPLITTER_FROM + (0.98 - SPLITTER_FROM) * done
             ),
             known.pieces(pieces, SPLITTER_EMBEDDING, SPREAD) if known is not None else None,
+            max_examples,
         )
         taken_apart = measure_splitter(splitter, pieces, found, seed)
     kinds = {

@@ -22,7 +22,7 @@ from dlp_edge.models.tasks import Task
 from dlp_edge.runtime.routing.request_splitter import SEGMENT_KINDS
 from dlp_edge.runtime.routing.splitter_input import splitter_input
 
-STEPS = 1600
+STEPS = 2000
 BATCH = 16  # windows
 POOL = 16  # batches whose windows are sorted by length together, for less padding
 WINDOW = 256  # tokens; prompts are longer, but what decides is near
@@ -60,14 +60,16 @@ def train_splitter(
     seed: int,
     on_progress: Callable[[float], None],
     embedding: Tensor | None = None,
-    steps: int = STEPS,
+    max_examples: int | None = None,
 ) -> SplitterNetwork:
     """A request splitter for the tasks.
 
     Args:
         tokenizer: the router's.
         embedding: its rows to begin from, [V, EMBEDDING].
+        max_examples: composites at most; None is STEPS batches of them.
     """
+    steps = STEPS if max_examples is None else max(1, min(STEPS, max_examples // BATCH))
     torch.manual_seed(seed)
     network = SplitterNetwork(tokenizer.get_vocab_size(), len(tasks))
     if embedding is None:

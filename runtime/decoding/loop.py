@@ -99,9 +99,9 @@ def run_batch(engine: Engine, answers: Iterable[Answer], interrupt: Interrupt) -
 
 def stream_batch(
     engine: Engine, next_answer: Callable[[], Answer | None], interrupt: Interrupt
-) -> Iterator[tuple[Answer, list[Chunk]]]:
+) -> Iterator[list[tuple[Answer, list[Chunk]]]]:
     """Generates answers side by side, as many at a time as the engine has sequences; yields the
-    chunks of each as they come.
+    chunks of each after every pass.
 
     An answer that ends gives its sequence to the next one. Its seconds of decode are those of the
     passes that it took part in, whole. After an error the engine cannot be used again.
@@ -121,14 +121,13 @@ def stream_batch(
                 sequence = len(running) - 1
                 step = answer.take(_begin(engine, answer, sequence, interrupt))
                 _follow(engine, running, sequence, step, interrupt)
-                yield answer, step.chunks
+                yield [(answer, step.chunks)]
             elif running:
-                yield from _step_all(engine, running, interrupt)
+                yield _step_all(engine, running, interrupt)
             else:
                 return
     except Cancelled:
-        for answer in running:
-            yield answer, answer.finish()
+        yield [(answer, answer.finish()) for answer in running]
 
 
 def _step_all(

@@ -109,8 +109,9 @@ class RequestAnswers:
         """Generates all answers; the chunks of the first come at once, those of another when all
         before it are out."""
         self._known()[0].requested_at = self.requested_at
-        for answer, chunks in stream_batch(engine, self._next, interrupt):
-            self._held[self._answers.index(answer)] += chunks
+        for given in stream_batch(engine, self._next, interrupt):
+            for answer, chunks in given:
+                self._held[self._answers.index(answer)] += chunks
             yield from self._due()
 
     def reply(self) -> Reply:

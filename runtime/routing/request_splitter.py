@@ -26,7 +26,7 @@ MAX_CHARACTERS = 40_000  # a longer prompt is left whole: it is a document
 SEGMENT_KINDS, TOKEN_SCORES = 3, 3
 LEAST_START = -4.0  # tokens with lower start scores are passed over
 LONGEST_MARK = 3  # characters
-LEAST_LEANING = 0.0  # log-odds, the mean over a request's tokens
+LEAST_LEANING = 1.0  # log-odds, the mean over a request's tokens
 
 
 @dataclass(frozen=True)
