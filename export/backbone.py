@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +19,8 @@ from tokenizers import Tokenizer
 from dlp_edge.bundle.files import BACKBONE, BACKBONE_DATA
 from dlp_edge.bundle.manifest import BackboneEntry, Slot
 from dlp_edge.errors import BackboneError, UsageError
-from dlp_edge.export.quantisation.int4 import Int4, on_grid
+from dlp_edge.export.mapped_model import mapped_model
+from dlp_edge.export.quantisation.int4 import Int4, find_on_grid
 from dlp_edge.export.quantisation.nf4 import BLOCK as NF4_BLOCK
 from dlp_edge.export.quantisation.nf4 import round_nf4
 from dlp_edge.export.quantisation.quantise import HEAD, Chooser, Quantised, Quantiser, store_half
@@ -80,10 +83,14 @@ class DenseBackbone:
     def default_format(self) -> str:
         """The fastest format within 1.02 times the source's perplexity: int4 if its weights already
         lie on a 4-bit grid, else int8 (docs/quantisation.md)."""
+        return "int4" if self.on_grid else "int8"
+
+    @cached_property
+    def on_grid(self) -> set[str]:
+        """Names of the MatMul nodes whose weights lie on a 4-bit grid already."""
         graph = onnx.load(self.path, load_external_data=False).graph
         data = self.path.with_name(BACKBONE_DATA)
-        weights = WeightFile(graph, data, data)
-        return "int4" if on_grid(graph, weights, np.float32) else "int8"
+        return find_on_grid(graph, WeightFile(graph, data, data), DTYPES[self.target])
 
     def write(self, quantisation: str, out: Path, on_progress: OnProgress) -> BackboneEntry:
         """Write `backbone.onnx` and `backbone.onnx.data` in a format into `out`.
@@ -127,7 +134,7 @@ class DenseBackbone:
     def searcher(self, quantiser: Quantiser) -> Int4:
         """The int4 search for this graph."""
         tokenizer = Tokenizer.from_file(str(self.source.folder / "tokenizer.json"))
-        return Int4(quantiser, self.path, self.entry("int4"), tokenizer)
+        return Int4(quantiser, self.path, self.entry("int4"), tokenizer, self.on_grid)
 
     def _chooser(self, quantisation: str, quantiser: Quantiser, on_progress: OnProgress) -> Chooser:
         if quantisation == "int8":
@@ -203,8 +210,11 @@ def build_graph(
     from onnxruntime_genai.models.builder import create_model, parse_extra_options
 
     settings = {"filename": BACKBONE, **(extra or {})}
+    model, weights = mapped_model(folder)
     with (
         tempfile.TemporaryDirectory(prefix=".builder-", dir=out) as cache,
+        _loading(model),
+        weights.releasing(),
         suppress_output(),
     ):
         call = ("", str(folder), str(out), precision, target, cache)
@@ -218,3 +228,19 @@ def build_graph(
                 f"the model builder failed ({type(error).__name__}: {error})",
                 "Check that its files are complete, and that onnxruntime-genai supports it",
             ) from error
+
+
+@contextmanager
+def _loading(model: Any) -> Iterator[None]:
+    """Hand the builder a model: it would load its own, whole, into memory."""
+    from transformers import AutoModelForCausalLM
+
+    original = AutoModelForCausalLM.__dict__.get("from_pretrained")
+    AutoModelForCausalLM.from_pretrained = lambda *_, **__: model
+    try:
+        yield
+    finally:
+        if original is None:
+            del AutoModelForCausalLM.from_pretrained
+        else:
+            AutoModelForCausalLM.from_pretrained = original

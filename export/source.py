@@ -14,12 +14,11 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from dlp_edge.errors import BackboneError, ResourceError
-from dlp_edge.export.suppress_output import suppress_output
+from dlp_edge.errors import BackboneError
+from dlp_edge.export.gguf_file import dequantise_gguf
 from dlp_edge.models.architectures import (
     PROJECTIONS,
     check_supported,
-    check_supported_gguf,
     module_name,
 )
 from dlp_edge.untrusted.regular_file import sha256_of
@@ -89,8 +88,7 @@ class Source:
 def load_source(backbone: str, scratch: Path | None = None) -> Iterator[Source]:
     """Open a backbone: a folder, a GGUF file or a hub id.
 
-    transformers dequantises a GGUF file into a temporary folder, which is removed at the end of
-    the context.
+    A GGUF file is dequantised into a temporary folder, which is removed at the end of the context.
 
     Args:
         scratch: parent of that folder; None is the system's temporary directory.
@@ -126,49 +124,6 @@ def dequantised_bytes(backbone: str) -> int:
         return 4 * sum(int(tensor.n_elements) for tensor in GGUFReader(path).tensors)
     except Exception:  # the reader raises many types; `load_source` reports the error
         return 0
-
-
-def dequantise_gguf(path: Path, out: Path) -> None:
-    """Convert a GGUF file to a Hugging Face folder with fp32 weights."""
-    import torch
-    from gguf import GGUFReader
-    from safetensors.torch import save_file
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    try:
-        # Check first: dequantising a large file takes minutes.
-        field = GGUFReader(path).get_field("general.architecture")
-        check_supported_gguf(str(field.contents() if field else None))
-        with suppress_output():
-            model = AutoModelForCausalLM.from_pretrained(
-                path.parent, gguf_file=path.name, dtype=torch.float32
-            )
-            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    except BackboneError:
-        raise
-    except Exception as error:  # the reader raises many types
-        raise BackboneError(
-            f"{path.name} cannot be read ({type(error).__name__}: {error})",
-            "Check that the file is complete, and its architecture supported",
-        ) from error
-    # save_pretrained refuses a model that came from a quantised file, so the state is written
-    # by hand; a tied head is left out as transformers does.
-    config = model.config.to_dict()
-    config.pop("quantization_config", None)
-    config["architectures"] = [type(model).__name__]
-    (out / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
-    state = model.state_dict()
-    if config.get("tie_word_embeddings"):
-        state.pop("lm_head.weight", None)
-    tensors = {key: value.contiguous() for key, value in state.items()}
-    try:
-        save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
-    except SafetensorError as error:  # it has no errno to recognise a full disk by
-        raise ResourceError(
-            f"the dequantised weights cannot be written ({error})",
-            "Free disk space: they take 4 bytes per parameter",
-        ) from error
-    tokenizer.save_pretrained(out)
 
 
 def _download(name: str) -> Path:
