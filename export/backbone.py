@@ -61,22 +61,39 @@ class DenseBackbone:
     Stored in `folder`, which may be removed once all formats are written.
     """
 
-    def __init__(self, source: Source, modules: Iterable[str], target: str, folder: Path) -> None:
-        """Build the graph.
+    def __init__(
+        self,
+        source: Source,
+        modules: Iterable[str],
+        target: str,
+        folder: Path,
+        calibration: str | None = None,
+    ) -> None:
+        """Build the graph, unless an interrupted export left it in the folder.
 
         Args:
             modules: full names of the linear layers that need a slot.
+            calibration: text for the int4 search instead of the package's own.
 
         Raises:
             BackboneError: the builder fails, or its graph is not as expected.
         """
-        build_graph(source.folder, _PRECISIONS[target], target, folder)
+        built = folder / "built.onnx"  # the graph before the rewrite
+        if not built.exists():
+            folder.mkdir(exist_ok=True)
+            build_graph(source.folder, _PRECISIONS[target], target, folder)
+            (folder / BACKBONE).rename(built)
         self.source = source
+        self.calibration = calibration
         self.target = target
         self.path = folder / BACKBONE
-        model = onnx.load(self.path, load_external_data=False)
+        model = onnx.load(built, load_external_data=False)
         self.slots: tuple[Slot, ...] = prepare_graph(
-            model, modules, source.linear_sizes(), attention_windows(source.folder)
+            model,
+            modules,
+            source.linear_sizes(),
+            attention_windows(source.folder),
+            rotary_layers(source.folder),
         )
         onnx.save(model, self.path)
 
@@ -134,7 +151,9 @@ class DenseBackbone:
     def searcher(self, quantiser: Quantiser) -> Int4:
         """The int4 search for this graph."""
         tokenizer = Tokenizer.from_file(str(self.source.folder / "tokenizer.json"))
-        return Int4(quantiser, self.path, self.entry("int4"), tokenizer, self.on_grid)
+        return Int4(
+            quantiser, self.path, self.entry("int4"), tokenizer, self.on_grid, self.calibration
+        )
 
     def _chooser(self, quantisation: str, quantiser: Quantiser, on_progress: OnProgress) -> Chooser:
         if quantisation == "int8":
@@ -190,6 +209,14 @@ def attention_windows(folder: Path) -> list[int]:
     return [window if window and kind == "sliding_attention" else -1 for kind in kinds]
 
 
+def rotary_layers(folder: Path) -> list[bool] | None:
+    """Whether each decoder layer has a rotary embedding; None if all have."""
+    from transformers import AutoConfig
+
+    flags = getattr(AutoConfig.from_pretrained(folder), "no_rope_layers", None)
+    return None if flags is None else [bool(flag) for flag in flags]
+
+
 def build_graph(
     folder: Path,
     precision: str,
@@ -213,7 +240,7 @@ def build_graph(
     model, weights = mapped_model(folder)
     with (
         tempfile.TemporaryDirectory(prefix=".builder-", dir=out) as cache,
-        _loading(model),
+        _loading(builder_config(folder), model),
         weights.releasing(),
         suppress_output(),
     ):
@@ -230,17 +257,39 @@ def build_graph(
             ) from error
 
 
-@contextmanager
-def _loading(model: Any) -> Iterator[None]:
-    """Hand the builder a model: it would load its own, whole, into memory."""
-    from transformers import AutoModelForCausalLM
+def builder_config(folder: Path) -> Any:
+    """The configuration as the builder expects it.
 
-    original = AutoModelForCausalLM.__dict__.get("from_pretrained")
-    AutoModelForCausalLM.from_pretrained = lambda *_, **__: model
+    Gemma 3's rotary embedding of its local layers is apart from that of the others, as in
+    transformers 4. Every layer has a rotary embedding: `prepare_graph` removes the surplus ones,
+    which the builder would do with positions as an input.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder)
+    kinds = getattr(config, "rope_parameters", None) or {}
+    if "sliding_attention" in kinds and "full_attention" in kinds:
+        config.rope_local_base_freq = kinds["sliding_attention"]["rope_theta"]
+        config.rope_parameters = dict(kinds["full_attention"])
+    if getattr(config, "no_rope_layers", None):
+        config.no_rope_layers = [1] * config.num_hidden_layers
+    return config
+
+
+@contextmanager
+def _loading(config: Any, model: Any) -> Iterator[None]:
+    """Hand the builder a configuration and a model: it would load the model whole into memory."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    given = {AutoConfig: config, AutoModelForCausalLM: model}
+    originals = {kind: kind.__dict__.get("from_pretrained") for kind in given}
+    for kind, value in given.items():
+        kind.from_pretrained = lambda *_, value=value, **__: value
     try:
         yield
     finally:
-        if original is None:
-            del AutoModelForCausalLM.from_pretrained
-        else:
-            AutoModelForCausalLM.from_pretrained = original
+        for kind, original in originals.items():
+            if original is None:
+                del kind.from_pretrained  # inherited
+            else:
+                kind.from_pretrained = original

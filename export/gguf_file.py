@@ -42,7 +42,7 @@ def open_gguf(path: Path) -> Any:
             f"{path.name} is one of {parts} parts of a model",
             "Merge the parts first: llama-gguf-split --merge FIRST_PART OUT.gguf",
         )
-    if not _field(reader, "tokenizer.ggml.tokens"):
+    if reader.get_field("tokenizer.ggml.tokens") is None:
         raise BackboneError(f"{path.name} has no tokenizer", "Use a file that holds one")
     return reader
 
@@ -95,13 +95,17 @@ def _write_weights(
     tensors = {names[t.name]: t for t in reader.tensors if names.get(t.name) in shapes}
     if lost := sorted(set(shapes) - set(tensors)):
         raise BackboneError(f"the GGUF file lacks the weights of {lost[0]}", "Restore it")
+    for name, shape in shapes.items():
+        if tuple(map(int, reversed(tensors[name].shape))) != shape:
+            raise BackboneError(
+                f"{name} is not {shape} in the GGUF file, as its metadata says",
+                "Export the model's Hugging Face folder instead",
+            )
     with out.open("wb") as file:
         _write_header(file, shapes)
-        for index, (name, shape) in enumerate(shapes.items()):
+        for index, name in enumerate(shapes):
             for part in _dequantised(tensors[name], processor):
                 file.write(np.ascontiguousarray(part, np.float32).reshape(-1).data)
-            if file.tell() % 4 or not shape:
-                raise BackboneError(f"{name} has an unexpected shape", "Restore the file")
             _release(reader)
             on_progress((index + 1) / len(shapes))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -22,8 +21,10 @@ from dlp_edge.bundle.peft_reader import PeftAdapter, read_adapters
 from dlp_edge.errors import BackboneError, DlpEdgeError, RouterError
 from dlp_edge.export import greedy, report
 from dlp_edge.export.backbone import DenseBackbone, check_format
+from dlp_edge.export.plan import plan_export
 from dlp_edge.export.router import export_router, router_labels
 from dlp_edge.export.source import Source, dequantised_bytes, load_source
+from dlp_edge.export.work_folder import stamp, work_folder
 from dlp_edge.runtime.decoding.engine import make_engine
 from dlp_edge.runtime.engine.backbone import open_backbone
 from dlp_edge.runtime.engine.device import choose_device
@@ -46,6 +47,7 @@ def export_bundle(
     chat_template: str | None = None,
     on_progress: Progress | None = None,
     fast: bool = False,
+    calibration: str | None = None,
 ) -> dict[str, Any]:
     """Write a bundle folder; returns the content of its `report.json`.
 
@@ -62,10 +64,14 @@ def export_bundle(
         on_progress: called with (step, fraction).
         fast: measure the perplexity on less text, and leave out what only the report needs: greedy
             answers and time per token.
+        calibration: text for the int4 search instead of the package's own.
 
     Raises:
         UsageError, BackboneError, AdapterError, RouterError, ResourceError: an input is invalid,
             or there is not enough disk space or memory. No partial bundle is left behind.
+
+    A killed or interrupted export keeps its intermediate results beside `out`; the same call
+    resumes from them.
     """
     notify = on_progress or (lambda step, fraction: None)
     check_format(quantisation, target)
@@ -74,10 +80,23 @@ def export_bundle(
     if router is not None:
         _check_labels(router_labels(router), adapters)
 
+    if Path(backbone).exists():
+        plan_export(backbone, quantisation, target).check_memory()
     start_time = time.perf_counter()
-    notify("reading the backbone", 0.0)
+    reading = "reading the backbone"
+    notify(reading, 0.0)
     check_space(out.resolve(), 4 * dequantised_bytes(backbone))  # dequantised weights
-    with staged(out, is_bundle) as staging, load_source(backbone, staging) as source:
+    key = {
+        "version": __version__,
+        "backbone": [str(Path(backbone).resolve()), stamp(Path(backbone))],
+        "target": target,
+        "calibration": calibration,
+    }
+    with (
+        staged(out, is_bundle) as staging,
+        work_folder(out.resolve(), key) as work,
+        load_source(backbone, work, lambda done: notify(reading, 0.12 * done)) as source,
+    ):
         template = source.chat_template if chat_template is None else chat_template
         _check_template(template)
         sizes = source.linear_sizes()
@@ -86,19 +105,21 @@ def export_bundle(
         weights = sum(path.stat().st_size for path in source.folder.glob("*.safetensors"))
         check_space(out, 3 * weights)  # dense weights, which double if they are bf16
 
-        notify("building the backbone", 0.2)
+        notify("building the backbone", 0.18)
         modules = {module for adapter in loaded for module in adapter.pairs}
-        entry = _write_backbone(source, modules, quantisation, target, staging, notify)
-        notify("packing the adapters", 0.6)
+        entry = _write_backbone(
+            source, modules, quantisation, target, calibration, work, staging, notify
+        )
+        notify("packing the adapters", 0.65)
         stacked = adapter_stack.pack({a.name: a.pairs for a in loaded}, entry.dtype)
         (staging / files.ADAPTERS).write_bytes(adapter_stack.to_bytes(stacked))
-        notify("exporting the router", 0.65)
+        notify("exporting the router", 0.66)
         router_entry = None
         if router is not None:
             router_entry = export_router(router, staging)
         shutil.copyfile(source.folder / "tokenizer.json", staging / files.TOKENIZER)
 
-        notify("comparing with transformers and PEFT", 0.75)
+        notify("comparing with transformers and PEFT", 0.68)
         asked = [] if fast else _prompts(template, source, staging, entry.context_length)
         content = _report(
             source,
@@ -108,7 +129,7 @@ def export_bundle(
             stacked,
             staging,
             asked,
-            lambda done: notify("comparing with transformers and PEFT", 0.8 + 0.18 * done),
+            lambda done: notify("comparing with transformers and PEFT", 0.78 + 0.2 * done),
         )
         if quantisation is None and content["perplexity"]["ratio"] > LARGEST_LOSS:
             content["remarks"].append(
@@ -145,14 +166,16 @@ def _write_backbone(
     modules: set[str],
     quantisation: str | None,
     target: str,
+    calibration: str | None,
+    work: Path,
     staging: Path,
     notify: Progress,
 ) -> BackboneEntry:
-    with tempfile.TemporaryDirectory(prefix=".dense-", dir=staging) as scratch:
-        dense = DenseBackbone(source, modules, target, Path(scratch))
-        chosen = quantisation or dense.default_format()
-        step = f"quantising the backbone ({chosen})"
-        return dense.write(chosen, staging, lambda done: notify(step, 0.3 + 0.3 * done))
+    dense = DenseBackbone(source, modules, target, work / "dense", calibration)
+    notify("checking the weights", 0.35)
+    chosen = quantisation or dense.default_format()
+    step = f"quantising the backbone ({chosen})"
+    return dense.write(chosen, staging, lambda done: notify(step, 0.4 + 0.25 * done))
 
 
 def _files(staging: Path) -> list[Path]:

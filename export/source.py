@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from dlp_edge.errors import BackboneError
 from dlp_edge.export.gguf_file import dequantise_gguf
+from dlp_edge.export.work_folder import finished_folder
 from dlp_edge.models.architectures import (
     PROJECTIONS,
     check_supported,
@@ -85,13 +86,17 @@ class Source:
 
 
 @contextmanager
-def load_source(backbone: str, scratch: Path | None = None) -> Iterator[Source]:
+def load_source(
+    backbone: str,
+    work: Path | None = None,
+    on_progress: Callable[[float], None] = lambda fraction: None,
+) -> Iterator[Source]:
     """Open a backbone: a folder, a GGUF file or a hub id.
 
-    A GGUF file is dequantised into a temporary folder, which is removed at the end of the context.
-
     Args:
-        scratch: parent of that folder; None is the system's temporary directory.
+        work: keeps the dequantised weights of a GGUF file, for the next call; None keeps them in a
+            temporary folder, which is removed at the end of the context.
+        on_progress: called with the fraction done.
 
     Raises:
         BackboneError: it cannot be found or read, or its architecture is not supported.
@@ -100,11 +105,12 @@ def load_source(backbone: str, scratch: Path | None = None) -> Iterator[Source]:
     if path.is_dir():
         yield _open_folder(path, path.resolve().name)
     elif path.is_file() and path.suffix == ".gguf":
-        with tempfile.TemporaryDirectory(
-            prefix=".gguf-", dir=scratch, ignore_cleanup_errors=True
-        ) as folder:
-            dequantise_gguf(path, Path(folder))
-            yield _open_folder(Path(folder), path.stem, sha256_of(path))
+        with tempfile.TemporaryDirectory(prefix=".gguf-", ignore_cleanup_errors=True) as scratch:
+            folder = (work or Path(scratch)) / "source"
+            with finished_folder(folder) as empty:
+                if empty is not None:
+                    dequantise_gguf(path, empty, on_progress)
+            yield _open_folder(folder, path.stem, sha256_of(path))
     elif path.exists() or path.suffix in _FILES or not _HUB_ID.fullmatch(backbone):
         raise BackboneError(
             f"{backbone} is no folder, GGUF file or hub id", "Check the path of the backbone"
@@ -140,7 +146,7 @@ def _download(name: str) -> Path:
 
 
 def _open_folder(folder: Path, name: str, fingerprint: str | None = None) -> Source:
-    config = _read_json(folder, "config.json")
+    config = read_json(folder, "config.json")
     check_supported(config)
     for key in _NUMBERS:
         if type(config.get(key)) is not int or config[key] < 1:
@@ -181,7 +187,7 @@ def _chat_template(folder: Path) -> str | None:
         except UnicodeDecodeError as error:
             raise BackboneError(f"{separate} is not UTF-8 text", "Restore it") from error
     if (folder / "tokenizer_config.json").is_file():
-        template = _read_json(folder, "tokenizer_config.json").get("chat_template")
+        template = read_json(folder, "tokenizer_config.json").get("chat_template")
         return template if isinstance(template, str) else None
     return None
 
@@ -190,7 +196,7 @@ def _special_token(folder: Path, name: str) -> str:
     """The text of a special token; the files hold it as a string or as {"content": string}."""
     for file in ("tokenizer_config.json", "special_tokens_map.json"):
         if (folder / file).is_file():
-            token = _read_json(folder, file).get(name)
+            token = read_json(folder, file).get(name)
             token = token.get("content") if isinstance(token, dict) else token
             if isinstance(token, str):
                 return token
@@ -201,7 +207,7 @@ def _eos_token_ids(folder: Path, config: dict[str, Any]) -> tuple[int, ...]:
     """From generation_config.json where there is one, since only it lists several."""
     settings = config
     if (folder / "generation_config.json").is_file():
-        settings = _read_json(folder, "generation_config.json")
+        settings = read_json(folder, "generation_config.json")
     ids = settings.get("eos_token_id")
     ids = config.get("eos_token_id") if ids is None else ids
     if ids is None:
@@ -209,7 +215,7 @@ def _eos_token_ids(folder: Path, config: dict[str, Any]) -> tuple[int, ...]:
     return tuple(ids) if isinstance(ids, list) else (int(ids),)
 
 
-def _read_json(folder: Path, name: str) -> dict[str, Any]:
+def read_json(folder: Path, name: str) -> dict[str, Any]:
     try:
         content = json.loads((folder / name).read_text(encoding="utf-8"))
     except FileNotFoundError as error:

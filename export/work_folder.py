@@ -51,7 +51,9 @@ def finished_folder(folder: Path) -> Iterator[Path | None]:
 
 
 def stamp(path: Path) -> list[tuple[str, int, int]]:
-    """Name, size and time of a file, or of the files in a folder."""
+    """Name, size and time of a file, or of the files in a folder; empty for neither."""
+    if not path.exists():
+        return []
     paths = sorted(path.iterdir()) if path.is_dir() else [path]
     found = [(file.name, file.stat()) for file in paths if file.is_file()]
     return [(name, status.st_size, status.st_mtime_ns) for name, status in found]

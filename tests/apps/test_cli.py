@@ -84,7 +84,7 @@ def test_export(
         word for name, path in tiny_adapters.items() for word in ("--adapter", f"{name}={path}")
     ]
     command = ["export", "--backbone", str(tiny_backbone), *adapters]
-    command += ["--router", str(tiny_router), "-o", str(tmp_path / "b"), "--json"]
+    command += ["--router", str(tiny_router), "-o", str(tmp_path / "b"), "--json", "--quiet"]
     assert main(command) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["quantisation"] == "int8"

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from dlp_edge.cli import options, output
 from dlp_edge.errors import ResourceError, UsageError
+
+LINE_SECONDS = 5.0
+MIN_FRACTION = 0.03  # a smaller part done does not foretell the rest
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -36,6 +42,17 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--chat-template", type=Path, metavar="FILE", help="Jinja file instead of the backbone's"
     )
+    parser.add_argument(
+        "--calibration", type=Path, metavar="FILE", help="text for the int4 search, as users write"
+    )
+    parser.add_argument(
+        "--fast", action="store_true", help="skip what only the report needs, and measure less text"
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the sizes, memory and time that the export would take, and stop",
+    )
     options.add_output(parser)
     parser.set_defaults(run=run)
 
@@ -44,18 +61,31 @@ def run(arguments: argparse.Namespace) -> int:
     adapters = parse_named_folders(arguments.adapter)
     given = arguments.chat_template
     template = None if given is None else options.read_text(given)
+    text = arguments.calibration
+    calibration = None if text is None else options.read_text(text)
     with require_extra("export"):
         from dlp_edge.export.pipeline import export_bundle
+        from dlp_edge.export.plan import plan_export
+    quantisation = None if arguments.quant == "auto" else arguments.quant
+    if arguments.dry_run:
+        plan = plan_export(arguments.backbone, quantisation, arguments.target).as_dict()
+        if arguments.json:
+            output.print_json(plan)
+        else:
+            print_plan(plan)
+        return 0
     with progress_bar(arguments.quiet) as tell:
         report = export_bundle(
             arguments.backbone,
             adapters,
             arguments.router,
             arguments.output,
-            quantisation=None if arguments.quant == "auto" else arguments.quant,
+            quantisation=quantisation,
             target=arguments.target,
             chat_template=template,
             on_progress=tell,
+            fast=arguments.fast,
+            calibration=calibration,
         )
     if not arguments.quiet:
         for remark in report["remarks"]:
@@ -76,16 +106,29 @@ def run(arguments: argparse.Namespace) -> int:
                 f"parity      {kind}: logits differ by {found['max_abs_difference']:.2e} at most, "
                 f"{found['greedy_agreement']:.1%} of the greedy tokens agree"
             )
-    greedy = report["greedy"]
-    print(
-        f"greedy      {greedy['agreement']:.1%} of the bundle's tokens are those that the source "
-        f"would choose after the same text; {greedy['same_start']:.0f} of {greedy['tokens']} "
-        f"before the first other one ({greedy['prompts']} prompts)"
-    )
+    if "greedy" in report:
+        greedy = report["greedy"]
+        print(
+            f"greedy      {greedy['agreement']:.1%} of the bundle's tokens are those that the "
+            f"source would choose after the same text; {greedy['same_start']:.0f} of "
+            f"{greedy['tokens']} before the first other one ({greedy['prompts']} prompts)"
+        )
     if "milliseconds_per_token" in report:
         print(f"speed       {report['milliseconds_per_token']:.1f} ms per token")
     print(f"time        {report['seconds']:.0f} s")
+    print(f"result      {report['verdict']}")
     return 0
+
+
+def print_plan(plan: Mapping[str, Any]) -> None:
+    types = ", ".join(f"{count} x {name}" for name, count in plan["source_types"].items())
+    print(f"backbone    {plan['architecture']}, {plan['parameters'] / 1e9:.2f} billion parameters")
+    print(f"matrices    {types}")
+    print(f"weights     {plan['quantisation']}")
+    print(f"bundle      about {plan['bundle_bytes'] / 1e6:.0f} MB")
+    print(f"disk        about {plan['work_bytes'] / 1e9:.1f} GB meanwhile")
+    print(f"memory      about {plan['memory_bytes'] / 1e9:.1f} GB")
+    print(f"time        about {plan['cpu_minutes']:.0f} minutes of one core")
 
 
 def parse_named_folders(items: Sequence[str]) -> dict[str, Path]:
@@ -124,17 +167,44 @@ def require_extra(extra: str) -> Iterator[None]:
 def progress_bar(
     quiet: bool = False, extra: str = "export"
 ) -> Iterator[Callable[[str, float], None]]:
-    """A bar on stderr, on a terminal only; yields what to call with (step, fraction).
+    """Progress on stderr: a bar on a terminal, else a line every LINE_SECONDS. Yields what to call
+    with (step, fraction).
 
     `extra` is the one that brings what draws it.
     """
+    if not quiet and not sys.stderr.isatty():
+        yield progress_lines()
+        return
     with require_extra(extra):
         from tqdm import tqdm
     form = "{l_bar}{bar}| {elapsed} {postfix}"
-    with tqdm(total=100, bar_format=form, disable=quiet or None, leave=False) as bar:
+    start_time = time.monotonic()
+    with tqdm(total=100, bar_format=form, disable=quiet, leave=False) as bar:
 
         def tell(step: str, fraction: float) -> None:
-            bar.set_postfix_str(step, refresh=False)
+            bar.set_postfix_str(step + time_left(start_time, fraction), refresh=False)
             bar.update(round(100 * fraction) - bar.n)
 
         yield tell
+
+
+def progress_lines() -> Callable[[str, float], None]:
+    """Prints a line to stderr at most every LINE_SECONDS, and none in the first ones."""
+    start_time = printed = time.monotonic()
+
+    def tell(step: str, fraction: float) -> None:
+        nonlocal printed
+        if time.monotonic() - printed >= LINE_SECONDS:
+            printed = time.monotonic()
+            output.note(f"{fraction:4.0%} {step}{time_left(start_time, fraction)}")
+
+    return tell
+
+
+def time_left(start_time: float, fraction: float) -> str:
+    """How long the rest will take if it goes on at the same rate; "" while that says nothing."""
+    passed = time.monotonic() - start_time
+    if passed < LINE_SECONDS or fraction < MIN_FRACTION:
+        return ""
+    left = passed * (1 - fraction) / fraction
+    return f", about {left / 60:.0f} min left" if left >= 90 else f", about {left:.0f} s left"
