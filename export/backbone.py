@@ -29,6 +29,7 @@ from dlp_edge.export.slots import prepare_graph
 from dlp_edge.export.source import Source
 from dlp_edge.export.suppress_output import suppress_output
 from dlp_edge.export.weights import WeightFile
+from dlp_edge.models.architectures import FUSED_MLP
 
 # The weight formats of each target, and its compute type.
 FORMATS = {
@@ -81,7 +82,8 @@ class DenseBackbone:
         built = folder / "built.onnx"  # the graph before the rewrite
         if not built.exists():
             folder.mkdir(exist_ok=True)
-            build_graph(source.folder, _PRECISIONS[target], target, folder)
+            extra = {"fuse_mlp_gate_up": "true"} if source.architecture in FUSED_MLP else None
+            build_graph(source.folder, _PRECISIONS[target], target, folder, extra)
             (folder / BACKBONE).rename(built)
         self.source = source
         self.calibration = calibration

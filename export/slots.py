@@ -177,7 +177,12 @@ def _make_slot(
     layer: int, node: str, wanted: list[Projection], sizes: dict[str, tuple[int, int]]
 ) -> Slot:
     """A slot over one node; a packed node holds its layers side by side in their usual order."""
-    members = [p for p in PROJECTION_OF.values() if node in (p.node, p.packed)]
+    members = [
+        projection
+        for projection in PROJECTION_OF.values()
+        if node in (projection.node, projection.packed)
+        and module_name(layer, projection.module) in sizes
+    ]
     parts: list[SlotPart] = []
     start = 0
     for projection in members:

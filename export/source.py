@@ -18,7 +18,7 @@ from dlp_edge.errors import BackboneError
 from dlp_edge.export.gguf_file import dequantise_gguf
 from dlp_edge.export.work_folder import finished_folder
 from dlp_edge.models.architectures import (
-    PROJECTIONS,
+    PROJECTION_OF,
     check_supported,
     module_name,
 )
@@ -69,9 +69,9 @@ class Source:
     def linear_sizes(self) -> dict[str, tuple[int, int]]:
         """(input size, output size) of every linear layer that an adapter may change."""
         wanted = {
-            f"{module_name(layer, projection.module)}.weight"
+            f"{module_name(layer, module)}.weight"
             for layer in range(self.config["num_hidden_layers"])
-            for projection in PROJECTIONS
+            for module in PROJECTION_OF
         }
         sizes: dict[str, tuple[int, int]] = {}
         for path in sorted(self.folder.glob("*.safetensors")):

@@ -16,6 +16,7 @@ GGUF_NAMES = {
     "Qwen3ForCausalLM": "qwen3",
     "Gemma2ForCausalLM": "gemma2",
     "Gemma3ForCausalLM": "gemma3",
+    "Phi3ForCausalLM": "phi3",
 }
 # Architectures (`config.json`: "architectures") whose graph, as the onnxruntime-genai builder
 # writes it, has the node names below and rotary embedding inside GroupQueryAttention. transformers
@@ -51,7 +52,13 @@ PROJECTIONS = (
     Projection("mlp.up_proj", "mlp/up_proj"),
     Projection("mlp.down_proj", "mlp/down_proj"),
 )
-PROJECTION_OF = {projection.module: projection for projection in PROJECTIONS}
+# Phi-3 stores two or three of them as one.
+FUSED_PROJECTIONS = (
+    Projection("self_attn.qkv_proj", "attn/qkv_proj"),
+    Projection("mlp.gate_up_proj", "mlp/gate_up_proj"),
+)
+FUSED_MLP = ("Phi3ForCausalLM",)  # architectures whose MLP is built with one matrix for both
+PROJECTION_OF = {projection.module: projection for projection in (*PROJECTIONS, *FUSED_PROJECTIONS)}
 
 
 def module_name(layer: int, module: str) -> str:

@@ -68,6 +68,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "layer_types": ["sliding_attention", "full_attention"],
         },
     ),
+    "phi3": ("phi3", {"original_max_position_embeddings": CONTEXT, "sliding_window": WINDOW}),
     "smollm3": ("smollm3", {"tie_word_embeddings": True, "no_rope_layers": [1, 0]}),
     "granite": (
         "granite",
