@@ -12,6 +12,7 @@ from dlp_edge.errors import BackboneError, ResourceError, UsageError
 from dlp_edge.export.backbone import check_format
 from dlp_edge.export.gguf_file import open_gguf
 from dlp_edge.export.mapped_model import MappedWeights
+from dlp_edge.export.report import PERPLEXITY_TOKENS
 from dlp_edge.export.source import read_json
 from dlp_edge.models.architectures import check_supported
 from dlp_edge.runtime.memory import available
@@ -22,11 +23,11 @@ _BODY = {"int4": 0.73, "int8": 1.125, "nf4": 0.5625, "fp16": 2.0, "fp32": 4.0}
 _HEAD = {"int4": 0.72, "int8": 1.125, "nf4": 1.125, "fp16": 2.0, "fp32": 4.0}
 _EMBEDDING = 1.125
 _GRID_TYPES = {"Q4_0", "Q4_1", "Q4_K"}
-# Fitted to measured exports of 0.14, 0.27 and 1.5 billion parameters (docs/quantisation.md).
-LIBRARIES = 0.8e9  # bytes of torch, transformers and onnxruntime
-COPIES = 2.5  # of the largest matrix in fp32 that exist at once
-CPU_SECONDS = 350.0  # per billion parameters, on top of BASE_SECONDS
-BASE_SECONDS = 25.0
+# Fitted to measured exports (docs/decisions/export.md).
+LIBRARIES = 0.7e9  # bytes of torch, transformers and onnxruntime
+COPIES = 3.2  # of the largest matrix in fp32 that exist at once
+CPU_SECONDS = 220.0  # per billion parameters, on top of BASE_SECONDS
+BASE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,8 @@ class Plan:
         source_types: tensors by the type that they are stored in.
         quantisation: the format; for `auto` the likely one.
         bundle_bytes: of the finished bundle, without adapters and router.
-        work_bytes: of the disk space that is needed meanwhile.
-        memory_bytes: of the largest resident set, without pages of mapped files.
+        work_bytes: of the disk space that is needed meanwhile, the bundle included.
+        memory_bytes: of the largest resident set.
         cpu_minutes: of one core.
     """
 
@@ -97,6 +98,7 @@ def plan_export(backbone: str, quantisation: str | None = None, target: str = "c
     shared = chosen == "int8" and embeddings == 1
     bundle = _BODY[chosen] * (parameters - embeddings * largest) + _HEAD[chosen] * largest
     bundle += 0 if shared else _EMBEDDING * largest
+    logits = 2 * 4 * PERPLEXITY_TOKENS * max(max(shape) for _, shape in tensors)
     dense = parameters * (4 if target == "cpu" else 2)
     return Plan(
         architecture=architecture,
@@ -105,7 +107,7 @@ def plan_export(backbone: str, quantisation: str | None = None, target: str = "c
         quantisation=chosen,
         bundle_bytes=int(bundle),
         work_bytes=int(dense + bundle + (0 if path.is_dir() else 4 * parameters)),
-        memory_bytes=int(LIBRARIES + max(COPIES * 4 * largest, bundle)),
+        memory_bytes=int(LIBRARIES + max(COPIES * 4 * largest, logits + 4 * largest, 2 * bundle)),
         cpu_minutes=(BASE_SECONDS + CPU_SECONDS * parameters / 1e9) / 60,
     )
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _FILES = (".gguf", ".bin", ".safetensors", ".onnx")
 # Files to download from a hub repository; never pickled weights.
 _HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model")
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 _NUMBERS = (
@@ -116,7 +117,7 @@ def load_source(
             f"{backbone} is no folder, GGUF file or hub id", "Check the path of the backbone"
         )
     else:
-        yield _open_folder(_download(backbone), backbone)
+        yield _open_folder(_download(backbone, _HUB_FILES), backbone)
 
 
 def dequantised_bytes(backbone: str) -> int:
@@ -132,16 +133,27 @@ def dequantised_bytes(backbone: str) -> int:
         return 0
 
 
-def _download(name: str) -> Path:
+def adapter_folder(adapter: str) -> Path:
+    """The folder of an adapter that is given as a folder or a hub id.
+
+    Raises:
+        BackboneError: it is a hub id, and cannot be fetched.
+    """
+    if Path(adapter).exists() or not _HUB_ID.fullmatch(adapter):
+        return Path(adapter)
+    return _download(adapter, _ADAPTER_FILES)
+
+
+def _download(name: str, files: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=list(_HUB_FILES)))
+        return Path(snapshot_download(name, allow_patterns=list(files)))
     except (OSError, ValueError, HfHubHTTPError, LocalEntryNotFoundError) as error:
         raise BackboneError(
             f"{name} is no folder here and cannot be fetched from the hub",
-            "Check the name and the network, or give a folder or a GGUF file",
+            "Check the name and the network, or give what is on this machine",
         ) from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 from pathlib import Path
 
@@ -14,13 +15,14 @@ from dlp_edge.cli.verbs import export as verb
 from dlp_edge.errors import BackboneError, ResourceError, UsageError
 from dlp_edge.export import pipeline
 from dlp_edge.export.backbone import DenseBackbone
+from dlp_edge.export.card import write_card
 from dlp_edge.export.mapped_model import MappedWeights, mapped_model, stream_in_fp32
 from dlp_edge.export.pipeline import export_bundle
 from dlp_edge.export.plan import Plan, plan_export
 from dlp_edge.export.quantisation.activation_stats import first_pass
 from dlp_edge.export.quantisation.layerwise import run_by_layer
 from dlp_edge.export.report import verdict
-from dlp_edge.export.source import load_source
+from dlp_edge.export.source import adapter_folder, load_source
 from dlp_edge.export.work_folder import work_folder
 from tests.testing.families import make_backbone
 
@@ -181,3 +183,25 @@ def test_progress_in_a_pipe(
         " 50% working, about 60 s left",
         " 90% working, about 8 s left",
     ]
+
+
+def test_a_card_says_what_the_report_says(tiny_bundle: Path, tmp_path: Path) -> None:
+    report = json.loads((tiny_bundle / "report.json").read_text())
+    write_card(report, tmp_path / "card")
+    text = (tmp_path / "card" / "README.md").read_text()
+    for words in ("| sql | 8 |", report["verdict"], "fp32, for cpu", "(export.png)"):
+        assert words in text
+    assert (tmp_path / "card" / "export.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_adapters_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def fetch(name: str, allow_patterns: list[str]) -> str:
+        asked.append((name, allow_patterns))
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    assert adapter_folder("somebody/lora-1.5") == tmp_path
+    assert adapter_folder(str(tmp_path)) == tmp_path
+    assert asked == [("somebody/lora-1.5", ["adapter_config.json", "adapter_model.safetensors"])]

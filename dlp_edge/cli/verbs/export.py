@@ -23,7 +23,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--backbone", required=True, metavar="DIR|HUB_ID|FILE.gguf")
     parser.add_argument(
-        "--adapter", action="append", default=[], metavar="NAME=DIR", help="repeatable"
+        "--adapter", action="append", default=[], metavar="NAME=DIR|HUB_ID", help="repeatable"
     )
     parser.add_argument(
         "--router",
@@ -49,6 +49,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--fast", action="store_true", help="skip what only the report needs, and measure less text"
     )
     parser.add_argument(
+        "--card",
+        type=Path,
+        metavar="FOLDER",
+        help="write the report as a model card with a picture",
+    )
+    parser.add_argument(
         "--dry-run",
         action="store_true",
         help="print the sizes, memory and time that the export would take, and stop",
@@ -64,8 +70,10 @@ def run(arguments: argparse.Namespace) -> int:
     text = arguments.calibration
     calibration = None if text is None else options.read_text(text)
     with require_extra("export"):
+        from dlp_edge.export.card import write_card
         from dlp_edge.export.pipeline import export_bundle
         from dlp_edge.export.plan import plan_export
+        from dlp_edge.export.source import adapter_folder
     quantisation = None if arguments.quant == "auto" else arguments.quant
     if arguments.dry_run:
         plan = plan_export(arguments.backbone, quantisation, arguments.target).as_dict()
@@ -77,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
     with progress_bar(arguments.quiet) as tell:
         report = export_bundle(
             arguments.backbone,
-            adapters,
+            {name: adapter_folder(folder.as_posix()) for name, folder in adapters.items()},
             arguments.router,
             arguments.output,
             quantisation=quantisation,
@@ -87,6 +95,8 @@ def run(arguments: argparse.Namespace) -> int:
             fast=arguments.fast,
             calibration=calibration,
         )
+    if arguments.card:
+        write_card(report, arguments.card)
     if not arguments.quiet:
         for remark in report["remarks"]:
             output.note(f"note: {remark}")
