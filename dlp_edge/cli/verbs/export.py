@@ -214,7 +214,7 @@ def progress_lines() -> Callable[[str, float], None]:
 def time_left(start_time: float, fraction: float) -> str:
     """How long the rest will take if it goes on at the same rate; "" while that says nothing."""
     passed = time.monotonic() - start_time
-    if passed < LINE_SECONDS or fraction < MIN_FRACTION:
+    if passed < LINE_SECONDS or not MIN_FRACTION <= fraction < 1:
         return ""
     left = passed * (1 - fraction) / fraction
     return f", about {left / 60:.0f} min left" if left >= 90 else f", about {left:.0f} s left"
