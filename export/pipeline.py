@@ -131,11 +131,7 @@ def export_bundle(
             asked,
             lambda done: notify("comparing with transformers and PEFT", 0.78 + 0.2 * done),
         )
-        if quantisation is None and content["perplexity"]["ratio"] > LARGEST_LOSS:
-            content["remarks"].append(
-                f"{entry.quantisation}, the default here, costs more than {LARGEST_LOSS} times the "
-                "source's perplexity"
-            )
+        content["remarks"] += _losses(content, quantisation)
         content["seconds"] = time.perf_counter() - start_time
         (staging / files.REPORT).write_text(json.dumps(content, indent=1), encoding="utf-8")
         manifest = Manifest(
@@ -154,6 +150,19 @@ def export_bundle(
         notify("finishing", 0.98)
     notify("done", 1.0)
     return content
+
+
+def _losses(content: Mapping[str, Any], quantisation: str | None) -> list[str]:
+    """Remarks on a bundle that loses more than LARGEST_LOSS."""
+    chosen = content["quantisation"]
+    if content["perplexity"]["ratio"] <= LARGEST_LOSS:
+        return []
+    if quantisation is None:
+        return [
+            f"{chosen}, the default here, costs more than {LARGEST_LOSS} times the source's "
+            "perplexity"
+        ]
+    return [f"int8 loses less than {chosen}"] if chosen in ("int4", "nf4") else []
 
 
 def is_bundle(folder: Path) -> bool:

@@ -145,10 +145,9 @@ def compare(
 def verdict(ratio: float, agreement: float) -> str:
     """Whether the bundle is as good as its source, in one line."""
     word = "good" if ratio <= GOOD else "usable" if ratio <= USABLE else "poor"
-    advice = "" if word == "good" else "; --quant int8 loses less"
     return (
         f"{word}: {ratio:.3f} times the source's perplexity, and {agreement:.1%} of its most "
-        f"probable tokens{advice}"
+        "probable tokens"
     )
 
 

@@ -166,7 +166,15 @@ def test_a_plan_counts_the_largest_matrix(tiny_backbone: Path) -> None:
 def test_verdicts() -> None:
     assert verdict(1.003, 0.98).startswith("good: 1.003 times")
     assert verdict(1.05, 0.98).startswith("usable")
-    assert "--quant int8" in verdict(1.3, 0.5)
+    assert verdict(1.3, 0.5).startswith("poor")
+
+
+def test_a_format_that_loses_much_gets_a_remark() -> None:
+    content = {"quantisation": "nf4", "perplexity": {"ratio": 1.2}}
+    assert pipeline._losses(content, "nf4") == ["int8 loses less than nf4"]
+    assert "the default here" in pipeline._losses(content, None)[0]
+    assert pipeline._losses({**content, "quantisation": "int8"}, "int8") == []
+    assert pipeline._losses({**content, "perplexity": {"ratio": 1.0}}, None) == []
 
 
 def test_progress_in_a_pipe(

@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             print_plan(plan)
         return 0
-    with progress_bar(arguments.quiet) as tell:
+    with progress_bar(arguments.quiet) as tell, _hint_at_resuming(arguments.quiet):
         report = export_bundle(
             arguments.backbone,
             {name: adapter_folder(folder.as_posix()) for name, folder in adapters.items()},
@@ -128,6 +128,16 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"time        {report['seconds']:.0f} s")
     print(f"result      {report['verdict']}")
     return 0
+
+
+@contextmanager
+def _hint_at_resuming(quiet: bool) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not quiet:
+            output.note("interrupted; the same command resumes")
+        raise
 
 
 def print_plan(plan: Mapping[str, Any]) -> None:
