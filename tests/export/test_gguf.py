@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, dequantize
 from safetensors.numpy import load_file
 from tokenizers import pre_tokenizers
 
-from dlp_edge.errors import BackboneError
+from dlp_edge.errors import BackboneError, ResourceError
 from dlp_edge.export.gguf_file import dequantise_gguf, open_gguf
 from dlp_edge.export.pipeline import export_bundle
 
@@ -154,3 +155,24 @@ def test_a_file_that_is_cut(tmp_path: Path) -> None:
     with pytest.raises(BackboneError, match=r"x\.gguf cannot be read"):
         export_bundle(str(path), {}, None, tmp_path / "out")
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.gguf"]
+
+
+def test_a_disk_that_fills_while_weights_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_gguf(tmp_path / "x.gguf", "llama", "Q8_0")
+
+    def fill(*_: object, **__: object) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("gguf.dequantize", fill)
+    with pytest.raises(ResourceError, match="full"):
+        export_bundle(str(path), {}, None, tmp_path / "out")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x.gguf"]
+
+
+def test_a_gguf_file_becomes_a_bundle(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "x.gguf", "llama", "F16")
+    report = export_bundle(str(path), {}, None, tmp_path / "out", "fp32", fast=True)
+    assert report["perplexity"]["ratio"] == pytest.approx(1, abs=1e-4)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["out", "x.gguf"]
