@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +19,8 @@ from tokenizers import Tokenizer
 from dlp_edge.bundle.files import BACKBONE, BACKBONE_DATA
 from dlp_edge.bundle.manifest import BackboneEntry, Slot
 from dlp_edge.errors import BackboneError, UsageError
-from dlp_edge.export.quantisation.int4 import Int4, on_grid
+from dlp_edge.export.mapped_model import mapped_model
+from dlp_edge.export.quantisation.int4 import Int4, find_on_grid
 from dlp_edge.export.quantisation.nf4 import BLOCK as NF4_BLOCK
 from dlp_edge.export.quantisation.nf4 import round_nf4
 from dlp_edge.export.quantisation.quantise import HEAD, Chooser, Quantised, Quantiser, store_half
@@ -26,6 +29,7 @@ from dlp_edge.export.slots import prepare_graph
 from dlp_edge.export.source import Source
 from dlp_edge.export.suppress_output import suppress_output
 from dlp_edge.export.weights import WeightFile
+from dlp_edge.models.architectures import FUSED_MLP
 
 # The weight formats of each target, and its compute type.
 FORMATS = {
@@ -58,32 +62,54 @@ class DenseBackbone:
     Stored in `folder`, which may be removed once all formats are written.
     """
 
-    def __init__(self, source: Source, modules: Iterable[str], target: str, folder: Path) -> None:
-        """Build the graph.
+    def __init__(
+        self,
+        source: Source,
+        modules: Iterable[str],
+        target: str,
+        folder: Path,
+        calibration: str | None = None,
+    ) -> None:
+        """Build the graph, unless an interrupted export left it in the folder.
 
         Args:
             modules: full names of the linear layers that need a slot.
+            calibration: text for the int4 search instead of the package's own.
 
         Raises:
             BackboneError: the builder fails, or its graph is not as expected.
         """
-        build_graph(source.folder, _PRECISIONS[target], target, folder)
+        built = folder / "built.onnx"  # the graph before the rewrite
+        if not built.exists():
+            folder.mkdir(exist_ok=True)
+            extra = {"fuse_mlp_gate_up": "true"} if source.architecture in FUSED_MLP else None
+            build_graph(source.folder, _PRECISIONS[target], target, folder, extra)
+            (folder / BACKBONE).rename(built)
         self.source = source
+        self.calibration = calibration
         self.target = target
         self.path = folder / BACKBONE
-        model = onnx.load(self.path, load_external_data=False)
+        model = onnx.load(built, load_external_data=False)
         self.slots: tuple[Slot, ...] = prepare_graph(
-            model, modules, source.linear_sizes(), attention_windows(source.folder)
+            model,
+            modules,
+            source.linear_sizes(),
+            attention_windows(source.folder),
+            rotary_layers(source.folder),
         )
         onnx.save(model, self.path)
 
     def default_format(self) -> str:
         """The fastest format within 1.02 times the source's perplexity: int4 if its weights already
         lie on a 4-bit grid, else int8 (docs/quantisation.md)."""
+        return "int4" if self.on_grid else "int8"
+
+    @cached_property
+    def on_grid(self) -> set[str]:
+        """Names of the MatMul nodes whose weights lie on a 4-bit grid already."""
         graph = onnx.load(self.path, load_external_data=False).graph
         data = self.path.with_name(BACKBONE_DATA)
-        weights = WeightFile(graph, data, data)
-        return "int4" if on_grid(graph, weights, np.float32) else "int8"
+        return find_on_grid(graph, WeightFile(graph, data, data), DTYPES[self.target])
 
     def write(self, quantisation: str, out: Path, on_progress: OnProgress) -> BackboneEntry:
         """Write `backbone.onnx` and `backbone.onnx.data` in a format into `out`.
@@ -127,7 +153,9 @@ class DenseBackbone:
     def searcher(self, quantiser: Quantiser) -> Int4:
         """The int4 search for this graph."""
         tokenizer = Tokenizer.from_file(str(self.source.folder / "tokenizer.json"))
-        return Int4(quantiser, self.path, self.entry("int4"), tokenizer)
+        return Int4(
+            quantiser, self.path, self.entry("int4"), tokenizer, self.on_grid, self.calibration
+        )
 
     def _chooser(self, quantisation: str, quantiser: Quantiser, on_progress: OnProgress) -> Chooser:
         if quantisation == "int8":
@@ -183,6 +211,14 @@ def attention_windows(folder: Path) -> list[int]:
     return [window if window and kind == "sliding_attention" else -1 for kind in kinds]
 
 
+def rotary_layers(folder: Path) -> list[bool] | None:
+    """Whether each decoder layer has a rotary embedding; None if all have."""
+    from transformers import AutoConfig
+
+    flags = getattr(AutoConfig.from_pretrained(folder), "no_rope_layers", None)
+    return None if flags is None else [bool(flag) for flag in flags]
+
+
 def build_graph(
     folder: Path,
     precision: str,
@@ -203,8 +239,11 @@ def build_graph(
     from onnxruntime_genai.models.builder import create_model, parse_extra_options
 
     settings = {"filename": BACKBONE, **(extra or {})}
+    model, weights = mapped_model(folder)
     with (
         tempfile.TemporaryDirectory(prefix=".builder-", dir=out) as cache,
+        _loading(builder_config(folder), model),
+        weights.releasing(),
         suppress_output(),
     ):
         call = ("", str(folder), str(out), precision, target, cache)
@@ -218,3 +257,41 @@ def build_graph(
                 f"the model builder failed ({type(error).__name__}: {error})",
                 "Check that its files are complete, and that onnxruntime-genai supports it",
             ) from error
+
+
+def builder_config(folder: Path) -> Any:
+    """The configuration as the builder expects it.
+
+    Gemma 3's rotary embedding of its local layers is apart from that of the others, as in
+    transformers 4. Every layer has a rotary embedding: `prepare_graph` removes the surplus ones,
+    which the builder would do with positions as an input.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder)
+    kinds = getattr(config, "rope_parameters", None) or {}
+    if "sliding_attention" in kinds and "full_attention" in kinds:
+        config.rope_local_base_freq = kinds["sliding_attention"]["rope_theta"]
+        config.rope_parameters = dict(kinds["full_attention"])
+    if getattr(config, "no_rope_layers", None):
+        config.no_rope_layers = [1] * config.num_hidden_layers
+    return config
+
+
+@contextmanager
+def _loading(config: Any, model: Any) -> Iterator[None]:
+    """Hand the builder a configuration and a model: it would load the model whole into memory."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    given = {AutoConfig: config, AutoModelForCausalLM: model}
+    originals = {kind: kind.__dict__.get("from_pretrained") for kind in given}
+    for kind, value in given.items():
+        kind.from_pretrained = lambda *_, value=value, **__: value
+    try:
+        yield
+    finally:
+        for kind, original in originals.items():
+            if original is None:
+                del kind.from_pretrained  # inherited
+            else:
+                kind.from_pretrained = original

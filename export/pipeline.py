@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,10 @@ from dlp_edge.bundle.peft_reader import PeftAdapter, read_adapters
 from dlp_edge.errors import BackboneError, DlpEdgeError, RouterError
 from dlp_edge.export import greedy, report
 from dlp_edge.export.backbone import DenseBackbone, check_format
+from dlp_edge.export.plan import plan_export
 from dlp_edge.export.router import export_router, router_labels
 from dlp_edge.export.source import Source, dequantised_bytes, load_source
+from dlp_edge.export.work_folder import stamp, work_folder
 from dlp_edge.runtime.decoding.engine import make_engine
 from dlp_edge.runtime.engine.backbone import open_backbone
 from dlp_edge.runtime.engine.device import choose_device
@@ -44,6 +46,8 @@ def export_bundle(
     target: str = "cpu",
     chat_template: str | None = None,
     on_progress: Progress | None = None,
+    fast: bool = False,
+    calibration: str | None = None,
 ) -> dict[str, Any]:
     """Write a bundle folder; returns the content of its `report.json`.
 
@@ -58,10 +62,16 @@ def export_bundle(
         target: "cpu" or "cuda", the device that the bundle is for.
         chat_template: Jinja text instead of the backbone's own template.
         on_progress: called with (step, fraction).
+        fast: measure the perplexity on less text, and leave out what only the report needs: greedy
+            answers and time per token.
+        calibration: text for the int4 search instead of the package's own.
 
     Raises:
         UsageError, BackboneError, AdapterError, RouterError, ResourceError: an input is invalid,
             or there is not enough disk space or memory. No partial bundle is left behind.
+
+    A killed or interrupted export keeps its intermediate results beside `out`; the same call
+    resumes from them.
     """
     notify = on_progress or (lambda step, fraction: None)
     check_format(quantisation, target)
@@ -70,10 +80,23 @@ def export_bundle(
     if router is not None:
         _check_labels(router_labels(router), adapters)
 
+    if Path(backbone).exists():
+        plan_export(backbone, quantisation, target).check_memory()
     start_time = time.perf_counter()
-    notify("reading the backbone", 0.0)
+    reading = "reading the backbone"
+    notify(reading, 0.0)
     check_space(out.resolve(), 4 * dequantised_bytes(backbone))  # dequantised weights
-    with staged(out, is_bundle) as staging, load_source(backbone, staging) as source:
+    key = {
+        "version": __version__,
+        "backbone": [str(Path(backbone).resolve()), stamp(Path(backbone))],
+        "target": target,
+        "calibration": calibration,
+    }
+    with (
+        staged(out, is_bundle) as staging,
+        work_folder(out.resolve(), key) as work,
+        load_source(backbone, work, lambda done: notify(reading, 0.12 * done)) as source,
+    ):
         template = source.chat_template if chat_template is None else chat_template
         _check_template(template)
         sizes = source.linear_sizes()
@@ -82,26 +105,33 @@ def export_bundle(
         weights = sum(path.stat().st_size for path in source.folder.glob("*.safetensors"))
         check_space(out, 3 * weights)  # dense weights, which double if they are bf16
 
-        notify("building the backbone", 0.2)
+        notify("building the backbone", 0.18)
         modules = {module for adapter in loaded for module in adapter.pairs}
-        entry = _write_backbone(source, modules, quantisation, target, staging, notify)
-        notify("packing the adapters", 0.6)
+        entry = _write_backbone(
+            source, modules, quantisation, target, calibration, work, staging, notify
+        )
+        notify("packing the adapters", 0.65)
         stacked = adapter_stack.pack({a.name: a.pairs for a in loaded}, entry.dtype)
         (staging / files.ADAPTERS).write_bytes(adapter_stack.to_bytes(stacked))
-        notify("exporting the router", 0.65)
+        notify("exporting the router", 0.66)
         router_entry = None
         if router is not None:
             router_entry = export_router(router, staging)
         shutil.copyfile(source.folder / "tokenizer.json", staging / files.TOKENIZER)
 
-        notify("comparing with transformers and PEFT", 0.75)
-        asked = _prompts(template, source, staging / files.TOKENIZER, entry.context_length)
-        content = _report(source, loaded, entry, target, stacked, staging, asked)
-        if quantisation is None and content["perplexity"]["ratio"] > LARGEST_LOSS:
-            content["remarks"].append(
-                f"{entry.quantisation}, the default here, costs more than {LARGEST_LOSS} times the "
-                "source's perplexity"
-            )
+        notify("comparing with transformers and PEFT", 0.68)
+        asked = [] if fast else _prompts(template, source, staging, entry.context_length)
+        content = _report(
+            source,
+            loaded,
+            entry,
+            target,
+            stacked,
+            staging,
+            asked,
+            lambda done: notify("comparing with transformers and PEFT", 0.78 + 0.2 * done),
+        )
+        content["remarks"] += _losses(content, quantisation)
         content["seconds"] = time.perf_counter() - start_time
         (staging / files.REPORT).write_text(json.dumps(content, indent=1), encoding="utf-8")
         manifest = Manifest(
@@ -122,6 +152,19 @@ def export_bundle(
     return content
 
 
+def _losses(content: Mapping[str, Any], quantisation: str | None) -> list[str]:
+    """Remarks on a bundle that loses more than LARGEST_LOSS."""
+    chosen = content["quantisation"]
+    if content["perplexity"]["ratio"] <= LARGEST_LOSS:
+        return []
+    if quantisation is None:
+        return [
+            f"{chosen}, the default here, costs more than {LARGEST_LOSS} times the source's "
+            "perplexity"
+        ]
+    return [f"int8 loses less than {chosen}"] if chosen in ("int4", "nf4") else []
+
+
 def is_bundle(folder: Path) -> bool:
     """Whether a folder looks like a bundle, so that an export may replace it."""
     return (folder / files.MANIFEST).is_file() and (folder / files.BACKBONE).is_file()
@@ -132,14 +175,16 @@ def _write_backbone(
     modules: set[str],
     quantisation: str | None,
     target: str,
+    calibration: str | None,
+    work: Path,
     staging: Path,
     notify: Progress,
 ) -> BackboneEntry:
-    with tempfile.TemporaryDirectory(prefix=".dense-", dir=staging) as scratch:
-        dense = DenseBackbone(source, modules, target, Path(scratch))
-        chosen = quantisation or dense.default_format()
-        step = f"quantising the backbone ({chosen})"
-        return dense.write(chosen, staging, lambda done: notify(step, 0.3 + 0.3 * done))
+    dense = DenseBackbone(source, modules, target, work / "dense", calibration)
+    notify("checking the weights", 0.35)
+    chosen = quantisation or dense.default_format()
+    step = f"quantising the backbone ({chosen})"
+    return dense.write(chosen, staging, lambda done: notify(step, 0.4 + 0.25 * done))
 
 
 def _files(staging: Path) -> list[Path]:
@@ -164,11 +209,11 @@ def _check_labels(labels: tuple[str, ...], adapters: Mapping[str, Path]) -> None
 
 
 def _prompts(
-    template: str | None, source: Source, tokenizer: Path, context_length: int
+    template: str | None, source: Source, staging: Path, context_length: int
 ) -> list[list[int]]:
     """Token ids of the comparison prompts, cut to leave room for the answers."""
     chat = ChatTemplate(template)
-    encode = Tokenizer.from_file(str(tokenizer)).encode
+    encode = Tokenizer.from_file(str(staging / files.TOKENIZER)).encode
     texts = [
         chat.render([{"role": "user", "content": prompt}], source.bos_token, source.eos_token)
         for prompt in greedy.prompts()
@@ -185,25 +230,16 @@ def _report(
     stacked: adapter_stack.AdapterStack,
     staging: Path,
     asked: list[list[int]],
+    on_progress: Callable[[float], None],
 ) -> dict[str, Any]:
     """The content of `report.json`, measured on the CPU.
 
     Accuracy carries over to another target; time does not, so it is left out there.
     """
-    device = choose_device("cpu", "cpu", None)
-    with memory_for(LOADING):
-        graph = open_backbone(staging / files.BACKBONE, entry, device)
-    longest = max(len(ids) for ids in asked)
-    count = min(greedy.NEW_TOKENS, entry.context_length - longest)
-    side_by_side = make_engine(graph, stacked, longest + count, len(asked))
-    answers = greedy.greedy_answers(side_by_side, asked, count)
-    engine = make_engine(graph, stacked, min(entry.context_length, report.PERPLEXITY_TOKENS))
-    tokenizer = Tokenizer.from_file(str(staging / files.TOKENIZER))
-    measured = report.measure(
-        source, adapters, tokenizer, engine, list(zip(asked, answers, strict=True))
-    )
-    if target != device.kind:
-        del measured["milliseconds_per_token"]
+    found = _run(entry, adapters, stacked, staging, asked)
+    if target != "cpu":
+        found = replace(found, milliseconds=None)
+    measured = report.compare(source, adapters, found, on_progress)
     return {
         "backbone": source.name,
         "target": target,
@@ -221,3 +257,33 @@ def _report(
         ],
         **measured,
     }
+
+
+def _run(
+    entry: BackboneEntry,
+    adapters: list[PeftAdapter],
+    stacked: adapter_stack.AdapterStack,
+    staging: Path,
+    asked: list[list[int]],
+) -> report.Outputs:
+    """Run the bundle for the report; its graph is out of memory afterwards.
+
+    Args:
+        asked: prompts to answer; none in a fast export.
+    """
+    with memory_for(LOADING):
+        graph = open_backbone(staging / files.BACKBONE, entry, choose_device("cpu", "cpu", None))
+    answers: list[list[int]] = []
+    if asked:
+        longest = max(len(ids) for ids in asked)
+        count = min(greedy.NEW_TOKENS, entry.context_length - longest)
+        side_by_side = make_engine(graph, stacked, longest + count, len(asked))
+        answers = greedy.greedy_answers(side_by_side, asked, count)
+        del side_by_side
+    engine = make_engine(graph, stacked, min(entry.context_length, report.PERPLEXITY_TOKENS))
+    tokenizer = Tokenizer.from_file(str(staging / files.TOKENIZER))
+    text = report.HELDOUT.read_text(encoding="utf-8")
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    return report.run_bundle(
+        engine, adapters, ids, list(zip(asked, answers, strict=True)), fast=not asked
+    )

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
-from tokenizers import Tokenizer
 
 from dlp_edge.bundle.peft_reader import PeftAdapter
 from dlp_edge.errors import AdapterError, BackboneError
+from dlp_edge.export.reference import Logits, Reference
 from dlp_edge.export.source import Source
-from dlp_edge.export.suppress_output import suppress_output
 from dlp_edge.runtime.decoding.engine import Engine
 from dlp_edge.runtime.engine.decoder import Decoder
 
 HELDOUT = Path(__file__).with_name("heldout.txt")
 PARITY_TOKENS = 200
 PERPLEXITY_TOKENS = 1024
+FAST_TOKENS = 256  # instead of PERPLEXITY_TOKENS
 TIMED_AFTER = 256
 TIMED_STEPS = 64
 CHECK_TOKENS = 32  # when each adapter is compared alone
@@ -33,64 +32,88 @@ SLACK = 5.0
 # Tolerance for the RMS difference of the base model's logits, in standard deviations of the
 # source's logits: int4 on random weights reaches 0.3, a different model 1.4.
 ANOTHER_MODEL = 0.7
-Logits = npt.NDArray[np.float32]
+# Perplexity ratios up to which a bundle is called good or usable.
+GOOD = 1.02
+USABLE = 1.1
 
 
-def measure(
+@dataclass(frozen=True)
+class Outputs:
+    """What a bundle computes, to be compared once its graph is out of memory.
+
+    Attributes:
+        ids: the held-out text.
+        base: logits [S, V] of the base model at each of the ids.
+        alone: for each adapter, its logits at the first CHECK_TOKENS ids.
+        fusion: the weights of the compared fusion, and `fused` its logits at the first
+            PARITY_TOKENS ids; empty and None if there are no adapters.
+        answers: prompts and greedy answers to them (ids); empty in a fast export.
+        milliseconds: the median time of a single step; None in a fast export.
+    """
+
+    ids: list[int]
+    base: Logits
+    alone: dict[str, Logits]
+    fusion: dict[str, float]
+    fused: Logits | None
+    answers: Sequence[tuple[Sequence[int], Sequence[int]]]
+    milliseconds: float | None
+
+
+def run_bundle(
+    engine: Engine,
+    adapters: Sequence[PeftAdapter],
+    ids: Sequence[int],
+    answers: Sequence[tuple[Sequence[int], Sequence[int]]],
+    fast: bool,
+) -> Outputs:
+    """Run the bundle's base model, each adapter alone, and a fusion: the first two adapters at 0.6
+    and 0.4, or a single one at 1.0.
+
+    Raises:
+        BackboneError: the graph's logits are not finite.
+    """
+    ids = list(ids[: min(FAST_TOKENS if fast else PERPLEXITY_TOKENS, engine.decoder.max_context)])
+    fusion = dict(zip([adapter.name for adapter in adapters[:2]], (0.6, 0.4), strict=False))
+    if len(fusion) == 1:
+        fusion = dict.fromkeys(fusion, 1.0)
+    base = _bundle_logits(engine, {}, ids)
+    if not all(np.isfinite(row).all() for row in base):
+        raise BackboneError("the exported backbone's logits are not finite", "Check its weights")
+    alone = {a.name: _bundle_logits(engine, {a.name: 1.0}, ids[:CHECK_TOKENS]) for a in adapters}
+    fused = _bundle_logits(engine, fusion, ids[:PARITY_TOKENS]) if fusion else None
+    milliseconds = None if fast else step_time(engine.decoder, ids)
+    return Outputs(ids, base, alone, fusion, fused, answers, milliseconds)
+
+
+def compare(
     source: Source,
     adapters: Sequence[PeftAdapter],
-    tokenizer: Tokenizer,
-    engine: Engine,
-    answers: Sequence[tuple[Sequence[int], Sequence[int]]],
+    found: Outputs,
+    on_progress: Callable[[float], None],
 ) -> dict[str, Any]:
-    """Compare the exported graph with the source under transformers and PEFT, in fp32.
-
-    Compares the base model, each adapter alone, and a fusion: the first two adapters at 0.6 and
-    0.4, or a single one at 1.0.
-
-    Args:
-        answers: prompts and the bundle's own greedy answers to them (ids).
+    """Compare a bundle with the source under transformers and PEFT, in fp32.
 
     Returns:
         `perplexity` (source, bundle, ratio, tokens) of the base model on the held-out text;
         `parity`: for base and fusion, the largest and mean |difference| of the logits and the
         share of positions with the same most probable token;
-        `greedy`: see `_agreement`; `milliseconds_per_token`: the median of single steps.
+        `greedy`: see `_agreement`; `milliseconds_per_token`: the median of single steps;
+        `verdict`: one line.
 
     Raises:
         AdapterError: an adapter's logits differ from PEFT's.
-        BackboneError: the graph's logits are not finite, or differ from the source's.
+        BackboneError: the graph's logits differ from the source's.
     """
-    text = HELDOUT.read_text(encoding="utf-8")
-    ids = tokenizer.encode(text, add_special_tokens=False).ids
-    ids = ids[: min(PERPLEXITY_TOKENS, engine.decoder.max_context)]
-    fusion = dict(zip([adapter.name for adapter in adapters[:2]], (0.6, 0.4), strict=False))
-    if len(fusion) == 1:
-        fusion = dict.fromkeys(fusion, 1.0)
-
-    reference = _Reference(source.folder)
+    ids = found.ids
+    reference = Reference(source.folder)
     expected = reference.logits(ids)
-    actual = _bundle_logits(engine, {}, ids)
-    before, after = perplexity(expected, ids), perplexity(actual, ids)
-    if not np.isfinite(after):
-        raise BackboneError("the exported backbone's logits are not finite", "Check its weights")
-    _check_backbone(actual, expected)
-    greedy = _agreement(reference, answers)
-    parity = {"base": _differences(actual[:PARITY_TOKENS], expected[:PARITY_TOKENS])}
-    limit = max(EXACT, SLACK * parity["base"]["mean_abs_difference"])
-    reference.load(adapters)
-    for adapter in adapters:
-        alone = {adapter.name: 1.0}
-        short = ids[:CHECK_TOKENS]
-        difference = _differences(
-            _bundle_logits(engine, alone, short), reference.logits(short, alone)
-        )
-        _check_parity(adapter, difference["mean_abs_difference"], limit)
-    if fusion:
-        short = ids[:PARITY_TOKENS]
-        fused = _differences(_bundle_logits(engine, fusion, short), reference.logits(short, fusion))
-        parity["fusion"] = {"weights": fusion, **fused}
-    return {
+    on_progress(0.3)
+    before, after = perplexity(expected, ids), perplexity(found.base, ids)
+    _check_backbone(found.base, expected)
+    parity = {"base": _differences(found.base[:PARITY_TOKENS], expected[:PARITY_TOKENS])}
+    del expected
+    measured: dict[str, Any] = {
         "perplexity": {
             "tokens": len(ids) - 1,
             "source": before,
@@ -98,13 +121,38 @@ def measure(
             "ratio": after / before,
         },
         "parity": {"tokens": len(ids[:PARITY_TOKENS]), **parity},
-        "greedy": greedy,
-        "milliseconds_per_token": step_time(engine.decoder, ids),
     }
+    if found.answers:
+        measured["greedy"] = _agreement(reference, found.answers)
+    on_progress(0.8)
+    limit = max(EXACT, SLACK * parity["base"]["mean_abs_difference"])
+    reference.load(adapters)
+    for adapter in adapters:
+        alone = {adapter.name: 1.0}
+        difference = _differences(
+            found.alone[adapter.name], reference.logits(ids[:CHECK_TOKENS], alone)
+        )
+        _check_parity(adapter, difference["mean_abs_difference"], limit)
+    if found.fused is not None:
+        fused = _differences(found.fused, reference.logits(ids[:PARITY_TOKENS], found.fusion))
+        measured["parity"]["fusion"] = {"weights": found.fusion, **fused}
+    if found.milliseconds is not None:
+        measured["milliseconds_per_token"] = found.milliseconds
+    measured["verdict"] = verdict(after / before, measured["parity"]["base"]["greedy_agreement"])
+    return measured
+
+
+def verdict(ratio: float, agreement: float) -> str:
+    """Whether the bundle is as good as its source, in one line."""
+    word = "good" if ratio <= GOOD else "usable" if ratio <= USABLE else "poor"
+    return (
+        f"{word}: {ratio:.3f} times the source's perplexity, and {agreement:.1%} of its most "
+        "probable tokens"
+    )
 
 
 def _agreement(
-    reference: _Reference, answers: Sequence[tuple[Sequence[int], Sequence[int]]]
+    reference: Reference, answers: Sequence[tuple[Sequence[int], Sequence[int]]]
 ) -> dict[str, Any]:
     """Agreement of the bundle's greedy answers with the source.
 
@@ -112,10 +160,11 @@ def _agreement(
         `agreement`: the share of tokens that the source would choose too, given the same prefix;
         `same_start`: the mean number of tokens before the first disagreement.
     """
-    equal = []
-    for prompt, answer in answers:
-        logits = reference.logits([*prompt, *answer[:-1]])[len(prompt) - 1 :]
-        equal.append(logits.argmax(1) == np.asarray(answer))
+    chosen = reference.most_probable([[*prompt, *answer[:-1]] for prompt, answer in answers])
+    equal = [
+        tokens[len(prompt) - 1 :] == np.asarray(answer)
+        for (prompt, answer), tokens in zip(answers, chosen, strict=True)
+    ]
     return {
         "prompts": len(answers),
         "tokens": len(answers[0][1]),
@@ -140,7 +189,10 @@ def step_time(decoder: Decoder, ids: Sequence[int]) -> float:
 
 def _check_backbone(actual: Logits, expected: Logits) -> None:
     """Raise BackboneError if the difference is larger than quantisation explains."""
-    apart = np.sqrt(((actual - expected) ** 2).mean() / expected.var(axis=1).mean())
+    error = np.mean(
+        [((one - other) ** 2).mean() for one, other in zip(actual, expected, strict=True)]
+    )
+    apart = np.sqrt(error / np.mean([row.var() for row in expected]))
     if not apart <= ANOTHER_MODEL:
         raise BackboneError(
             f"the exported graph is not the backbone: its logits are {apart:.2g} standard "
@@ -161,11 +213,12 @@ def _check_parity(adapter: PeftAdapter, difference: float, limit: float) -> None
 
 def perplexity(logits: Logits, ids: Sequence[int]) -> float:
     """exp of the mean negative log likelihood of ids[1:] under logits[:-1] [S, V]."""
-    scores = logits[:-1].astype(np.float64)
-    top = scores.max(axis=1)
-    log_sum = top + np.log(np.exp(scores - top[:, None]).sum(axis=1))
-    chosen = scores[np.arange(len(scores)), np.asarray(ids[1:])]
-    return float(np.exp((log_sum - chosen).mean()))
+    losses = []
+    for row, chosen in zip(logits[:-1], ids[1:], strict=True):
+        scores = row.astype(np.float64)  # a row at a time: a vocabulary may have 256,000 tokens
+        top = scores.max()
+        losses.append(top + np.log(np.exp(scores - top).sum()) - scores[chosen])
+    return float(np.exp(np.mean(losses)))
 
 
 def _differences(actual: Logits, expected: Logits) -> dict[str, Any]:
@@ -181,46 +234,3 @@ def _bundle_logits(engine: Engine, fusion: Mapping[str, float], ids: Sequence[in
     engine.decoder.set_fusion(engine.fuser.fuse(fusion))
     engine.decoder.truncate(0)
     return engine.decoder.all_logits(ids)
-
-
-class _Reference:
-    """The source under transformers, with its adapters under PEFT."""
-
-    def __init__(self, folder: Path) -> None:
-        from transformers import AutoModelForCausalLM
-
-        with suppress_output():
-            self._model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        self._model.eval()
-
-    def load(self, adapters: Sequence[PeftAdapter]) -> None:
-        """Load the adapters, renamed so that PEFT accepts the names as module attributes."""
-        with suppress_output():
-            from peft import PeftModel
-
-        self._names = {adapter.name: f"adapter_{i}" for i, adapter in enumerate(adapters)}
-        for adapter in adapters:
-            place = {"adapter_name": self._names[adapter.name]}
-            with suppress_output():
-                if isinstance(self._model, PeftModel):
-                    self._model.load_adapter(adapter.folder, **place)
-                else:
-                    self._model = PeftModel.from_pretrained(self._model, adapter.folder, **place)
-        self._model.eval()
-        self._scalings = [
-            (layer.scaling, dict(layer.scaling))
-            for layer in self._model.modules()
-            if isinstance(getattr(layer, "scaling", None), dict)
-        ]
-
-    @torch.no_grad()
-    def logits(self, ids: Sequence[int], fusion: Mapping[str, float] | None = None) -> Logits:
-        """Logits [S, V] at each of the ids [S], with the adapters of the fusion scaled by their
-        weights."""
-        if fusion:
-            self._model.base_model.set_adapter([self._names[name] for name in fusion])
-            weights = {self._names[name]: weight for name, weight in fusion.items()}
-            for scaling, own in self._scalings:
-                scaling.update({name: own[name] * weights.get(name, 0.0) for name in own})
-        output: Logits = self._model(torch.tensor([list(ids)])).logits[0].float().numpy()
-        return output

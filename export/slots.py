@@ -29,6 +29,7 @@ def prepare_graph(
     modules: Iterable[str],
     sizes: dict[str, tuple[int, int]],
     windows: Sequence[int],
+    rotary: Sequence[bool] | None = None,
 ) -> tuple[Slot, ...]:
     """Rewrite the builder's graph in place; returns its slots.
 
@@ -37,6 +38,7 @@ def prepare_graph(
         modules: linear layers that some adapter changes, by full name.
         sizes: (input size, output size) of every linear layer of the backbone.
         windows: attention window of each decoder layer in tokens; -1 for all.
+        rotary: whether each decoder layer has a rotary embedding; None means that all have.
 
     Raises:
         BackboneError: the graph lacks a node that the rewrite needs.
@@ -45,6 +47,8 @@ def prepare_graph(
     _select_logit_positions(graph)
     _give_lengths(graph)
     _set_windows(graph, windows)
+    if rotary is not None:
+        _remove_rotary(graph, rotary)
     slots = _plan_slots(graph, modules, sizes)
     for slot in slots:
         _insert_slot(graph, slot)
@@ -111,6 +115,19 @@ def _set_windows(graph: onnx.GraphProto, windows: Sequence[int]) -> None:
         node.attribute.append(helper.make_attribute("local_window_size", windows[int(layer[1])]))
 
 
+def _remove_rotary(graph: onnx.GraphProto, rotary: Sequence[bool]) -> None:
+    """Take the rotary embedding out of the layers that have none."""
+    for node in graph.node:
+        layer = re.search(r"/layers\.(\d+)/", node.name)
+        if node.op_type != "GroupQueryAttention" or layer is None or rotary[int(layer[1])]:
+            continue
+        kept = [a for a in node.attribute if a.name != "do_rotary"]
+        del node.attribute[:]
+        node.attribute.extend([*kept, helper.make_attribute("do_rotary", 0)])
+        for index in (7, 8):  # cosines and sines
+            node.input[index] = ""
+
+
 def _remove_unused(graph: onnx.GraphProto) -> None:
     """Remove nodes that no output depends on."""
     needed = {output.name for output in graph.output}
@@ -160,7 +177,12 @@ def _make_slot(
     layer: int, node: str, wanted: list[Projection], sizes: dict[str, tuple[int, int]]
 ) -> Slot:
     """A slot over one node; a packed node holds its layers side by side in their usual order."""
-    members = [p for p in PROJECTION_OF.values() if node in (p.node, p.packed)]
+    members = [
+        projection
+        for projection in PROJECTION_OF.values()
+        if node in (projection.node, projection.packed)
+        and module_name(layer, projection.module) in sizes
+    ]
     parts: list[SlotPart] = []
     start = 0
     for projection in members:

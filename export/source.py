@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +14,12 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from dlp_edge.errors import BackboneError, ResourceError
-from dlp_edge.export.suppress_output import suppress_output
+from dlp_edge.errors import BackboneError
+from dlp_edge.export.gguf_file import dequantise_gguf
+from dlp_edge.export.work_folder import finished_folder
 from dlp_edge.models.architectures import (
-    PROJECTIONS,
+    PROJECTION_OF,
     check_supported,
-    check_supported_gguf,
     module_name,
 )
 from dlp_edge.untrusted.regular_file import sha256_of
@@ -28,6 +28,7 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _FILES = (".gguf", ".bin", ".safetensors", ".onnx")
 # Files to download from a hub repository; never pickled weights.
 _HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model")
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 _NUMBERS = (
@@ -69,9 +70,9 @@ class Source:
     def linear_sizes(self) -> dict[str, tuple[int, int]]:
         """(input size, output size) of every linear layer that an adapter may change."""
         wanted = {
-            f"{module_name(layer, projection.module)}.weight"
+            f"{module_name(layer, module)}.weight"
             for layer in range(self.config["num_hidden_layers"])
-            for projection in PROJECTIONS
+            for module in PROJECTION_OF
         }
         sizes: dict[str, tuple[int, int]] = {}
         for path in sorted(self.folder.glob("*.safetensors")):
@@ -86,14 +87,17 @@ class Source:
 
 
 @contextmanager
-def load_source(backbone: str, scratch: Path | None = None) -> Iterator[Source]:
+def load_source(
+    backbone: str,
+    work: Path | None = None,
+    on_progress: Callable[[float], None] = lambda fraction: None,
+) -> Iterator[Source]:
     """Open a backbone: a folder, a GGUF file or a hub id.
 
-    transformers dequantises a GGUF file into a temporary folder, which is removed at the end of
-    the context.
-
     Args:
-        scratch: parent of that folder; None is the system's temporary directory.
+        work: keeps the dequantised weights of a GGUF file, for the next call; None keeps them in a
+            temporary folder, which is removed at the end of the context.
+        on_progress: called with the fraction done.
 
     Raises:
         BackboneError: it cannot be found or read, or its architecture is not supported.
@@ -102,17 +106,18 @@ def load_source(backbone: str, scratch: Path | None = None) -> Iterator[Source]:
     if path.is_dir():
         yield _open_folder(path, path.resolve().name)
     elif path.is_file() and path.suffix == ".gguf":
-        with tempfile.TemporaryDirectory(
-            prefix=".gguf-", dir=scratch, ignore_cleanup_errors=True
-        ) as folder:
-            dequantise_gguf(path, Path(folder))
-            yield _open_folder(Path(folder), path.stem, sha256_of(path))
+        with tempfile.TemporaryDirectory(prefix=".gguf-", ignore_cleanup_errors=True) as scratch:
+            folder = (work or Path(scratch)) / "source"
+            with finished_folder(folder) as empty:
+                if empty is not None:
+                    dequantise_gguf(path, empty, on_progress)
+            yield _open_folder(folder, path.stem, sha256_of(path))
     elif path.exists() or path.suffix in _FILES or not _HUB_ID.fullmatch(backbone):
         raise BackboneError(
             f"{backbone} is no folder, GGUF file or hub id", "Check the path of the backbone"
         )
     else:
-        yield _open_folder(_download(backbone), backbone)
+        yield _open_folder(_download(backbone, _HUB_FILES), backbone)
 
 
 def dequantised_bytes(backbone: str) -> int:
@@ -128,64 +133,32 @@ def dequantised_bytes(backbone: str) -> int:
         return 0
 
 
-def dequantise_gguf(path: Path, out: Path) -> None:
-    """Convert a GGUF file to a Hugging Face folder with fp32 weights."""
-    import torch
-    from gguf import GGUFReader
-    from safetensors.torch import save_file
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def adapter_folder(adapter: str) -> Path:
+    """The folder of an adapter that is given as a folder or a hub id.
 
-    try:
-        # Check first: dequantising a large file takes minutes.
-        field = GGUFReader(path).get_field("general.architecture")
-        check_supported_gguf(str(field.contents() if field else None))
-        with suppress_output():
-            model = AutoModelForCausalLM.from_pretrained(
-                path.parent, gguf_file=path.name, dtype=torch.float32
-            )
-            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    except BackboneError:
-        raise
-    except Exception as error:  # the reader raises many types
-        raise BackboneError(
-            f"{path.name} cannot be read ({type(error).__name__}: {error})",
-            "Check that the file is complete, and its architecture supported",
-        ) from error
-    # save_pretrained refuses a model that came from a quantised file, so the state is written
-    # by hand; a tied head is left out as transformers does.
-    config = model.config.to_dict()
-    config.pop("quantization_config", None)
-    config["architectures"] = [type(model).__name__]
-    (out / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
-    state = model.state_dict()
-    if config.get("tie_word_embeddings"):
-        state.pop("lm_head.weight", None)
-    tensors = {key: value.contiguous() for key, value in state.items()}
-    try:
-        save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
-    except SafetensorError as error:  # it has no errno to recognise a full disk by
-        raise ResourceError(
-            f"the dequantised weights cannot be written ({error})",
-            "Free disk space: they take 4 bytes per parameter",
-        ) from error
-    tokenizer.save_pretrained(out)
+    Raises:
+        BackboneError: it is a hub id, and cannot be fetched.
+    """
+    if Path(adapter).exists() or not _HUB_ID.fullmatch(adapter):
+        return Path(adapter)
+    return _download(adapter, _ADAPTER_FILES)
 
 
-def _download(name: str) -> Path:
+def _download(name: str, files: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=list(_HUB_FILES)))
+        return Path(snapshot_download(name, allow_patterns=list(files)))
     except (OSError, ValueError, HfHubHTTPError, LocalEntryNotFoundError) as error:
         raise BackboneError(
             f"{name} is no folder here and cannot be fetched from the hub",
-            "Check the name and the network, or give a folder or a GGUF file",
+            "Check the name and the network, or give what is on this machine",
         ) from error
 
 
 def _open_folder(folder: Path, name: str, fingerprint: str | None = None) -> Source:
-    config = _read_json(folder, "config.json")
+    config = read_json(folder, "config.json")
     check_supported(config)
     for key in _NUMBERS:
         if type(config.get(key)) is not int or config[key] < 1:
@@ -226,7 +199,7 @@ def _chat_template(folder: Path) -> str | None:
         except UnicodeDecodeError as error:
             raise BackboneError(f"{separate} is not UTF-8 text", "Restore it") from error
     if (folder / "tokenizer_config.json").is_file():
-        template = _read_json(folder, "tokenizer_config.json").get("chat_template")
+        template = read_json(folder, "tokenizer_config.json").get("chat_template")
         return template if isinstance(template, str) else None
     return None
 
@@ -235,7 +208,7 @@ def _special_token(folder: Path, name: str) -> str:
     """The text of a special token; the files hold it as a string or as {"content": string}."""
     for file in ("tokenizer_config.json", "special_tokens_map.json"):
         if (folder / file).is_file():
-            token = _read_json(folder, file).get(name)
+            token = read_json(folder, file).get(name)
             token = token.get("content") if isinstance(token, dict) else token
             if isinstance(token, str):
                 return token
@@ -246,7 +219,7 @@ def _eos_token_ids(folder: Path, config: dict[str, Any]) -> tuple[int, ...]:
     """From generation_config.json where there is one, since only it lists several."""
     settings = config
     if (folder / "generation_config.json").is_file():
-        settings = _read_json(folder, "generation_config.json")
+        settings = read_json(folder, "generation_config.json")
     ids = settings.get("eos_token_id")
     ids = config.get("eos_token_id") if ids is None else ids
     if ids is None:
@@ -254,7 +227,7 @@ def _eos_token_ids(folder: Path, config: dict[str, Any]) -> tuple[int, ...]:
     return tuple(ids) if isinstance(ids, list) else (int(ids),)
 
 
-def _read_json(folder: Path, name: str) -> dict[str, Any]:
+def read_json(folder: Path, name: str) -> dict[str, Any]:
     try:
         content = json.loads((folder / name).read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -52,18 +52,21 @@ class WeightFile:
         return tuple(self._tensors[name].dims)
 
     def read(self, name: str) -> Array:
-        """Read a tensor from the source."""
+        """A tensor of the source, mapped where it is large."""
         tensor = self._tensors[name]
         if not tensor.external_data:
             return onnx.numpy_helper.to_array(tensor)
         place = ExternalDataInfo(tensor)
-        flat = np.fromfile(
+        dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        if 0 in tensor.dims:
+            return np.empty(tuple(tensor.dims), dtype)
+        return np.memmap(
             self._source.parent / place.location,
-            dtype=helper.tensor_dtype_to_np_dtype(tensor.data_type),
-            count=int(np.prod(tensor.dims)),
+            dtype,
+            mode="r",
             offset=place.offset or 0,
+            shape=tuple(tensor.dims),
         )
-        return flat.reshape(tuple(tensor.dims))
 
     def add(self, name: str, array: Array) -> str:
         """Write a tensor under a new name; returns the name."""

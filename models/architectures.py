@@ -8,17 +8,20 @@ from typing import Any
 
 from dlp_edge.errors import BackboneError
 
-# Architectures (`config.json`: "architectures") whose graph, as the onnxruntime-genai builder
-# writes it, has the node names below and rotary embedding inside GroupQueryAttention, and their
-# names in a GGUF file, where Mistral is a Llama.
+# Names of architectures in a GGUF file, where Mistral is a Llama.
 GGUF_NAMES = {
     "LlamaForCausalLM": "llama",
     "MistralForCausalLM": "llama",
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
     "Gemma2ForCausalLM": "gemma2",
+    "Gemma3ForCausalLM": "gemma3",
+    "Phi3ForCausalLM": "phi3",
 }
-SUPPORTED = tuple(GGUF_NAMES)
+# Architectures (`config.json`: "architectures") whose graph, as the onnxruntime-genai builder
+# writes it, has the node names below and rotary embedding inside GroupQueryAttention. transformers
+# reads the last two from no GGUF file.
+SUPPORTED = (*GGUF_NAMES, "SmolLM3ForCausalLM", "GraniteForCausalLM")
 # RoPE scalings that the builder exports correctly. It silently mistranslates `linear` and `yarn`;
 # `dynamic` and `longrope` change only beyond the length that an export compares.
 ROPE_TYPES = ("default", "llama3")
@@ -49,7 +52,13 @@ PROJECTIONS = (
     Projection("mlp.up_proj", "mlp/up_proj"),
     Projection("mlp.down_proj", "mlp/down_proj"),
 )
-PROJECTION_OF = {projection.module: projection for projection in PROJECTIONS}
+# Phi-3 stores two or three of them as one.
+FUSED_PROJECTIONS = (
+    Projection("self_attn.qkv_proj", "attn/qkv_proj"),
+    Projection("mlp.gate_up_proj", "mlp/gate_up_proj"),
+)
+FUSED_MLP = ("Phi3ForCausalLM",)  # architectures whose MLP is built with one matrix for both
+PROJECTION_OF = {projection.module: projection for projection in (*PROJECTIONS, *FUSED_PROJECTIONS)}
 
 
 def module_name(layer: int, module: str) -> str:
@@ -65,9 +74,12 @@ def check_supported(config: Mapping[str, Any]) -> None:
     if first not in SUPPORTED:
         raise _not_supported(f"architecture is {first}", SUPPORTED)
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    if kind not in ROPE_TYPES:
-        raise _not_supported(f"rotary embedding is scaled as {kind}", ROPE_TYPES)
+    # Gemma 3 has one for each kind of attention.
+    each = [value for value in rope.values() if isinstance(value, dict)] or [rope]
+    for one in each:
+        kind = one.get("rope_type") or one.get("type") or "default"
+        if kind not in ROPE_TYPES:
+            raise _not_supported(f"rotary embedding is scaled as {kind}", ROPE_TYPES)
 
 
 def check_supported_gguf(architecture: str) -> None:

@@ -17,7 +17,8 @@ from dlp_edge.bundle.bundle import open_bundle
 from dlp_edge.bundle.peft_reader import WEIGHTS, PeftAdapter, read_adapter
 from dlp_edge.errors import AdapterError
 from dlp_edge.export.backbone import build_graph
-from dlp_edge.export.source import dequantise_gguf, load_source
+from dlp_edge.export.gguf_file import dequantise_gguf
+from dlp_edge.export.source import load_source
 from dlp_edge.models.architectures import PROJECTIONS
 from dlp_edge.runtime.adapters.edit import add_skill
 from dlp_edge.runtime.routing.policy import load_router

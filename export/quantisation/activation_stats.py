@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime as ort
 from onnx import helper
 
+from dlp_edge.export.quantisation.layerwise import run_by_layer
+
 TEXT = Path(__file__).with_name("calibration.txt")
-GROUP_BYTES = 1 << 30  # of second moments held in memory at a time
 
 Products = npt.NDArray[np.float32]
 
@@ -25,53 +25,30 @@ def cut(ids: Sequence[int], size: int) -> list[Sequence[int]]:
 
 def input_products(
     graph: Path,
-    inputs: Sequence[tuple[str, int]],
+    inputs: Sequence[str],
     windows: Sequence[Sequence[int]],
     head_size: int,
 ) -> Iterator[dict[str, Products]]:
-    """Yield X^T X [K, K] of the named values X [.., K], in order, in groups that fit in memory.
+    """Yield X^T X [K, K] of the named values X [.., K], layer by layer.
 
     Args:
         graph: the dense graph, as `prepare_graph` leaves it.
-        inputs: names and widths K of the values.
+        inputs: names of the values.
         windows: token ids, one sequence per forward pass.
         head_size: of the attention; the cache inputs of the graph do not state it.
     """
-    group: list[str] = []
-    size = 0
-    for name, width in inputs:
-        if group and size + 4 * width**2 > GROUP_BYTES:
-            yield _products(graph, group, windows, head_size)
-            group, size = [], 0
-        group.append(name)
-        size += 4 * width**2
-    if group:
-        yield _products(graph, group, windows, head_size)
+    dense = onnx.load(graph, load_external_data=False).graph
+    feeds = [first_pass(dense, ids, head_size) for ids in windows]
+    for found in run_by_layer(graph, feeds, inputs):
+        yield {name: _moments(values) for name, values in found.items()}
 
 
-def _products(
-    path: Path,
-    names: Sequence[str],
-    windows: Sequence[Sequence[int]],
-    head_size: int,
-) -> dict[str, Products]:
-    """One pass over the text; nodes after the last of the values do not run."""
-    model = onnx.load(path, load_external_data=False)
-    kind = model.graph.output[0].type.tensor_type.elem_type
-    del model.graph.output[:]
-    model.graph.output.extend(helper.make_tensor_value_info(name, kind, None) for name in names)
-    probe = path.with_name("probe.onnx")
-    onnx.save(model, probe)
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    session = ort.InferenceSession(str(probe), options, providers=["CPUExecutionProvider"])
-    sums: dict[str, Products] = {}
-    for ids in windows:
-        values = session.run(list(names), first_pass(model.graph, ids, head_size))
-        for name, value in zip(names, values, strict=True):
-            rows = value.reshape(-1, value.shape[-1]).astype(np.float32)
-            sums[name] = sums.get(name, np.float32(0)) + rows.T @ rows
-    return sums
+def _moments(values: Sequence[npt.NDArray[Any]]) -> Products:
+    total: Any = np.float32(0)
+    for value in values:
+        rows = value.reshape(-1, value.shape[-1]).astype(np.float32)
+        total = total + rows.T @ rows
+    return np.asarray(total, np.float32)
 
 
 def first_pass(graph: onnx.GraphProto, ids: Sequence[int], head_size: int) -> dict[str, Any]:

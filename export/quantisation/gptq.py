@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dlp_edge.export.quantisation.quantized_matrix import BLOCK, QuantizedMatrix, cut
+from dlp_edge.export.quantisation.quantized_matrix import BLOCK, QuantizedMatrix
 
 Array = npt.NDArray[np.floating]
 DAMPING = 0.01  # share of the mean diagonal added to the Hessian to make it invertible
+ROW_CHUNK = 16384  # rows quantised at a time, to bound memory
 SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)  # candidate factors for the range of a block
 
 
@@ -27,18 +28,28 @@ def round_gptq(matrix: Array, products: Array, dtype: npt.DTypeLike) -> Quantize
         products: X^T X [K, K] over inputs X.
         dtype: of the scales.
     """
+    width = matrix.shape[1]
+    padded = -(-width // BLOCK) * BLOCK
+    hessian = torch.zeros(padded, padded)
+    hessian[:width, :width] = torch.from_numpy(products)
     with one_thread():
-        return _round(matrix, products, dtype)
+        factor = _inverse_factor(hessian)
+        parts = [
+            _round(matrix[start : start + ROW_CHUNK], factor, dtype)
+            for start in range(0, len(matrix), ROW_CHUNK)
+        ]
+    levels, scales, zeros = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return QuantizedMatrix(4, levels, scales, zeros)
 
 
-def _round(matrix: Array, products: Array, dtype: npt.DTypeLike) -> QuantizedMatrix:
+def _round(
+    matrix: Array, factor: torch.Tensor, dtype: npt.DTypeLike
+) -> tuple[npt.NDArray[np.uint8], Array, npt.NDArray[np.uint8]]:
+    """Levels, scales and zeros of some rows, which do not depend on the others."""
     rows, width = matrix.shape
-    blocks = cut(matrix).shape[1]
+    blocks = len(factor) // BLOCK
     remaining = torch.zeros(rows, blocks * BLOCK)
     remaining[:, :width] = torch.from_numpy(matrix.astype(np.float32))
-    hessian = torch.zeros(blocks * BLOCK, blocks * BLOCK)
-    hessian[:width, :width] = torch.from_numpy(products)
-    factor = _inverse_factor(hessian)
     levels = torch.zeros(rows, blocks * BLOCK)
     scales, zeros = torch.zeros(rows, blocks), torch.zeros(rows, blocks)
     for index in range(blocks):
@@ -54,8 +65,7 @@ def _round(matrix: Array, products: Array, dtype: npt.DTypeLike) -> QuantizedMat
             lost[:, column] = (own[:, column] - (level - zero) * scale) / inside[column, column]
             own[:, column:] -= lost[:, column : column + 1] * inside[column, column:]
         remaining[:, stop:] -= lost @ factor[start:stop, stop:]
-    return QuantizedMatrix(
-        4,
+    return (
         levels.to(torch.uint8).reshape(rows, blocks, BLOCK).numpy(),
         scales.numpy().astype(dtype),
         zeros.to(torch.uint8).numpy(),

@@ -12,20 +12,22 @@ frequency, so errors on late rows affect rare tokens only.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime as ort
 from tokenizers import Tokenizer
 
 from dlp_edge.bundle.manifest import BackboneEntry
 from dlp_edge.export.quantisation.activation_stats import TEXT, cut, first_pass, input_products
 from dlp_edge.export.quantisation.gptq import round_gptq
 from dlp_edge.export.quantisation.grid_detection import find_grid
+from dlp_edge.export.quantisation.layerwise import run_by_layer
+from dlp_edge.export.quantisation.matrix_files import MatrixFiles
 from dlp_edge.export.quantisation.quantise import (
     HEAD,
     Quantised,
@@ -34,7 +36,7 @@ from dlp_edge.export.quantisation.quantise import (
     WithBlockMeans,
     matrices,
 )
-from dlp_edge.export.quantisation.quantized_matrix import QuantizedMatrix, round_int8
+from dlp_edge.export.quantisation.quantized_matrix import round_int8
 from dlp_edge.export.weights import WeightFile
 
 Array = npt.NDArray[np.floating]
@@ -59,21 +61,30 @@ class Int4:
     """
 
     def __init__(
-        self, quantiser: Quantiser, dense: Path, entry: BackboneEntry, tokenizer: Tokenizer
+        self,
+        quantiser: Quantiser,
+        dense: Path,
+        entry: BackboneEntry,
+        tokenizer: Tokenizer,
+        on_grid: Collection[str],
+        calibration: str | None = None,
     ) -> None:
         """
         Args:
             quantiser: of the graph that is about to be rewritten.
             dense: the file of the same graph.
             entry: the backbone's manifest entry.
+            on_grid: names of the MatMul nodes whose weights lie on a 4-bit grid already.
+            calibration: text instead of the package's own.
         """
         self.costs: dict[Unit, float] = {}
         self.kept: set[str] = set()
-        self._gptq: dict[str, QuantizedMatrix] = {}
+        self._gptq = MatrixFiles(dense.parent / "gptq")
         self._quantiser = quantiser
         self._dense = dense
         self._head_size = entry.head_size
-        text = TEXT.read_text(encoding="utf-8")
+        self._on_grid = on_grid
+        text = TEXT.read_text(encoding="utf-8") if calibration is None else calibration
         ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
         self._calibration = cut(ids[:-HELD_OUT], min(WINDOW, entry.context_length))
         self._held_out = cut(ids[-HELD_OUT:], min(HELD_OUT, entry.context_length))
@@ -85,7 +96,7 @@ class Int4:
             on_progress: called with the fraction done.
         """
         quantiser = self._quantiser
-        self.kept = on_grid(quantiser.graph, quantiser.weights, quantiser.dtype)
+        self.kept = set(self._on_grid)
         if self.kept:
             self._round(_large_head(quantiser.graph, quantiser.weights), on_progress)
         else:
@@ -117,12 +128,11 @@ class Int4:
 
     def _round(self, nodes: Sequence[onnx.NodeProto], on_progress: Callable[[float], None]) -> None:
         """Quantise the matrices with GPTQ; of the head, only the rows after the common ones."""
-        widths = {n.input[0]: self._quantiser.weights.shape(n.input[1])[0] for n in nodes}
-        done = 0
-        for products in input_products(
-            self._dense, list(widths.items()), self._calibration, self._head_size
-        ):
-            for node in nodes:
+        waiting = [node for node in nodes if node.name not in self._gptq]
+        inputs = list(dict.fromkeys(node.input[0] for node in waiting))
+        done = len(nodes) - len(waiting)
+        for products in input_products(self._dense, inputs, self._calibration, self._head_size):
+            for node in waiting:
                 if node.input[0] in products:
                     matrix = _matrix(node, self._quantiser.weights)
                     rest = matrix[int(COMMON * len(matrix)) :] if node.name == HEAD else matrix
@@ -145,8 +155,9 @@ class Int4:
         for index, (unit, nodes) in enumerate(units.items()):
             self.costs[unit] = divergence(expected, self._predictions(nodes))
             on_progress((index + 1) / len(units))
+        weights = self._quantiser.weights
         sizes = {
-            unit: sum(self._gptq[node.name].levels.size for node in nodes)
+            unit: sum(math.prod(weights.shape(node.input[1])) for node in nodes)
             for unit, nodes in units.items()
         }
         total = 0.0
@@ -158,24 +169,20 @@ class Int4:
 
     def _predictions(self, int4: Sequence[onnx.NodeProto]) -> Array:
         """Logits [HELD_OUT, V] of the dense graph with some of its matrices in int4."""
-        model = onnx.load(self._dense, load_external_data=False)
         names = {node.name for node in int4}
-        for node in [node for node in model.graph.node if node.name in names]:
-            self._quantiser.put(model.graph, node, self._gptq[node.name])
-        trial = self._dense.with_name("trial.onnx")
-        onnx.save(model, trial)
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        session = ort.InferenceSession(str(trial), options, providers=["CPUExecutionProvider"])
-        parts = [
-            session.run(["logits"], first_pass(model.graph, ids, self._head_size))[0][0]
-            for ids in self._held_out
-        ]
-        found: Array = np.concatenate(parts).astype(np.float32)
-        return found
+
+        def edit(graph: onnx.GraphProto) -> None:
+            for node in [node for node in graph.node if node.name in names]:
+                self._quantiser.put(graph, node, self._gptq[node.name])
+
+        dense = onnx.load(self._dense, load_external_data=False).graph
+        feeds = [first_pass(dense, ids, self._head_size) for ids in self._held_out]
+        (found,) = run_by_layer(self._dense, feeds, ["logits"], edit)
+        logits: Array = np.concatenate([values[0] for values in found["logits"]])
+        return logits.astype(np.float32)
 
 
-def on_grid(graph: onnx.GraphProto, weights: WeightFile, dtype: npt.DTypeLike) -> set[str]:
+def find_on_grid(graph: onnx.GraphProto, weights: WeightFile, dtype: npt.DTypeLike) -> set[str]:
     """Names of the body's MatMul nodes whose weights lie on a 4-bit grid.
 
     Empty if fewer than half do: then the match is accidental.

@@ -13,6 +13,7 @@ Array = npt.NDArray[np.floating]
 Bytes = npt.NDArray[np.uint8]
 
 BLOCK = 32  # weights that share a scale; MatMulNBits supports 16, 32, 64, ...
+ROW_CHUNK = 4096  # rows rounded at a time, to bound memory
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,15 @@ def cut(matrix: Array) -> Array:
 
 def round_int8(matrix: Array, dtype: npt.DTypeLike) -> QuantizedMatrix:
     """Round [N, K] to the nearest of 255 levels, symmetric about zero; scales are of `dtype`."""
-    blocks = cut(matrix)
-    scales = _scales(np.abs(blocks).max(-1) / 127, dtype)
-    levels = np.clip(np.rint(blocks / _wide(scales)) + 128, 1, 255).astype(np.uint8)
+    rows, width = matrix.shape
+    blocks = -(-width // BLOCK)
+    levels = np.empty((rows, blocks, BLOCK), np.uint8)
+    scales = np.empty((rows, blocks), dtype)
+    for start in range(0, rows, ROW_CHUNK):
+        part = slice(start, start + ROW_CHUNK)
+        values = cut(matrix[part])
+        scales[part] = _scales(np.abs(values).max(-1) / 127, dtype)
+        levels[part] = np.clip(np.rint(values / _wide(scales[part])) + 128, 1, 255)
     return QuantizedMatrix(8, levels, scales)
 
 

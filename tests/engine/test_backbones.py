@@ -23,11 +23,11 @@ pytestmark = pytest.mark.slow
 FUSIONS: list[dict[str, float]] = [{}, {"all": 1.0}, {"attention": 1.0}, {"all": 0.6, "some": 0.4}]
 ADAPTERS: dict[str, dict[str, Any]] = {
     "all": {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"},
-    "attention": {"r": 8, "lora_alpha": 8, "target_modules": r".*\.(q|v)_proj"},
+    "attention": {"r": 8, "lora_alpha": 8, "target_modules": r".*\.(q|v|qkv)_proj"},
     "some": {
         "r": 2,
         "lora_alpha": 4,
-        "target_modules": ["k_proj", "o_proj", "down_proj"],
+        "target_modules": ["k_proj", "qkv_proj", "o_proj", "down_proj"],
         "layers_to_transform": [1],
         "use_rslora": True,
     },

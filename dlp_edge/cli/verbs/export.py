@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from dlp_edge.cli import options, output
 from dlp_edge.errors import ResourceError, UsageError
 from dlp_edge.progress import Progress, to_tqdm
 
+LINE_SECONDS = 5.0
+MIN_FRACTION = 0.03  # a smaller part done does not foretell the rest
+
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
@@ -20,7 +24,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--backbone", required=True, metavar="DIR|HUB_ID|FILE.gguf")
     parser.add_argument(
-        "--adapter", action="append", default=[], metavar="NAME=DIR", help="repeatable"
+        "--adapter", action="append", default=[], metavar="NAME=DIR|HUB_ID", help="repeatable"
     )
     parser.add_argument(
         "--router",
@@ -39,6 +43,23 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--chat-template", type=Path, metavar="FILE", help="Jinja file instead of the backbone's"
     )
+    parser.add_argument(
+        "--calibration", type=Path, metavar="FILE", help="text for the int4 search, as users write"
+    )
+    parser.add_argument(
+        "--fast", action="store_true", help="skip what only the report needs, and measure less text"
+    )
+    parser.add_argument(
+        "--card",
+        type=Path,
+        metavar="FOLDER",
+        help="write the report as a model card with a picture",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the sizes, memory and time that the export would take, and stop",
+    )
     options.add_output(parser)
     parser.set_defaults(run=run)
 
@@ -47,19 +68,36 @@ def run(arguments: argparse.Namespace) -> int:
     adapters = parse_named_folders(arguments.adapter)
     given = arguments.chat_template
     template = None if given is None else options.read_text(given)
+    text = arguments.calibration
+    calibration = None if text is None else options.read_text(text)
     with require_extra("export"):
+        from dlp_edge.export.card import write_card
         from dlp_edge.export.pipeline import export_bundle
-    with progress_bar(arguments.quiet) as tell:
+        from dlp_edge.export.plan import plan_export
+        from dlp_edge.export.source import adapter_folder
+    quantisation = None if arguments.quant == "auto" else arguments.quant
+    if arguments.dry_run:
+        plan = plan_export(arguments.backbone, quantisation, arguments.target).as_dict()
+        if arguments.json:
+            output.print_json(plan)
+        else:
+            print_plan(plan)
+        return 0
+    with progress_bar(arguments.quiet) as tell, _hint_at_resuming(arguments.quiet):
         report = export_bundle(
             arguments.backbone,
-            adapters,
+            {name: adapter_folder(folder.as_posix()) for name, folder in adapters.items()},
             arguments.router,
             arguments.output,
-            quantisation=None if arguments.quant == "auto" else arguments.quant,
+            quantisation=quantisation,
             target=arguments.target,
             chat_template=template,
             on_progress=tell,
+            fast=arguments.fast,
+            calibration=calibration,
         )
+    if arguments.card:
+        write_card(report, arguments.card)
     if not arguments.quiet:
         for remark in report["remarks"]:
             output.note(f"note: {remark}")
@@ -79,31 +117,39 @@ def run(arguments: argparse.Namespace) -> int:
                 f"parity      {kind}: logits differ by {found['max_abs_difference']:.2e} at most, "
                 f"{found['greedy_agreement']:.1%} of the greedy tokens agree"
             )
-    greedy = report["greedy"]
-    print(
-        f"greedy      {greedy['agreement']:.1%} of the bundle's tokens are those that the source "
-        f"would choose after the same text; {greedy['same_start']:.0f} of {greedy['tokens']} "
-        f"before the first other one ({greedy['prompts']} prompts)"
-    )
+    if "greedy" in report:
+        greedy = report["greedy"]
+        print(
+            f"greedy      {greedy['agreement']:.1%} of the bundle's tokens are those that the "
+            f"source would choose after the same text; {greedy['same_start']:.0f} of "
+            f"{greedy['tokens']} before the first other one ({greedy['prompts']} prompts)"
+        )
     if "milliseconds_per_token" in report:
         print(f"speed       {report['milliseconds_per_token']:.1f} ms per token")
     print(f"time        {report['seconds']:.0f} s")
-    print(f"verdict     {_verdict(report)}")
+    print(f"verdict     {report['verdict']}")
     return 0
 
 
-def _verdict(report: dict[str, Any]) -> str:
-    """Whether the bundle is as good as its source; an adapter that differs from PEFT fails."""
-    from dlp_edge.export.pipeline import LARGEST_LOSS
+@contextmanager
+def _hint_at_resuming(quiet: bool) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not quiet:
+            output.note("interrupted; the same command resumes")
+        raise
 
-    ratio, adapters = report["perplexity"]["ratio"], len(report["adapters"])
-    proven = f"{adapters} adapters as under PEFT" if adapters else "no adapters"
-    if ratio <= LARGEST_LOSS:
-        return f"good: {ratio:.3f} x the source's perplexity, {proven}"
-    return (
-        f"look at it: {ratio:.3f} x the source's perplexity is more than {LARGEST_LOSS}, {proven}; "
-        "a wider --quant costs less"
-    )
+
+def print_plan(plan: Mapping[str, Any]) -> None:
+    types = ", ".join(f"{count} x {name}" for name, count in plan["source_types"].items())
+    print(f"backbone    {plan['architecture']}, {plan['parameters'] / 1e9:.2f} billion parameters")
+    print(f"matrices    {types}")
+    print(f"weights     {plan['quantisation']}")
+    print(f"bundle      about {plan['bundle_bytes'] / 1e6:.0f} MB")
+    print(f"disk        about {plan['work_bytes'] / 1e9:.1f} GB meanwhile")
+    print(f"memory      about {plan['memory_bytes'] / 1e9:.1f} GB")
+    print(f"time        about {plan['cpu_minutes']:.0f} minutes of one core")
 
 
 def parse_named_folders(items: Sequence[str]) -> dict[str, Path]:
@@ -142,7 +188,7 @@ def require_extra(extra: str) -> Iterator[None]:
 def progress_bar(quiet: bool = False) -> Iterator[Progress]:
     """A bar on a terminal's stderr, a line for each step elsewhere; yields what to tell of it."""
     if not quiet and not sys.stderr.isatty():
-        yield _lines_of_progress()
+        yield progress_lines()
         return
     try:
         from tqdm import tqdm
@@ -150,22 +196,37 @@ def progress_bar(quiet: bool = False) -> Iterator[Progress]:
         yield _show_progress if not quiet else lambda step, fraction: None
         return
     form = "{l_bar}{bar}| {elapsed} {postfix}"
+    start_time = time.monotonic()
     with tqdm(total=100, bar_format=form, disable=quiet or None, leave=False) as bar:
-        yield to_tqdm(bar)
+        show = to_tqdm(bar)
+        yield lambda step, fraction: show(step + time_left(start_time, fraction), fraction)
 
 
 def _show_progress(step: str, fraction: float) -> None:
     output.show_status("" if fraction >= 1 else f"{fraction:4.0%}  {step}")
 
 
-def _lines_of_progress() -> Progress:
-    """Tells a step when it begins; of those that alternate, one for each hundredth."""
+def progress_lines() -> Progress:
+    """Prints a step to stderr when it begins (of those that alternate, one for each hundredth),
+    and every LINE_SECONDS while it goes on."""
+    start_time = printed = time.monotonic()
     told, reached = "", -1.0
 
     def tell(step: str, fraction: float) -> None:
-        nonlocal told, reached
-        if step != told and fraction >= reached + 0.01:
-            told, reached = step, fraction
-            print(f"{fraction:4.0%}  {step}", file=sys.stderr, flush=True)
+        nonlocal printed, told, reached
+        is_new = step != told and fraction >= reached + 0.01
+        if is_new or time.monotonic() - printed >= LINE_SECONDS:
+            printed, told, reached = time.monotonic(), step, fraction
+            left = time_left(start_time, fraction)
+            print(f"{fraction:4.0%}  {step}{left}", file=sys.stderr, flush=True)
 
     return tell
+
+
+def time_left(start_time: float, fraction: float) -> str:
+    """How long the rest will take if it goes on at the same rate; "" while that says nothing."""
+    passed = time.monotonic() - start_time
+    if passed < LINE_SECONDS or not MIN_FRACTION <= fraction < 1:
+        return ""
+    left = passed * (1 - fraction) / fraction
+    return f", about {left / 60:.0f} min left" if left >= 90 else f", about {left:.0f} s left"
