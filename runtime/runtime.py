@@ -99,8 +99,9 @@ class Runtime:
             with memory_for(LOADING):
                 report("manifest", 0.0)
                 self._bundle = open_bundle(path, self._trusted)
-                self.device = choose_device(device, self._bundle.manifest.target, threads)
-                self._loaded = load(self._bundle, self.device, max_context, cache_budget, report)
+                chosen = choose_device(device, self._bundle.manifest.target, threads)
+                self._loaded = load(self._bundle, chosen, max_context, cache_budget, report)
+                self.device = self._loaded.backbone.device
                 trim()  # frees the weights as read: onnxruntime has packed copies
                 report("ready", 1.0)
         except BaseException as error:

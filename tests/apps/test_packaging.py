@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 LIBRARY = library_file()  # where this can be built, the wheel has it
 
 # What lies in a checkout without being part of it.
-LEFTOVERS = (".*", "__pycache__", "build", "dist", "*.egg-info", "*.so", "*.pyd")
+LEFTOVERS = (".*", "__pycache__", "build", "dist", "*.egg-info", "*.so", "*.dll")
 # Folder of the checkout -> package.
 PACKAGES = {
     "dlp_edge": "dlp_edge",
