@@ -19,11 +19,7 @@ from dlp_edge.runtime.engine.interrupt import Interrupt
 from dlp_edge.runtime.engine.ort_errors import ANSWERING, CHANGING, LOADING, let_go, memory_for
 from dlp_edge.runtime.loaded_bundle import LoadedBundle, Progress, load
 from dlp_edge.runtime.memory import estimate, release_memory, trim
-from dlp_edge.runtime.options import (
-    GenerateOptions,
-    RouteOptions,
-    check_callable,
-)
+from dlp_edge.runtime.options import GenerateOptions, RouteOptions, check_callable
 from dlp_edge.runtime.request import parse_batch, parse_options
 from dlp_edge.runtime.routing.policy import routed
 from dlp_edge.runtime.routing.router import Router
