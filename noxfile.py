@@ -62,6 +62,19 @@ def wheels(session: nox.Session) -> None:
 
 
 @nox.session
+def test_arm64(session: nox.Session) -> None:
+    """The operator on ARM64, under qemu (Debian)."""
+    session.run(str(ROOT / ".ci" / "arm64"), external=True, env={"PYTHON": python_of(session)})
+
+
+@nox.session
+def test_windows(session: nox.Session) -> None:
+    """The operator on Windows, under wine (Debian)."""
+    session.install(*CONSTRAINTS, "-e", ".[cpu]")
+    session.run(str(ROOT / ".ci" / "windows"), external=True, env={"PYTHON": python_of(session)})
+
+
+@nox.session
 def sanitize(session: nox.Session) -> None:
     """The operator in C under AddressSanitizer and UBSan (Linux, gcc)."""
     session.install(*CONSTRAINTS, "-e", ".[export,test]")
