@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import nox
@@ -50,10 +51,27 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def wheels(session: nox.Session) -> None:
-    """The source distribution, and from it this platform's wheel, in dist/."""
-    session.install("build", "twine")
-    session.run("python", "-m", "build")
+    """The source distribution and a wheel for every platform, compiled by zig, in dist/."""
+    session.install(*CONSTRAINTS, "build", "setuptools", "twine", "auditwheel", "ziglang")
+    shutil.rmtree("dist", ignore_errors=True)
+    session.run("python", "-m", "build", "--sdist", "--no-isolation")
+    session.run("python", str(ROOT / ".ci" / "wheels.py"), "dist")
     session.run("twine", "check", "--strict", *map(str, sorted(Path("dist").iterdir())))
+    for wheel in sorted(Path("dist").glob("*-manylinux_*.whl")):
+        session.run("auditwheel", "show", str(wheel))
+
+
+@nox.session
+def test_arm64(session: nox.Session) -> None:
+    """The operator on ARM64, under qemu (Debian)."""
+    session.run(str(ROOT / ".ci" / "arm64"), external=True, env={"PYTHON": python_of(session)})
+
+
+@nox.session
+def test_windows(session: nox.Session) -> None:
+    """The operator on Windows, under wine (Debian)."""
+    session.install(*CONSTRAINTS, "-e", ".[cpu]")
+    session.run(str(ROOT / ".ci" / "windows"), external=True, env={"PYTHON": python_of(session)})
 
 
 @nox.session

@@ -22,11 +22,7 @@ from dlp_edge.runtime.engine.ort_errors import ANSWERING, CHANGING, LOADING, let
 from dlp_edge.runtime.lifetime import Lifetime
 from dlp_edge.runtime.loaded_bundle import LoadedBundle, Progress, adapter_infos, load
 from dlp_edge.runtime.memory import estimate, release_memory, trim
-from dlp_edge.runtime.options import (
-    GenerateOptions,
-    RouteOptions,
-    check_callable,
-)
+from dlp_edge.runtime.options import GenerateOptions, RouteOptions, check_callable
 from dlp_edge.runtime.request import parse_batch, parse_options
 from dlp_edge.runtime.routing.policy import routed
 from dlp_edge.runtime.routing.router import Router
@@ -99,10 +95,11 @@ class Runtime(Lifetime):
 
                 def read(bundle: Bundle) -> LoadedBundle:
                     self._bundle = bundle
-                    self.device = choose_device(device, bundle.manifest.target, threads)
-                    return load(bundle, self.device, max_context, cache_budget, report)
+                    chosen = choose_device(device, bundle.manifest.target, threads)
+                    return load(bundle, chosen, max_context, cache_budget, report)
 
                 self._loaded = read_current(path, read, self._trusted)
+                self.device = self._loaded.backbone.device
                 trim()  # frees the weights as read: onnxruntime has packed copies
                 report("ready", 1.0)
                 seconds, names = perf_counter() - started, [one.name for one in self.adapters]

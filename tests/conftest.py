@@ -33,7 +33,7 @@ settings.load_profile("patient")
 HEAVY = {"torch", "transformers", "peft", "onnx"}
 OWN, THEIRS = "own operator", "onnxruntime's"
 # Fixtures that need torch in either tier.
-NEED_TORCH = {"tiny_backbone", "tiny_router", "tiny_int8_bundle", "export_tiny"}
+NEED_TORCH = {"tiny_backbone", "tiny_router", "export_tiny"}
 
 
 def is_fast(config: pytest.Config) -> bool:
@@ -52,8 +52,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         assert isinstance(item, pytest.Function)
-        parameters = item.callspec.params if hasattr(item, "callspec") else {}
-        if parameters.get("operators") == OWN or not NEED_TORCH.isdisjoint(item.fixturenames):
+        if not NEED_TORCH.isdisjoint(item.fixturenames):
             item.add_marker(pytest.mark.slow)
 
 
@@ -79,10 +78,10 @@ def no_torch(request: pytest.FixtureRequest) -> Iterator[None]:
 def operators(request: pytest.FixtureRequest) -> Iterator[bool]:
     """What a module's runtimes run on, one after the other."""
     own = request.param == OWN
-    if own and find_operators() is None:
-        pytest.skip("our own operator could not be built, or not for this processor")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(OPERATORS_VARIABLE, "1" if own else "0")
+        patch.setenv(OPERATORS_VARIABLE, "best" if own else "0")
+        if own and find_operators() is None:
+            pytest.skip("our own operator could not be built, or not for this processor")
         yield own
 
 
@@ -152,9 +151,12 @@ def tiny_bundle(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_int8_bundle(export_tiny: Callable[[str], Path]) -> Path:
+def tiny_int8_bundle(request: pytest.FixtureRequest) -> Path:
     """The same in int8: what our own operator is for."""
-    return export_tiny("int8")
+    if is_fast(request.config):
+        return TINY / "int8"
+    export: Callable[[str], Path] = request.getfixturevalue("export_tiny")
+    return export("int8")
 
 
 @pytest.fixture(scope="module")

@@ -114,7 +114,7 @@ def measure(
         "bundle": str(path),
         "backbone": manifest.backbone.name,
         "quantisation": manifest.backbone.quantisation,
-        "device": f"{chosen}, custom operator" if loaded.backbone.custom_operators else str(chosen),
+        "device": str(loaded.backbone.device),
         "prompt_tokens": prompt_tokens,
         "new_tokens": new_tokens,
         "rounds": rounds,

@@ -18,6 +18,7 @@ from dlp_edge.errors import BundleError
 from dlp_edge.runtime.engine.cuda_graphs import CudaGraphs, uses_cuda_graphs
 from dlp_edge.runtime.engine.device import Device, open_session
 from dlp_edge.runtime.engine.operator_graph import slot_inputs, with_operators
+from dlp_edge.runtime.engine.operators import is_quantised
 from dlp_edge.runtime.engine.verify_graph import make_verify_graph
 
 VERIFY_TOKENS = 8  # of one verify pass: the last token and up to 7 drafted ones
@@ -64,12 +65,12 @@ def open_backbone(
         MemoryError: not enough memory.
     """
     graph = path.read_bytes() if model is None else model
-    # Linear reads weights in place; onnxruntime's operators repack them. Bundles for CUDA are fp16
-    # and have other nodes.
-    quantised = entry.quantisation in ("int4", "int8") and entry.dtype == "float32"
-    custom = device.operators is not None and quantised
+    # Linear reads weights in place; onnxruntime's operators repack them.
+    custom = device.operators is not None and is_quantised(entry)
     if custom:
         graph, weights = _rewrite(graph, entry, weights)
+    elif not is_quantised(entry):
+        device = device.without_operators()
     folder = path.parent if custom or weights is None else None
     session = open_session(graph, device, weights, folder, device.cuda_graphs)
     _check_inputs(session, entry, custom)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnxruntime as ort
@@ -12,7 +12,7 @@ import onnxruntime as ort
 from dlp_edge.bundle.weight_file import Weights
 from dlp_edge.errors import BundleError, DeviceError, UsageError
 from dlp_edge.native_calls import native_calls
-from dlp_edge.runtime.engine.operators import find_operators
+from dlp_edge.runtime.engine.operators import PLAIN_OPERATORS, operators
 from dlp_edge.runtime.engine.ort_errors import first_line, is_out_of_memory
 
 CUDA_GRAPHS_VARIABLE = (
@@ -30,16 +30,22 @@ class Device:
         kind: "cpu" or "cuda".
         threads: intra-op threads of a session.
         operators: the custom operators' library, if it can be used.
+        kernels: what multiplies quantised matrices, for people.
         cuda_graphs: whether decode steps are captured as CUDA graphs.
     """
 
     kind: str
     threads: int
     operators: Path | None = None
+    kernels: str = PLAIN_OPERATORS
     cuda_graphs: bool = False
 
     def __str__(self) -> str:
-        return f"cpu ({self.threads} threads)" if self.kind == "cpu" else self.kind
+        return f"cpu ({self.threads} threads, {self.kernels})" if self.kind == "cpu" else self.kind
+
+    def without_operators(self) -> Device:
+        """The same device for a graph that has no quantised matrices."""
+        return replace(self, operators=None, kernels=PLAIN_OPERATORS)
 
 
 def choose_device(requested: str, target: str, threads: int | None) -> Device:
@@ -65,9 +71,11 @@ def choose_device(requested: str, target: str, threads: int | None) -> Device:
             f"this onnxruntime has no {PROVIDERS.get(kind, kind)}",
             "Install dlp-edge[cuda] instead of dlp-edge[cpu]",
         )
-    operators = find_operators() if kind == "cpu" else None
-    cuda_graphs = kind == "cuda" and os.environ.get(CUDA_GRAPHS_VARIABLE) == "1"
-    return Device(kind, threads or _default_threads(), operators, cuda_graphs)
+    threads = threads or _default_threads()
+    if kind == "cuda":
+        return Device(kind, threads, cuda_graphs=os.environ.get(CUDA_GRAPHS_VARIABLE) == "1")
+    found = operators()
+    return Device(kind, threads, found.library, found.kernels)
 
 
 def open_session(

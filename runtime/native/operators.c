@@ -1,4 +1,4 @@
-/* A custom operator for onnxruntime on x86-64, in the domain `dlp_edge`. Where this library could
+/* A custom operator for onnxruntime, in the domain `dlp_edge`. Where this library could
  * be built, `operator_graph.py` puts it into the backbone's graph.
  *
  * Linear: x [B, S, K] times a matrix of 4 or 8 bits. The matrix is read in the bundle's layout,
@@ -7,8 +7,6 @@
  *   adapters. It reads the rows of A and B in place in the array of all adapters, so that switching
  *   to another fusion changes only a few offsets and weights.
  */
-#include <cpuid.h>
-#include <immintrin.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,16 +22,18 @@ __declspec(dllimport) int __stdcall SwitchToThread(void);
 
 #include "kernels.h"
 
-#include "quantise.h"
+/* Tells the processor that a thread waits for another. */
+#if defined(__x86_64__)
+#define pause_thread() __builtin_ia32_pause()
+#else
+#define pause_thread() __asm__ volatile("yield")
+#endif
 
-#define KIND avx2
-#define TARGET __attribute__((target("avx2,fma,f16c")))
-#include "loops.h"
-
-#define VNNI
-#define KIND vnni
-#define TARGET __attribute__((target("avx2,fma,f16c,avx512vl,avx512vnni")))
-#include "loops.h"
+#ifdef _WIN32
+#define EXPORT __declspec(dllexport)
+#else
+#define EXPORT __attribute__((visibility("default")))
+#endif
 
 enum {
   CACHE_LINE = 64,
@@ -180,7 +180,7 @@ static void slot_down(void *work, size_t task) {
   if (from >= (size_t)span.rank) return;
   size_t rows = span.rank - from, tokens = w->tokens - block, first = sequence * w->tokens + block;
   size_t column = (part * w->n + adapter) * w->max_rank + from;
-  kernels->down(w->x + first * w->inputs, tokens < TOKENS ? tokens : TOKENS,
+  kernels->down_f32_f16(w->x + first * w->inputs, tokens < TOKENS ? tokens : TOKENS,
                 w->adapters + span.a + from * w->inputs, rows < HIDDEN ? rows : HIDDEN, w->inputs,
                 w->weights[at], w->hidden + first * w->stride + column, w->stride);
 }
@@ -191,7 +191,7 @@ static void slot_up(const SlotWork *w, size_t from, size_t to) {
     size_t start = w->slot->starts[part], stop = start + w->slot->columns[part];
     size_t low = from > start ? from : start, high = to < stop ? to : stop;
     for (size_t sequence = 0; low < high && sequence < w->sequences; sequence++)
-      kernels->up(w->adapters, w->spans + fusion_of(w, sequence, part), w->n, w->max_rank,
+      kernels->up_f32_f16(w->adapters, w->spans + fusion_of(w, sequence, part), w->n, w->max_rank,
                   w->slot->columns[part], low - start, high - start,
                   w->hidden + sequence * w->tokens * w->stride + part * w->n * w->max_rank,
                   w->stride, w->tokens, w->y + sequence * w->tokens * w->outputs + low, w->outputs);
@@ -220,6 +220,7 @@ typedef struct {
   const float *x;
   size_t inputs; /* K */
   int bits, means;
+  Multiply *multiply;
   Matrix matrix;
   Matrix tail;  /* a copy of the last rows with room for the loops to read past their end */
   size_t safe;  /* rows before the tail */
@@ -232,8 +233,8 @@ typedef struct {
 
 static void quantise_token(void *work, size_t token) {
   const LinearWork *w = work;
-  quantise(w->x + token * w->inputs, w->inputs, w->means, w->matrix.blocks, w->bits, &w->tokens,
-           token);
+  kernels->quantise_f32_a8(w->x + token * w->inputs, w->inputs, w->means, w->matrix.blocks, w->bits,
+                           &w->tokens, token);
 }
 
 /* Waits until all tasks of slot_down are done. Each has been claimed by a thread, so the wait is
@@ -241,7 +242,7 @@ static void quantise_token(void *work, size_t token) {
 static void wait_for_downs(LinearWork *w) {
   for (int spins = 0; atomic_load_explicit(&w->done, memory_order_acquire) < w->slot.down_tasks;)
     if (++spins % SPINS)
-      _mm_pause();
+      pause_thread();
     else
       yield_thread();
 }
@@ -258,10 +259,10 @@ static void multiply_rows(void *work, size_t task) {
   }
   if (to > w->safe) to = w->safe;
   if (from < to) {
-    kernels->multiply(&w->matrix, w->bits, from, to, &w->tokens, w->y, rows);
+    w->multiply(&w->matrix, from, to, &w->tokens, w->y, rows);
   } else {
     from = w->safe, to = rows;
-    kernels->multiply(&w->tail, w->bits, 0, w->tail.rows, &w->tokens, w->y + from, rows);
+    w->multiply(&w->tail, 0, w->tail.rows, &w->tokens, w->y + from, rows);
   }
   if (!w->slot.max_rank) return;
   wait_for_downs(w);
@@ -292,6 +293,7 @@ static OrtStatus *read_linear(const Linear *linear, const OrtKernelContext *cont
                      zeros.size[0] * zeros.size[1] != rows * ((blocks + 1) / 2)))
     return refuse("Linear: there must be one zero for each block of 4 bits");
   *w = (LinearWork){.x = x.data, .inputs = inputs, .bits = linear->bits, .means = linear->means};
+  w->multiply = w->bits == 4 ? kernels->multiply_a8_w4 : kernels->multiply_a8_w8;
   size_t scale_size = scales.type == FLOAT16 ? sizeof(float16) : sizeof(float);
   w->matrix = (Matrix){levels.data, scales.data, zeros.data, rows, blocks, scale_size};
   w->tokens.count = x.size[0] * x.size[1];
@@ -408,29 +410,15 @@ static const OrtCustomOp linear_operator = {
     .ReleaseAliasMap = release,
 };
 
-/* F16C converts the adapters' half precision. Not every compiler's __builtin_cpu_supports knows it.
- * Whether the operating system saves wide registers is part of the test for AVX2. */
-static int has_f16c(void) {
-  unsigned eax, ebx, ecx, edx;
-  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && ecx & bit_F16C;
-}
-
-/* The fastest that the processor supports, or what the environment asks for (see the tests). */
-static OrtStatus *choose_kernels(void) {
-  const char *asked = getenv("DLP_EDGE_OPERATORS");
-  __builtin_cpu_init();
-  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !has_f16c())
-    return refuse("dlp_edge's operator needs a processor with AVX2, FMA and F16C");
-  int vnni = __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vl");
-  kernels = vnni && !(asked && !strcmp(asked, "avx2")) ? &kernels_vnni : &kernels_avx2;
-  return NULL;
+/* The name of the kernels that sessions registered now run on, or NULL. The environment may ask for
+ * some (see the tests). */
+EXPORT const char *ChosenKernels(void) {
+  const Kernels *chosen = choose_kernels(getenv("DLP_EDGE_OPERATORS"));
+  return chosen ? chosen->name : NULL;
 }
 
 /* onnxruntime calls this when the library is registered with a session's options. */
-#ifdef _WIN32
-__declspec(dllexport)
-#endif
-OrtStatus *RegisterCustomOps(void *options, const OrtApiBase *base) {
+EXPORT OrtStatus *RegisterCustomOps(void *options, const OrtApiBase *base) {
   void *domain;
   if (!base) return NULL; /* nobody to report to */
   OrtApi api = base->GetApi(API_VERSION);
@@ -440,12 +428,9 @@ OrtStatus *RegisterCustomOps(void *options, const OrtApiBase *base) {
     return api ? CreateStatusOf(api)(FAIL, why) : NULL;
   }
   ort = api;
-  TRY(choose_kernels());
+  kernels = choose_kernels(getenv("DLP_EDGE_OPERATORS"));
+  if (!kernels) return refuse("this processor lacks the instructions of dlp_edge's kernels");
   TRY(CreateCustomOpDomain("dlp_edge", &domain));
   TRY(CustomOpDomain_Add(domain, &linear_operator));
   return AddCustomOpDomain(options, domain);
 }
-
-/* setuptools builds this library as a Python module and, on Windows, exports its init function by
- * name. Nothing imports it. */
-void *PyInit__operators(void) { return NULL; }

@@ -94,9 +94,11 @@ def test_route(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_inspect(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(tiny_bundle)]) == 0
-    assert "sql" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "sql" in printed
     assert main(["inspect", str(tiny_bundle), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
+    assert f"kernels    {document['kernels']}" in printed
     assert document["manifest"]["backbone"]["quantisation"] == "fp32"
 
 

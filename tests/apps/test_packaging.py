@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 LIBRARY = library_file()  # where this can be built, the wheel has it
 
 # What lies in a checkout without being part of it.
-LEFTOVERS = (".*", "__pycache__", "build", "dist", "*.egg-info", "*.so", "*.pyd")
+LEFTOVERS = (".*", "__pycache__", "build", "dist", "*.egg-info", "*.so", "*.dll")
 # Folder of the checkout -> package.
 PACKAGES = {
     "dlp_edge": "dlp_edge",
@@ -121,6 +121,41 @@ def test_the_wheel_holds_the_packages_and_nothing_else(dist: Path, contents: set
         "dlp_edge/freezing/hook-dlp_edge.py",
     ):
         assert needed in found
+
+
+def build_wheel(checkout: Path, tmp_path: Path, **environment: str) -> tuple[str, list[Path]]:
+    """Builds from a copy, since a build leaves files behind; what it printed, and the wheels."""
+    copy = shutil.copytree(checkout, tmp_path / "copy", ignore=shutil.ignore_patterns(*LEFTOVERS))
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path]
+    done = subprocess.run(
+        [*command, copy], env={**os.environ, **environment}, capture_output=True, text=True
+    )
+    return done.stdout + done.stderr, list(tmp_path.glob("*.whl"))
+
+
+def test_without_a_compiler_the_install_says_so(checkout: Path, tmp_path: Path) -> None:
+    printed, [wheel] = build_wheel(checkout, tmp_path, CC="no-such-compiler")
+    assert printed.count("installed WITHOUT its operator in C") == 1
+    assert "no-such-compiler does not start" in printed
+    with zipfile.ZipFile(wheel) as archive:
+        assert not [name for name in archive.namelist() if "/_operators." in name]
+
+
+def test_a_release_without_the_operator_fails(checkout: Path, tmp_path: Path) -> None:
+    strict = {"CC": "no-such-compiler", "DLP_EDGE_STRICT_BUILD": "1"}
+    assert build_wheel(checkout, tmp_path, **strict)[1] == []
+
+
+@pytest.mark.skipif(LIBRARY is None, reason="no compiler for the operator")
+def test_a_wheel_serves_every_python_of_its_platform(checkout: Path, tmp_path: Path) -> None:
+    for platform in ("any", "plan9_x86_64"):
+        folder = tmp_path / platform
+        folder.mkdir()
+        _, [wheel] = build_wheel(checkout, folder, DLP_EDGE_PLATFORM=platform)
+        assert wheel.name.endswith(f"-py3-none-{platform}.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            built = [name for name in archive.namelist() if "/_operators." in name]
+        assert len(built) == (platform != "any")
 
 
 def test_the_source_distribution_holds_the_checkout(dist: Path, contents: set[str]) -> None:

@@ -27,6 +27,7 @@ from dlp_edge.runtime.engine.backbone import open_backbone
 from dlp_edge.runtime.engine.device import Device, open_session
 from dlp_edge.runtime.engine.operators import DOMAIN, OPERATORS_VARIABLE, find_operators
 from dlp_edge.runtime.options import GenerateOptions
+from tests.testing.paths import TINY
 
 Array = npt.NDArray[Any]
 BLOCK = 32
@@ -37,9 +38,11 @@ pytestmark = pytest.mark.skipif(
 several = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-@pytest.fixture(params=["avx2", "best"])
+@pytest.fixture(params=["avx2", "avx_vnni", "avx512_vnni", "neon", "dotprod"])
 def vectors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv(OPERATORS_VARIABLE, request.param)
+    if find_operators() is None:
+        pytest.skip("this processor has no such instructions")
     return str(request.param)
 
 
@@ -281,19 +284,9 @@ def test_they_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_operators() is None
 
 
-@pytest.fixture(scope="module", params=["int8", "int4"])
-def quantised(
-    request: pytest.FixtureRequest,
-    tiny_backbone: Path,
-    tiny_adapters: dict[str, Path],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Path:
-    out = tmp_path_factory.mktemp("quantised") / "bundle"
-
-    from dlp_edge.export.pipeline import export_bundle
-
-    export_bundle(str(tiny_backbone), tiny_adapters, None, out, quantisation=request.param)
-    return out
+@pytest.fixture(params=["int8", "int4"])
+def quantised(request: pytest.FixtureRequest) -> Path:
+    return TINY / str(request.param)
 
 
 FUSIONS = [{}, {"sums": 1.0}, {"sql": 0.6, "email": 0.4}, {"sums": 0.2, "sql": -0.3, "email": 1.4}]

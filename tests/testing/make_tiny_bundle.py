@@ -1,4 +1,4 @@
-"""Makes `tests/data/tiny`, the bundle and adapters of the tests that run without torch: run it
+"""Makes `tests/data/tiny`, the bundles and adapters of the tests that run without torch: run it
 again when the bundle format changes.
 
     python -m tests.testing.make_tiny_bundle
@@ -37,6 +37,8 @@ def main() -> None:
         shutil.rmtree(TINY, ignore_errors=True)
         TINY.mkdir()
         export_bundle(str(backbone), adapters, here / "router", TINY / "bundle", "fp32")
+        export_bundle(str(backbone), adapters, here / "router", TINY / "int8", "int8")
+        export_bundle(str(backbone), adapters, None, TINY / "int4", "int4")
         for folder in folders:
             (TINY / folder.name).mkdir()
             for name in ("adapter_config.json", "adapter_model.safetensors"):

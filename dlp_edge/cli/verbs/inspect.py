@@ -6,6 +6,7 @@ import argparse
 from dataclasses import asdict
 
 from dlp_edge.bundle.edition import read_current
+from dlp_edge.bundle.manifest import Manifest
 from dlp_edge.cli import options, output
 
 
@@ -20,13 +21,16 @@ def run(arguments: argparse.Namespace) -> int:
     manifest, report = read_current(
         arguments.bundle, lambda bundle: (bundle.manifest, bundle.report())
     )
+    kernels = _kernels(manifest)
     if arguments.json:
-        output.print_json({"manifest": asdict(manifest), "report": report})
+        output.print_json({"manifest": asdict(manifest), "report": report, "kernels": kernels})
         return 0
     backbone, perplexity = manifest.backbone, report["perplexity"]
     total = sum(entry.size for entry in manifest.files.values())
     print(f"backbone   {backbone.name} ({backbone.architecture}, {backbone.num_layers} layers)")
     print(f"format     {backbone.quantisation} for {manifest.target}, {total / 1e6:.0f} MB")
+    if kernels is not None:
+        print(f"kernels    {kernels}")
     print(f"context    {backbone.context_length} tokens")
     print(f"perplexity {perplexity['ratio']:.4f} x the source's ({perplexity['tokens']} tokens)")
     labels = tuple(adapter.name for adapter in manifest.adapters)
@@ -46,3 +50,14 @@ def run(arguments: argparse.Namespace) -> int:
         targets = ", ".join(target.split(".")[-1] for target in adapter.target_modules)
         print(f"  {adapter.name:<16} rank {adapter.rank:<3} {targets}{routed}")
     return 0
+
+
+def _kernels(manifest: Manifest) -> str | None:
+    """What would multiply the matrices on this machine; None where that is onnxruntime's to say."""
+    if manifest.target != "cpu":
+        return None
+    try:
+        from dlp_edge.runtime.engine.operators import kernels_of
+    except ImportError:
+        return "onnxruntime is not installed"
+    return kernels_of(manifest.backbone)
