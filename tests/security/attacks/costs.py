@@ -1,0 +1,140 @@
+"""Bundles that are well formed and would cost time or memory without bound."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tests.security.attacks.forge import Attack, replaced
+from tests.security.attacks.texts import Document, on_json
+
+
+def _normalizer(*steps: Document) -> Callable[[Document], object]:
+    return lambda d: d.update(normalizer={"type": "Sequence", "normalizers": list(steps)})
+
+
+def _replace(old: str, new: str) -> Document:
+    return {"type": "Replace", "pattern": {"String": old}, "content": new}
+
+
+def _pattern(pattern: str) -> Callable[[Document], object]:
+    kind = {"type": "Split", "behavior": "Isolated", "invert": False}
+    return lambda d: d.update(pre_tokenizer={**kind, "pattern": {"Regex": pattern}})
+
+
+def _word_piece(limit: int, prefix: str = "##") -> Callable[[Document], object]:
+    model = {
+        "type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": prefix,
+        "max_input_chars_per_word": limit, "vocab": {"[UNK]": 0, "a": 1, prefix + "a": 2},
+    }  # fmt: skip
+    return lambda d: d.update(model=model, added_tokens=[], pre_tokenizer=None)
+
+
+def _special(ids: int, uses: int) -> Callable[[Document], object]:
+    piece = {"SpecialToken": {"id": "[X]", "type_id": 0}}
+    text = {"Sequence": {"id": "A", "type_id": 0}}
+    token = {"id": "[X]", "ids": [1] * ids, "tokens": ["a"] * ids}
+    post = {
+        "type": "TemplateProcessing", "single": [piece] * uses + [text], "pair": [text, text],
+        "special_tokens": {"[X]": token},
+    }  # fmt: skip
+    return lambda d: d.update(post_processor=post)
+
+
+def _unknown(document: Document) -> None:
+    token = "x" * (1 << 20)
+    vocab = {token: 0, "q": 1}
+    split = {"type": "Split", "pattern": {"Regex": "."}, "behavior": "Isolated", "invert": False}
+    document.update(
+        model={"type": "WordLevel", "vocab": vocab, "unk_token": token},
+        added_tokens=[],
+        pre_tokenizer=split,
+    )
+
+
+def _long_token(document: Document) -> None:
+    vocab = document["model"]["vocab"]
+    last = max(vocab, key=vocab.get)
+    vocab["y" * (4 << 20)] = vocab.pop(last)
+
+
+def _unigram(document: Document) -> None:
+    vocab = [["<unk>", 0.0], *(["a" * n, -1.0] for n in range(1, 200))]
+    document.update(
+        model={"type": "Unigram", "unk_id": 0, "byte_fallback": False, "vocab": vocab},
+        added_tokens=[],
+    )
+
+
+def _added(**changes: Any) -> Callable[[Document], object]:
+    token = {
+        "id": 1, "content": "a", "single_word": False, "lstrip": False, "rstrip": False,
+        "normalized": False, "special": False, **changes,
+    }  # fmt: skip
+    return lambda d: d["added_tokens"].append(token)
+
+
+NFKD = {"type": "NFKD"}
+TOKENIZERS: dict[str, Callable[[Document], object]] = {
+    "growth by decomposition": _normalizer(_replace("a", "\ufdfa" * 64), NFKD),
+    "growth by composition": _normalizer(_replace("a", "\ufdfa" * 64), {"type": "NFKC"}),
+    "growth before bytes": _normalizer(_replace("a", "\U0001f600" * 60), {"type": "ByteLevel"}),
+    "growth of Chinese": _normalizer(
+        _replace("a", "\u4e16" * 60),
+        {
+            "type": "BertNormalizer",
+            "clean_text": True,
+            "handle_chinese_chars": True,
+            "strip_accents": None,
+            "lowercase": True,
+        },
+    ),
+    "growth by dots": _normalizer(_replace("a", "\u0130" * 64), {"type": "Lowercase"}),
+    "growth by empty matches": lambda d: d.update(
+        normalizer={"type": "Replace", "pattern": {"Regex": "(?=a)"}, "content": "x" * 64}
+    ),
+    "growth in decoding": lambda d: d.update(
+        decoder={
+            "type": "Sequence",
+            "decoders": [{"type": "Fuse"}, *([_replace("a", "a" * 16)] * 6)],
+        }
+    ),
+    "word pieces of any length": _word_piece(10**9),
+    "word pieces of 5,000": _word_piece(5_000),
+    "word pieces of long prefixes": _word_piece(100, "#" * 1_900),
+    "a special token of 200,000 ids": _special(200_000, 120),
+    "special tokens by 250": _special(1_000, 250),
+    "an unknown token of a megabyte": _unknown,
+    "a token of four megabytes": _long_token,
+    "unigrams of all lengths": _unigram,
+    "an added token that strips left": _added(lstrip=True),
+    "an added token that is a word": _added(single_word=True),
+    **{
+        f"pattern {pattern!r}": _pattern(pattern)
+        for pattern in (
+            r"[^\x00]*(?<=\x01)",
+            r"[^\x00]+(?<=\x01)",
+            r"(?:[^\x00]*(?<=\x01)|b)",
+            r"[^\x00]*(?!a)\x02",
+            r"(?=[^\x00]*)a",
+            r"(?=[^\x00]*\x02)",
+            r"a|[^\x00]*\x02",
+            r"[a-zA-Z]*\d|[b-z]+",
+            r"[^\x00]*\x02|a|[^\x00]+",
+            r"(?:a{1,16}){1,100}b",
+            r".*b",
+            r"\w+\b\x02",
+        )
+    },
+}
+
+
+ATTACKS: dict[str, Attack] = {
+    f"{what}: {name}": replaced(file, on_json(change))
+    for what, file in (
+        ("tokenizer", "tokenizer.json"),
+        ("router tokenizer", "router_tokenizer.json"),
+    )
+    for name, change in TOKENIZERS.items()
+    if (what, name) != ("router tokenizer", "a token of four megabytes")
+}
