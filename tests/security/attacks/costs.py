@@ -5,8 +5,83 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tests.security.attacks.forge import Attack, replaced
+from tests.security.attacks.forge import Attack, edited, replaced
 from tests.security.attacks.texts import Document, on_json
+
+MB = "{% set n = namespace(a='ab') %}{% for i in range(19) %}{% set n.a = n.a + n.a %}{% endfor %}"
+MB += "{% set a = n.a %}"  # a text of 1 MB
+REFERENCES = MB + "{% set n.r = [a] %}{% for i in range(10) %}{% set n.r = n.r + n.r %}{% endfor %}"
+SAME = MB.replace("'ab'", "'aa'")
+
+TEMPLATES = {
+    **{
+        f"reverse search: {name}": SAME + "{% set k = 'b' ~ a[:500000] %}{{ a." + call + " }}"
+        for name, call in {
+            "rfind": "rfind(k)",
+            "rindex": "rindex(k)",
+            "rsplit": "rsplit(k)|length",
+            "rpartition": "rpartition(k)|length",
+        }.items()
+    },
+    **{
+        f"references: {name}": REFERENCES + "{% set r = n.r %}" + body
+        for name, body in {
+            "tojson": "{{ r|tojson|length }}",
+            "string": "{{ (r|string)|length }}",
+            "output": "{{ r }}",
+            "tilde": "{{ (r ~ r)|length }}",
+            "upper": "{{ (r|upper)|length }}",
+            "join": "{{ (r|join)|length }}",
+            "join method": "{{ ''.join(r)|length }}",
+            "map": "{{ (r|map('upper')|list)|length }}",
+            "sort": "{{ (r|sort)|length }}",
+            "unique": "{{ (r|unique|list)|length }}",
+            "max": "{{ (r|max)|length }}",
+            "groupby": "{{ (r|map('list')|list)|length }}",
+            "replace": "{{ (r|replace('a', 'bb'))|length }}",
+            "dictsort": "{{ ({'a': r}|dictsort(by='value'))|length }}",
+            "macro": "{% macro m() %}{{ r }}{% endmacro %}{{ m()|length }}",
+        }.items()
+    },
+    "reversed searches by a filter": SAME + "{% set k = 'b' ~ a[:500000] %}"
+    "{{ [a]|map(attribute='rfind')|list|length }}",
+    "JSON indented deeply": "{% set n = namespace(x=[1]) %}{% for i in range(900) %}"
+    "{% set n.x = [n.x] %}{% endfor %}{{ n.x|tojson(indent=8)|length }}",
+    "JSON of control characters": MB.replace("'ab'", "'\\x00\\x01'") + "{{ [a, a, a]|tojson }}",
+    "lists in lists of references": REFERENCES + "{% set x = [[n.r], [n.r], {'k': n.r}] %}"
+    "{{ x|string|length }}",
+    "references selected and sorted": REFERENCES + "{{ n.r|select|sort|length }}",
+    "a text in references": REFERENCES + "{{ (a ~ 'b') in (n.r|select) }}",
+    "big numbers": "{{ ('9' * 1)|int }}{{ 0x"
+    + "f" * 200_000
+    + " is divisibleby(0x"
+    + "e" * 50_000
+    + ") }}",
+    "escaped quotes": MB.replace("'ab'", "'\"&'") + "{{ a|e|e|e|length }}",
+    "many expressions": "{{a+a}}" * 37_000,
+    "many sets": "{% set a=1 %}" * 20_000,
+    "many filters": "{{ 1" + "|abs" * 60_000 + " }}",
+    "a long list": "{{ [" + "a," * 120_000 + "] }}",
+    "a rounding of a billion": "{{ 1.5|round(1000000000, 'ceil') }}",
+    "sums of lists": "{% set n = namespace(r=[[1]]) %}{% for i in range(14) %}"
+    "{% set n.r = n.r + n.r %}{% endfor %}{{ n.r|sum(start=[])|length }}",
+    "letters of a text": MB + "{{ a|list|length }}",
+    "lines of a text": MB.replace("'ab'", "'\\n\\n'") + "{{ a.splitlines()|length }}",
+    "parts of a text": MB + "{{ a.split('a')|length }}",
+    "words of a text": MB.replace("'ab'", "'a '") + "{{ a|wordcount }}",
+    "letters stripped": SAME + "{{ a.strip('b' * 0 ~ a[:1] ~ a.replace('a', 'b')) }}",
+    "letters stripped slowly": SAME + "{% set k = a.replace('a', 'b') ~ 'a' %}"
+    "{{ a.strip(k)|length }}",
+    "comparing references": SAME + "{% set b = a[:1] ~ a[1:] %}{% set n.x = [a] %}"
+    "{% set n.y = [b] %}{% for i in range(16) %}{% set n.x = n.x + n.x %}"
+    "{% set n.y = n.y + n.y %}{% endfor %}{{ n.x == n.y }}",
+    "counting references": SAME + "{% set b = a[:1] ~ a[1:] %}{% set n.x = [a] %}"
+    "{% for i in range(16) %}{% set n.x = n.x + n.x %}{% endfor %}{{ n.x.count(b) }}",
+}
+
+
+def _templated(template: str) -> Attack:
+    return edited(lambda manifest: manifest.update(chat_template=template))
 
 
 def _normalizer(*steps: Document) -> Callable[[Document], object]:
@@ -138,3 +213,4 @@ ATTACKS: dict[str, Attack] = {
     for name, change in TOKENIZERS.items()
     if (what, name) != ("router tokenizer", "a token of four megabytes")
 }
+ATTACKS |= {f"template: {name}": _templated(text) for name, text in TEMPLATES.items()}
