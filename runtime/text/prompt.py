@@ -8,9 +8,14 @@ from dataclasses import dataclass
 from tokenizers import Tokenizer
 
 from dlp_edge.bundle.manifest import BackboneEntry
-from dlp_edge.errors import BundleError, UsageError
+from dlp_edge.errors import BundleError, ContextLengthError, UsageError
 from dlp_edge.types import Message
 from dlp_edge.untrusted.chat_template import ChatTemplate
+
+# Characters a token: text of any language has fewer than 8 on average, and no text 32.
+USUAL_CHARACTERS = 8
+MOST_CHARACTERS = 32
+CUT_TOKENS = 64  # by which cutting a text may raise its number of tokens
 
 
 @dataclass(frozen=True)
@@ -25,15 +30,23 @@ class PromptEncoder:
         """The prompt as text; see `ChatTemplate.render`."""
         return self.template.render(messages, self.backbone.bos_token, self.backbone.eos_token)
 
-    def encode(self, rendered: str) -> list[int]:
-        """The ids of a rendered prompt.
+    def encode(self, rendered: str, room: int) -> list[int]:
+        """The ids of a rendered prompt, for a context of `room` tokens.
+
+        A text that is far too long is refused without encoding it all.
 
         Raises:
+            ContextLengthError: it has far more tokens than the context; a few more are returned.
             BundleError: the backbone has no such id.
         """
-        ids: list[int] = self.tokenizer.encode(
-            rendered, add_special_tokens=self.template.is_plain
-        ).ids
+        check_length(len(rendered), room)
+        stop = room * USUAL_CHARACTERS
+        while stop < len(rendered):
+            count = len(self._ids(rendered[:stop]))
+            if count > room + CUT_TOKENS:
+                raise too_long(f"more than {room} tokens", room)
+            stop *= 2
+        ids = self._ids(rendered)
         known = self.backbone.vocab_size
         if max(ids, default=0) >= known:
             raise BundleError(
@@ -41,6 +54,24 @@ class PromptEncoder:
                 "Export the bundle again",
             )
         return ids
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=self.template.is_plain).ids
+        return ids
+
+
+def check_length(characters: int, room: int) -> None:
+    """Raise ContextLengthError for a prompt that cannot fit into `room` tokens."""
+    if characters > room * MOST_CHARACTERS:
+        raise too_long(f"{characters} characters", room)
+
+
+def too_long(what: str, room: int) -> ContextLengthError:
+    """The error for a prompt that does not fit."""
+    return ContextLengthError(
+        f"the prompt has {what}, the context holds {room} tokens with the answer",
+        "Shorten the prompt, or load the bundle with a larger max_context",
+    )
 
 
 def to_messages(prompt: str | Sequence[Message]) -> list[Message]:
