@@ -106,8 +106,9 @@ class Bundle:
         """Returns the backbone's graph: the bytes for onnxruntime, and the graph as checked."""
         data = self.read(BACKBONE)
         size = self.manifest.files[BACKBONE_DATA].size
+        rank = sum(adapter.rank for adapter in self.manifest.adapters)
         try:
-            return data, check_backbone(data, self.manifest.backbone, BACKBONE_DATA, size)
+            return data, check_backbone(data, self.manifest.backbone, BACKBONE_DATA, size, rank)
         except ValueError as error:
             raise damaged(BACKBONE, f"is not a valid backbone graph: {error}") from error
 

@@ -278,9 +278,10 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "tojson": _to_json,
     "trim": _by_method("strip"),
 }
+_tests: dict[str, Any] = dict(JINJA_TESTS)
 TESTS: dict[str, Callable[..., Any]] = {
-    **JINJA_TESTS,
-    **{name: _comparing(JINJA_TESTS[name]) for name in _COMPARING_TESTS},
+    **_tests,
+    **{name: _comparing(_tests[name]) for name in _COMPARING_TESTS},
 }
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "dict": _dict,

@@ -162,7 +162,8 @@ def _count_all(template: nodes.Template) -> nodes.Template:
             for part in output.nodes
         ]
     for comparison in template.find_all(nodes.Compare):
-        for operand in (comparison, *comparison.ops):
+        comparison.expr = _filtered(comparison.expr, "_read")
+        for operand in comparison.ops:
             operand.expr = _filtered(operand.expr, "_read")
     _replace_inside(template)
     return template

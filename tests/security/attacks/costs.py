@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+from onnx import TensorProto, helper, numpy_helper
+
 from tests.security.attacks.forge import Attack, edited, replaced
+from tests.security.attacks.graphs import on_model
 from tests.security.attacks.texts import Document, on_json
 
 MB = "{% set n = namespace(a='ab') %}{% for i in range(19) %}{% set n.a = n.a + n.a %}{% endfor %}"
@@ -204,6 +209,175 @@ TOKENIZERS: dict[str, Callable[[Document], object]] = {
 }
 
 
+def _doubled(operator: str, constant: bool) -> Callable[[Any], object]:
+    """Concatenates a value with itself 28 times."""
+
+    def change(model: Any) -> None:
+        name = "small"
+        if constant:
+            array = np.zeros((1, 16), np.float32)
+            model.graph.initializer.append(numpy_helper.from_array(array, name))
+        else:
+            kind = {"to": TensorProto.FLOAT}
+            model.graph.node.append(helper.make_node("Cast", ["input_ids"], [name], **kind))
+        for index in range(28):
+            new = f"double_{index}"
+            if operator == "Concat":
+                node = helper.make_node("Concat", [name, name], [new], axis=1)
+            else:
+                node = helper.make_node(operator, [name, name], [new])
+            model.graph.node.append(node)
+            name = new
+        _keep(model, name)
+
+    return change
+
+
+def _keep(model: Any, name: str) -> None:
+    """Adds nothing of a value to the first output, so that no optimizer removes its node."""
+    graph = model.graph
+    output = graph.output[0].name
+    for node in graph.node:
+        for index, other in enumerate(node.output):
+            if other == output:
+                node.output[index] = output + "_before"
+    graph.initializer.extend(
+        [
+            numpy_helper.from_array(np.zeros((), np.int64), "cost_zero"),
+            numpy_helper.from_array(np.array([1, 1], np.int64), "cost_shape"),
+        ]
+    )
+    nodes = [
+        helper.make_node("Gather", [name, "cost_zero"], ["cost_row"], axis=0),
+        helper.make_node("Gather", ["cost_row", "cost_zero"], ["cost_item"], axis=0),
+        helper.make_node("Add", [output + "_before", "cost_item"], [output]),
+    ]
+    graph.node.extend(nodes)
+
+
+def _outer(model: Any) -> None:
+    graph = model.graph
+    ones = np.full((3_000, 1), 1e-4, np.float32)
+    graph.initializer.append(numpy_helper.from_array(ones, "tall"))
+    graph.initializer.append(numpy_helper.from_array(ones.T.copy(), "wide"))
+    kind = {"to": TensorProto.FLOAT}
+    graph.node.append(helper.make_node("Cast", ["input_ids"], ["cost_ids"], **kind))
+    graph.initializer.append(numpy_helper.from_array(np.zeros((), np.int64), "cost_first"))
+    graph.node.append(helper.make_node("Gather", ["cost_ids", "cost_first"], ["cost_r"], axis=0))
+    graph.node.append(helper.make_node("Gather", ["cost_r", "cost_first"], ["cost_i"], axis=0))
+    graph.node.append(helper.make_node("Mul", ["tall", "cost_i"], ["cost_tall"]))
+    graph.node.append(helper.make_node("MatMul", ["cost_tall", "wide"], ["product_0"]))
+    for index in range(12):
+        name = f"product_{index}"
+        graph.node.append(helper.make_node("MatMul", [name, name], [f"product_{index + 1}"]))
+    _keep(model, "product_12")
+
+
+def _many(count: int) -> Callable[[Any], object]:
+    def change(model: Any) -> None:
+        kind = {"to": TensorProto.FLOAT}
+        model.graph.node.append(helper.make_node("Cast", ["input_ids"], ["many_0"], **kind))
+        for index in range(count):
+            name = f"many_{index}"
+            model.graph.node.append(helper.make_node("Mul", [name, name], [f"many_{index + 1}"]))
+        _keep(model, f"many_{count}")
+
+    return change
+
+
+def _broadcast(model: Any) -> None:
+    """A column times a row, without a product of matrices."""
+    graph = model.graph
+    graph.initializer.append(
+        numpy_helper.from_array(np.ones((20_000, 1), np.float32), "cost_column")
+    )
+    graph.initializer.append(
+        numpy_helper.from_array(np.ones((1, 20_000), np.float32), "cost_row_1")
+    )
+    graph.node.append(helper.make_node("Mul", ["cost_column", "cost_row_1"], ["table"]))
+    _keep(model, "table")
+
+
+def _gathered(model: Any) -> None:
+    """Many rows of a small table."""
+    graph = model.graph
+    graph.initializer.append(numpy_helper.from_array(np.ones((1, 16_000), np.float32), "rows"))
+    zeros = np.zeros(40_000, np.int64)
+    graph.initializer.append(numpy_helper.from_array(zeros, "which"))
+    graph.node.append(helper.make_node("Gather", ["rows", "which"], ["gathered"], axis=0))
+    _keep(model, "gathered")
+
+
+BOTH = {
+    "doubling a constant": _doubled("Concat", True),
+    "doubling an input": _doubled("Concat", False),
+    "an outer product and 12 products": _outer,
+    "20,000 nodes": _many(20_000),
+    "a column times a row": _broadcast,
+    "rows gathered": _gathered,
+}
+
+
+def _pad(model: Any) -> None:
+    graph = model.graph
+    graph.initializer.append(
+        numpy_helper.from_array(np.array([0, 0, 0, 1 << 29], np.int64), "pads")
+    )
+    kind = {"to": TensorProto.FLOAT}
+    graph.node.append(helper.make_node("Cast", ["input_ids"], ["cost_ids"], **kind))
+    graph.node.append(helper.make_node("Pad", ["cost_ids", "pads"], ["padded"]))
+    _keep(model, "padded")
+
+
+ROUTER = {"a padding of 2^29": _pad}
+
+
+def _expanded(operator: str) -> Callable[[Any], object]:
+    """A shape made of the input's, squared and more."""
+
+    def change(model: Any) -> None:
+        graph = model.graph
+        big = np.array([1 << 29], np.int64)
+        graph.initializer.append(numpy_helper.from_array(big, "cost_big"))
+        graph.initializer.append(numpy_helper.from_array(np.array(1 << 29, np.int64), "cost_end"))
+        graph.initializer.append(numpy_helper.from_array(np.array(0, np.int64), "cost_from"))
+        graph.initializer.append(numpy_helper.from_array(np.array(1, np.int64), "cost_by"))
+        inputs = {
+            "Range": ["cost_from", "cost_end", "cost_by"],
+            "ConstantOfShape": ["cost_big"],
+            "Expand": ["cost_by", "cost_big"],
+        }[operator]
+        graph.node.append(helper.make_node(operator, inputs, ["expanded"]))
+        kind = {"to": TensorProto.FLOAT}
+        graph.node.append(helper.make_node("Cast", ["expanded"], ["cost_float"], **kind))
+        graph.initializer.append(numpy_helper.from_array(np.array([0], np.int64), "cost_axis"))
+        graph.node.append(
+            helper.make_node("Unsqueeze", ["cost_float", "cost_axis"], ["expanded_row"])
+        )
+        _keep(model, "expanded_row")
+
+    return change
+
+
+def _as_albert(change: Callable[[Any], object]) -> Attack:
+    """A router that claims the architecture with operators on shapes."""
+
+    def constant(model: Any) -> None:
+        width = model.graph.output[0].type.tensor_type.shape.dim[1].dim_value
+        del model.graph.node[:], model.graph.initializer[:]
+        features = numpy_helper.from_array(np.ones((1, width), np.float32), "cost_features")
+        model.graph.initializer.append(features)
+        node = helper.make_node("Identity", ["cost_features"], [model.graph.output[0].name])
+        model.graph.node.append(node)
+
+    def attack(folder: Path) -> None:
+        replaced("router.onnx", on_model(constant))(folder)
+        edited(lambda m: m["router"].update(architecture="albert"))(folder)
+        replaced("router.onnx", on_model(change))(folder)
+
+    return attack
+
+
 ATTACKS: dict[str, Attack] = {
     f"{what}: {name}": replaced(file, on_json(change))
     for what, file in (
@@ -214,3 +388,13 @@ ATTACKS: dict[str, Attack] = {
     if (what, name) != ("router tokenizer", "a token of four megabytes")
 }
 ATTACKS |= {f"template: {name}": _templated(text) for name, text in TEMPLATES.items()}
+ATTACKS |= {
+    f"{what}: {name}": replaced(file, on_model(change))
+    for what, file in (("backbone", "backbone.onnx"), ("router", "router.onnx"))
+    for name, change in BOTH.items()
+}
+ATTACKS |= {f"router: {name}": replaced("router.onnx", on_model(c)) for name, c in ROUTER.items()}
+ATTACKS |= {
+    f"albert: {name}": _as_albert(_expanded(name))
+    for name in ("Range", "ConstantOfShape", "Expand")
+}
