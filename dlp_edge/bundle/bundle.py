@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +60,14 @@ from dlp_edge.untrusted.tokenizer_file import load_tokenizer
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle with a valid manifest and a complete set of files.
+    """A bundle with a valid manifest, from `manifest_bytes`, and a complete set of files.
 
     The methods below read the files and check what they return.
     """
 
     folder: Path
     manifest: Manifest
+    manifest_bytes: bytes = field(default=b"", repr=False, compare=False)
 
     def path(self, name: str) -> Path:
         return self.folder / name
@@ -262,7 +263,7 @@ def open_bundle(folder: str | Path, trusted_key: TrustedKey | None = None) -> Bu
     for name, entry in manifest.files.items():
         check_file(root, name, entry.size)
     check_no_others(root, manifest)
-    return Bundle(root, manifest)
+    return Bundle(root, manifest, data)
 
 
 def parse_manifest(document: Any) -> Manifest:

@@ -9,8 +9,7 @@ from typing import Literal
 
 from dlp_edge.atomic.lock import locked
 from dlp_edge.atomic.staging import resource_error, write_file
-from dlp_edge.bundle.bundle import open_bundle
-from dlp_edge.bundle.files import MANIFEST
+from dlp_edge.bundle.bundle import Bundle, open_bundle
 from dlp_edge.bundle.manifest import Manifest
 from dlp_edge.bundle.signing import SIGNATURE, TrustedKey, read_signature, sign_manifest
 from dlp_edge.errors import BundleError, UsageError
@@ -55,14 +54,18 @@ def verify_bundle(
     """
     start = time.perf_counter()
     bundle = open_bundle(folder, trusted_key)
-    bundle.check(on_progress)
-    _check_template(bundle.manifest)
+    _check(bundle, on_progress)
     seconds = time.perf_counter() - start
     total = sum(entry.size for entry in bundle.manifest.files.values())
     if trusted_key is not None:
         return Verified(total, seconds, "good")
     has_signature = read_signature(bundle.folder) is not None
     return Verified(total, seconds, "present" if has_signature else "none")
+
+
+def _check(bundle: Bundle, on_progress: OnFraction = no_progress) -> None:
+    bundle.check(on_progress)
+    _check_template(bundle.manifest)
 
 
 def _check_template(manifest: Manifest) -> None:
@@ -81,8 +84,9 @@ def sign_bundle(folder: Path, key: Path) -> None:
         ResourceError: the signature cannot be written, or the bundle is being changed.
     """
     with locked(folder):
-        verify_bundle(folder)
-        signature = sign_manifest((folder / MANIFEST).read_bytes(), key)
+        bundle = open_bundle(folder)
+        _check(bundle)
+        signature = sign_manifest(bundle.manifest_bytes, key)  # what was verified, nothing newer
         try:
             write_file(folder / SIGNATURE, signature)
         except OSError as error:
