@@ -269,7 +269,11 @@ def load_session(backend: SessionBackend, path: str | Path) -> Session:
         )
     messages, dropped = content.get("messages"), content.get("dropped")
     overflow: Any = content.get("overflow")  # checked by Session
-    sane = type(dropped) is int and 0 <= dropped <= MAX_DROPPED
-    if not isinstance(messages, list) or not sane:
+    if (
+        not isinstance(messages, list)
+        or not isinstance(dropped, int)
+        or isinstance(dropped, bool)
+        or not 0 <= dropped <= MAX_DROPPED
+    ):
         raise UsageError(f"{path} is damaged", "Give what Session.save wrote")
     return Session(backend, check_messages(messages), overflow, dropped)

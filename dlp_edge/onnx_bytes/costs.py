@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,8 +25,7 @@ _FOLLOWED = 64  # elements of an integer tensor that is followed by value
 _TO_THE_END = 1 << 31  # from here, the end of a slice is that of the dimension
 
 
-@dataclass(frozen=True)
-class Array:
+class Array(NamedTuple):
     """A value's shape, and its elements if they are few integers that never shrink as inputs
     grow."""
 
@@ -203,7 +203,7 @@ def _gather(node: Node, inputs: _Inputs) -> tuple[list[Array], int]:
 
 def _gather_quantised(node: Node, inputs: _Inputs) -> tuple[list[Array], int]:
     """Rows of packed bytes, or of elements: at most 8 // bits of them a byte."""
-    outputs, count = _gather(Node(node.kind, node.inputs, node.outputs, {}), inputs)
+    outputs, count = _gather(node._replace(integers={}), inputs)
     packed = max(1, 8 // node.number("bits", 4))
     shape = outputs[0].shape
     return [Array((*shape[:-1], shape[-1] * packed))], count * packed

@@ -7,9 +7,9 @@ two domains, no subgraphs, functions or sparse tensors, and only dense tensors i
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
-from typing import TypeVar
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
 
 from dlp_edge.onnx_bytes.protobuf import (
     BYTES,
@@ -76,15 +76,14 @@ class Tensor:
     size: int = 0
 
 
-@dataclass(frozen=True)
-class Node:
+class Node(NamedTuple):
     """An operator: its name without the domain, and its attributes that are integers or tensors."""
 
     kind: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    integers: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    tensors: dict[str, Tensor] = field(default_factory=dict)
+    integers: Mapping[str, tuple[int, ...]]
+    tensors: Mapping[str, Tensor]
 
     def number(self, name: str, default: int = 0) -> int:
         """An attribute that is an integer."""

@@ -44,7 +44,7 @@ def load_tokenizer(data: bytes, vocab_size: int | None = None) -> Tokenizer:
     except Exception as error:  # the library raises bare Exception
         raise ValueError(str(error)[:300]) from error
     growth = check_components(states, lambda text: _normalized(tokenizer, text))
-    check_model(tokenizer)
+    check_model(tokenizer, data)
     if vocab_size is not None and size > vocab_size:
         raise ValueError(f"{size} tokens, the backbone has {vocab_size}")
     try:
