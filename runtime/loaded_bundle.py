@@ -26,7 +26,14 @@ from dlp_edge.runtime.routing.policy import load_router, load_splitter, policy_f
 from dlp_edge.runtime.routing.request_splitter import RequestSplitter
 from dlp_edge.runtime.routing.router import Router
 from dlp_edge.runtime.session_caches import SessionCaches
-from dlp_edge.runtime.text.prompt import PromptEncoder, check_prompt, last_user_text, to_messages
+from dlp_edge.runtime.text.prompt import (
+    PromptEncoder,
+    check_length,
+    check_prompt,
+    last_user_text,
+    to_messages,
+    too_long,
+)
 from dlp_edge.runtime.text.tokenizer import TextTokenizer
 from dlp_edge.types import AdapterInfo, Chunk, Likelihood, Message, Request
 from dlp_edge.untrusted.chat_template import ChatTemplate
@@ -62,15 +69,13 @@ class LoadedBundle:
         messages = to_messages(prompt)
         user_text = last_user_text(messages)
         check_address_space()
-        ids = self.encoder.encode(self.encoder.render(messages))
+        room = self.engine.decoder.max_context
+        check_length(sum(len(message["content"]) for message in messages), room)
+        ids = self.encoder.encode(self.encoder.render(messages), room)
         if not ids:
             raise UsageError("the chat template makes an empty prompt of this", "Give it some text")
-        room = self.engine.decoder.max_context
         if len(ids) >= room:
-            raise ContextLengthError(
-                f"the prompt has {len(ids)} tokens, the context holds {room} with the answer",
-                "Shorten the prompt, or load the bundle with a larger max_context",
-            )
+            raise too_long(f"{len(ids)} tokens", room)
         return Answer(self.vocabulary, ids, user_text, options.decoding, policy, room)
 
     @memory_for(ANSWERING)
@@ -138,15 +143,16 @@ class LoadedBundle:
         messages = to_messages(prompt)
         policy = policy_for(options.routing, self.router, self.manifest)
         check_address_space()
+        room = self.engine.decoder.max_context
+        check_length(sum(len(message["content"]) for message in messages), room)
         rendered = self.encoder.render(messages)
-        asked = self.encoder.encode(rendered)
+        asked = self.encoder.encode(rendered, room)
         literal = self.encoder.literal
-        wholes = [self.encoder.encode(rendered + literal(text)) for text in continuations]
+        wholes = [self.encoder.encode(rendered + literal(text), room) for text in continuations]
         longest = max(map(len, wholes), default=0)
-        if longest > self.engine.decoder.max_context:
+        if longest > room:
             raise ContextLengthError(
-                f"prompt and continuation have {longest} tokens, the context holds "
-                f"{self.engine.decoder.max_context}",
+                f"prompt and continuation have {longest} tokens, the context holds {room}",
                 "Shorten them, or load the bundle with a larger max_context",
             )
         fusion = policy.at_prompt(last_user_text(messages)).weights

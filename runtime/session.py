@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from dlp_edge.atomic.staging import sync_folder, write_file
+from dlp_edge.atomic.staging import replace_file
 from dlp_edge.checks import check_number
 from dlp_edge.errors import BusyError, ContextLengthError, ResourceError, UsageError
 from dlp_edge.runtime.decoding.answer import Answer
@@ -26,12 +25,15 @@ from dlp_edge.runtime.request import RequestOptions, parse_options
 from dlp_edge.runtime.stream import AsyncStream, OpenStreams, RequestLock, Stream
 from dlp_edge.runtime.text.prompt import check_messages
 from dlp_edge.types import Message, Overflow, Reply
+from dlp_edge.untrusted.regular_file import read_followed
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 FORMAT = "dlp-edge-session"
 VERSION = 1
+MAX_SESSION_BYTES = 64 << 20
+MAX_DROPPED = 1 << 40
 
 
 # (session, on_end) -> the stream of a prepared answer, on the session's cache.
@@ -199,8 +201,8 @@ class Session:
         return twin
 
     def save(self, path: str | Path) -> None:
-        """Writes the conversation as JSON, atomically. The KV cache is not saved: the first turn
-        after loading prefills the conversation again.
+        """Writes the conversation as JSON, atomically and readable by its owner only. The KV cache
+        is not saved: the first turn after loading prefills the conversation again.
 
         Raises:
             ResourceError: the file cannot be written.
@@ -213,18 +215,12 @@ class Session:
             "messages": self._messages,
         }
         path = Path(path)
-        new = path.with_name(f"{path.name}.{os.getpid()}.new")
         try:
-            write_file(new, json.dumps(content, ensure_ascii=False, indent=1).encode())
-            new.replace(path)
-            sync_folder(path.parent)
+            replace_file(path, json.dumps(content, ensure_ascii=False, indent=1).encode())
         except OSError as error:
             raise ResourceError(
                 f"{path} cannot be written ({error.strerror})", "Choose another place"
             ) from error
-        finally:
-            with contextlib.suppress(OSError):
-                new.unlink()
 
     @contextlib.contextmanager
     def _idle(self) -> Iterator[None]:
@@ -301,7 +297,7 @@ def load_session(backend: SessionBackend, path: str | Path) -> Session:
         UsageError: the file cannot be read, or is no saved session.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(read_followed(Path(path), MAX_SESSION_BYTES).decode())
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} cannot be read ({error})", "Give a saved session") from error
     if not isinstance(content, Mapping) or content.get("format") != FORMAT:
@@ -313,6 +309,11 @@ def load_session(backend: SessionBackend, path: str | Path) -> Session:
         )
     messages, dropped = content.get("messages"), content.get("dropped")
     overflow: Any = content.get("overflow")  # checked by Session
-    if not isinstance(messages, list) or type(dropped) is not int:
+    if (
+        not isinstance(messages, list)
+        or not isinstance(dropped, int)
+        or isinstance(dropped, bool)
+        or not 0 <= dropped <= MAX_DROPPED
+    ):
         raise UsageError(f"{path} is damaged", "Give what Session.save wrote")
     return Session(backend, check_messages(messages), overflow, dropped)

@@ -24,6 +24,8 @@ def locked(target: Path) -> Iterator[None]:
 
     name = hashlib.sha256(str(target.resolve()).encode()).hexdigest()[:16]
     path = Path(tempfile.gettempdir()) / f"dlp-edge-{name}.lock"
+    if path.is_symlink():  # versions of the library empty the file
+        raise ResourceError(f"{path} is a link", "Remove it")
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)

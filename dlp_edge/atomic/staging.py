@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import secrets
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -93,12 +94,32 @@ def check_space(target: Path, needed: int) -> None:
         )
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Writes a file and syncs it to disk."""
-    with path.open("wb") as file:
+def write_file(path: Path, data: bytes, mode: int = 0o666) -> None:
+    """Writes a new file and syncs it to disk; an existing one is removed first.
+
+    A link that somebody has put in its place is removed too, never followed.
+    """
+    path.unlink(missing_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    for name in ("O_NOFOLLOW", "O_BINARY", "O_CLOEXEC"):
+        flags |= getattr(os, name, 0)
+    with os.fdopen(os.open(path, flags, mode), "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Writes a private file atomically: beside it, under a name that nobody can know in advance,
+    then renamed."""
+    new = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.new")
+    try:
+        write_file(new, data, 0o600)
+        new.replace(path)
+        sync_folder(path.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            new.unlink()
 
 
 def sync(path: Path) -> None:

@@ -121,6 +121,15 @@ def _views(
     )
 
 
+def fits_half(numbers: Array) -> bool:
+    """Whether all numbers are finite in half precision, in which CPUs compute with adapters."""
+    if numbers.dtype == np.float16:
+        return bool(np.isfinite(numbers).all())
+    limit = float(np.finfo(np.float16).max)
+    # Not a number fails both comparisons.
+    return not numbers.size or bool(numbers.max() <= limit and numbers.min() >= -limit)
+
+
 def converted(stack: AdapterStack, dtype: str) -> AdapterStack:
     """Converts a stack to another float type; values beyond its range become infinite."""
     shapes = {f"{module}.A": a.shape for module, a in stack.a.items()}
@@ -197,8 +206,10 @@ def _check_rows(stack: AdapterStack) -> None:
             raise BundleError(
                 f"the stacked tensors of {module} do not share one float type", _REEXPORT
             )
-        if not (np.isfinite(a).all() and np.isfinite(b).all()):
-            raise BundleError(f"the stacked tensors of {module} are not finite", _REEXPORT)
+        if not (fits_half(a) and fits_half(b)):
+            raise BundleError(
+                f"the stacked tensors of {module} have numbers beyond half precision", _REEXPORT
+            )
     taken: dict[str, list[AdapterSpan]] = {}
     for name, modules in stack.rows.items():
         for module, at in modules.items():

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +62,14 @@ from dlp_edge.untrusted.tokenizer_file import load_tokenizer
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle with a valid manifest and a complete set of files.
+    """A bundle with a valid manifest, from `manifest_bytes`, and a complete set of files.
 
     The methods below read the files and check what they return.
     """
 
     folder: Path
     manifest: Manifest
+    manifest_bytes: bytes = field(default=b"", repr=False, compare=False)
 
     def path(self, name: str) -> Path:
         return self.folder / name
@@ -108,8 +109,9 @@ class Bundle:
         """Returns the backbone's graph: the bytes for onnxruntime, and the graph as checked."""
         data = self.read(BACKBONE)
         size = self.manifest.files[BACKBONE_DATA].size
+        rank = sum(adapter.rank for adapter in self.manifest.adapters)
         try:
-            return data, check_backbone(data, self.manifest.backbone, BACKBONE_DATA, size)
+            return data, check_backbone(data, self.manifest.backbone, BACKBONE_DATA, size, rank)
         except ValueError as error:
             raise damaged(BACKBONE, f"is not a valid backbone graph: {error}") from error
 
@@ -274,7 +276,7 @@ def open_bundle(folder: str | Path, trusted_key: TrustedKey | None = None) -> Bu
     for name, entry in manifest.files.items():
         check_file(root, name, entry.size)
     check_no_others(root, manifest)
-    return Bundle(root.absolute(), manifest)  # whose files are found after a chdir
+    return Bundle(root.absolute(), manifest, data)  # whose files are found after a chdir
 
 
 def parse_manifest(document: Any) -> Manifest:

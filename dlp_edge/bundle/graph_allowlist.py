@@ -1,4 +1,5 @@
-"""Validates a bundle's two graphs: allowed operators, and the inputs and outputs expected."""
+"""Validates a bundle's two graphs: allowed operators, the inputs and outputs expected, and that a
+pass costs no more than the sizes in the manifest account for."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from dlp_edge.bundle.manifest import BackboneEntry, RouterEntry
+from dlp_edge.onnx_bytes.costs import Cost, Shape, cost_of
 from dlp_edge.onnx_bytes.reader import FLOAT, FLOAT16, INT32, INT64, Graph, Value, read_graph
 
 # Every operator that exports use, over all model families, formats and targets.
@@ -34,6 +36,21 @@ SPLITTER_OPERATORS = frozenset(
     "Add Cast Concat Gather LayerNormalization MatMul Pad Relu Slice".split()
 )
 MAX_PADDING = 1 << 20  # after the last tensor of the weight file
+# Nodes. Exports write 22 a layer, and up to 47 in other families; 282 for two layers of ALBERT.
+MAX_NODES = {"mlp": 500, "albert": 4_000}
+BACKBONE_NODES, LAYER_NODES = 200, 100
+# What a pass may cost beside what the weights account for.
+_FREE_BYTES = 64 << 20
+_FREE_PRODUCTS = 2 << 30
+_BYTES_OVER_WEIGHTS = 3  # a tied head of fp32 is transposed once, and kept
+_ROUTER_BYTES_OVER_WEIGHTS = 4
+_PRODUCTS_OVER_BYTES = 4  # of weights, for each token: two are 4 bits each, and a head may be tied
+# ALBERT base has 22 billion for MAX_ROUTER_TOKENS.
+_ROUTER_PRODUCTS = {"mlp": 1 << 30, "albert": 26 << 30}
+MAX_ROUTER_TOKENS = 256
+_ROUTER_TOKENS = (1, 4, 16, 64, MAX_ROUTER_TOKENS)
+_SPLITTER_NODES, _SPLITTER_TOKENS, _SPLITTER_PRODUCTS = 500, 1024, 2 << 30
+_CHUNK, _POSITIONS = 512, 64  # tokens of a prefill, and positions whose logits are asked for
 _FLOATS = {"float32": FLOAT, "float16": FLOAT16}
 _NUMPY_FLOATS: dict[int, np.dtype[Any]] = {FLOAT: np.dtype("<f4"), FLOAT16: np.dtype("<f2")}
 
@@ -41,12 +58,15 @@ _NUMPY_FLOATS: dict[int, np.dtype[Any]] = {FLOAT: np.dtype("<f4"), FLOAT16: np.d
 _Shape = tuple[int | None, ...]
 
 
-def check_backbone(data: bytes, entry: BackboneEntry, external: str, external_size: int) -> Graph:
+def check_backbone(
+    data: bytes, entry: BackboneEntry, external: str, external_size: int, rank: int
+) -> Graph:
     """Reads and checks the backbone's graph.
 
     Args:
         external: the name of its weight file.
         external_size: size of that file in bytes.
+        rank: the sum of the adapters' ranks.
 
     Raises:
         ValueError: it is damaged, uses an operator that is not allowed, or contradicts the
@@ -61,7 +81,46 @@ def check_backbone(data: bytes, entry: BackboneEntry, external: str, external_si
         raise ValueError(f"{external} has {external_size - end} unused bytes")
     if graph.inputs.keys() & graph.tensors.keys():
         raise ValueError("a graph input is also a constant")
+    _check_nodes(graph, BACKBONE_NODES + LAYER_NODES * entry.num_layers)
+    cost = cost_of(graph, _largest_inputs(entry, rank))
+    weights = len(data) + external_size
+    slots = rank * sum(slot.input_size + slot.output_size for slot in entry.slots)
+    _check_cost(
+        cost,
+        _FREE_BYTES + _BYTES_OVER_WEIGHTS * weights,
+        _FREE_PRODUCTS + _CHUNK * (_PRODUCTS_OVER_BYTES * weights + slots),
+    )
     return graph
+
+
+def _largest_inputs(entry: BackboneEntry, rank: int) -> dict[str, Shape]:
+    """The inputs of a prefill. The caches count as one token: they are not the graph's to size."""
+    inputs: dict[str, Shape] = {
+        "input_ids": (1, _CHUNK),
+        "logit_positions": (_POSITIONS,),
+        "seqlens_k": (1,),
+        "total_sequence_length": (),
+    }
+    for slot in entry.slots:
+        inputs[f"{slot.name}.A"] = (1, max(1, rank), slot.input_size)
+        inputs[f"{slot.name}.B"] = (1, max(1, rank), slot.output_size)
+    for layer in range(entry.num_layers):
+        for side in ("key", "value"):
+            name = f"past_key_values.{layer}.{side}"
+            inputs[name] = (1, entry.num_kv_heads, 1, entry.head_size)
+    return inputs
+
+
+def _check_nodes(graph: Graph, limit: int) -> None:
+    if len(graph.nodes) > limit:
+        raise ValueError(f"{len(graph.nodes)} nodes, the limit is {limit}")
+
+
+def _check_cost(cost: Cost, most_bytes: int, products: int) -> None:
+    if cost.bytes > most_bytes:
+        raise ValueError(f"a pass takes {cost.bytes} bytes, the limit is {most_bytes}")
+    if cost.products > products:
+        raise ValueError(f"a pass takes {cost.products} products, the limit is {products}")
 
 
 def _backbone_values(
@@ -100,6 +159,15 @@ def check_router(data: bytes, entry: RouterEntry) -> tuple[Graph, int]:
     width = graph.outputs["features"].shape[1]
     if width is None:
         raise ValueError("the number of features is not fixed")
+    _check_nodes(graph, MAX_NODES[entry.architecture])
+    # Without a Shape node, the largest input is the most expensive one.
+    follows_shapes = any(node.kind == "Shape" for node in graph.nodes)
+    for tokens in _ROUTER_TOKENS if follows_shapes else _ROUTER_TOKENS[-1:]:
+        _check_cost(
+            cost_of(graph, {"input_ids": (1, tokens)}),
+            _FREE_BYTES + _ROUTER_BYTES_OVER_WEIGHTS * len(data),
+            _ROUTER_PRODUCTS[entry.architecture],
+        )
     return graph, width
 
 
@@ -110,10 +178,17 @@ def check_splitter(data: bytes) -> None:
         ValueError: as for `check_router`.
     """
     graph = read_graph(data, SPLITTER_OPERATORS, None)
-    row: _Shape = (None, None)
-    _compare(graph.inputs, {"ids": (INT64, row), "gaps": (INT64, row)}, "input")
+    values = (INT64, (None, None))
+    _compare(graph.inputs, {"ids": values, "gaps": values}, "input")
     _compare(graph.outputs, {"scores": (FLOAT, (None, None, None))}, "output")
     _check_finite(graph)
+    _check_nodes(graph, _SPLITTER_NODES)
+    row = (1, _SPLITTER_TOKENS)
+    _check_cost(
+        cost_of(graph, {"ids": row, "gaps": row}),
+        _FREE_BYTES + _ROUTER_BYTES_OVER_WEIGHTS * len(data),
+        _SPLITTER_PRODUCTS,
+    )
 
 
 def _check_finite(graph: Graph) -> None:

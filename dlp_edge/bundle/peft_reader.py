@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, deserialize
 
-from dlp_edge.bundle.adapter_stack import LARGEST_SCALING, LoraPair
+from dlp_edge.bundle.adapter_stack import LARGEST_SCALING, LoraPair, fits_half
 from dlp_edge.bundle.manifest import AdapterEntry, check_adapter_name
 from dlp_edge.errors import AdapterError
 from dlp_edge.untrusted.regex_check import check_pattern
@@ -27,6 +28,8 @@ Matrix = npt.NDArray[np.float32]
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 MAX_CONFIG = 1 << 20
+MAX_PATTERNS = 2_000  # of ranks or alphas; each is tried on every module
+MAX_COMPLEX_PATTERNS = 50
 MAX_WEIGHTS = 2 << 30
 
 _KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight")
@@ -209,8 +212,11 @@ def _pair_up(
                 f"adapter {name} has weights outside a linear layer's LoRA pair: {key}",
                 "Train it without modules_to_save, embeddings or biases",
             )
-        if not np.isfinite(array).all():
-            raise AdapterError(f"adapter {name}: {key} is not finite", "Retrain it")
+        if not fits_half(array):
+            raise AdapterError(
+                f"adapter {name}: {key} has numbers that are not finite in half precision",
+                "Retrain it",
+            )
         sides.setdefault(match["module"], {})[match["side"]] = array
     if not sides:
         raise AdapterError(f"adapter {name} changes no modules", "Retrain it")
@@ -281,6 +287,29 @@ def _kind(module: str) -> str:
     return re.sub(r"^model\.layers\.\d+\.", "", module)
 
 
+@lru_cache(maxsize=2)
+def _compiled(patterns: tuple[str, ...]) -> list[re.Pattern[str]]:
+    """Compiles the patterns of module names.
+
+    Raises:
+        TypeError, ValueError, re.error: one is invalid, or they may take too long.
+    """
+    if len(patterns) > MAX_PATTERNS:
+        raise ValueError(f"{len(patterns)} patterns, the limit is {MAX_PATTERNS}")
+    complex_ones = 0
+    for pattern in patterns:
+        try:
+            check_pattern(pattern)
+        except ValueError:
+            check_pattern(pattern, risks=2)  # a module's name is short
+            complex_ones += 1
+    if complex_ones > MAX_COMPLEX_PATTERNS:
+        raise ValueError(
+            f"{complex_ones} patterns may backtrack, the limit is {MAX_COMPLEX_PATTERNS}"
+        )
+    return [re.compile(rf"(.*\.)?({pattern})") for pattern in patterns]
+
+
 def _setting(
     name: str, module: str, config: Mapping[str, Any], key: str, patterns: str, default: float
 ) -> float:
@@ -291,9 +320,8 @@ def _setting(
     value = config.get(key, default)
     overrides = config.get(patterns) or {}
     try:
-        for pattern, special in overrides.items():
-            check_pattern(pattern, risks=2)  # a module's name is short
-            if re.fullmatch(rf"(.*\.)?({pattern})", module):
+        for pattern, special in zip(_compiled(tuple(overrides)), overrides.values(), strict=True):
+            if pattern.fullmatch(module):
                 value = special
                 break
     except (AttributeError, TypeError, ValueError, re.error) as error:

@@ -9,9 +9,8 @@ from typing import Literal
 
 from dlp_edge.atomic.lock import locked
 from dlp_edge.atomic.staging import resource_error, write_file
-from dlp_edge.bundle.bundle import Bundle
+from dlp_edge.bundle.bundle import Bundle, open_bundle
 from dlp_edge.bundle.edition import read_current
-from dlp_edge.bundle.files import MANIFEST
 from dlp_edge.bundle.manifest import Manifest
 from dlp_edge.bundle.signing import SIGNATURE, TrustedKey, read_signature, sign_manifest
 from dlp_edge.errors import BundleError, UsageError
@@ -64,7 +63,7 @@ def verify_bundle(
     return Verified(total, seconds, "present" if has_signature else "none")
 
 
-def _checked(bundle: Bundle, on_progress: OnFraction) -> Bundle:
+def _checked(bundle: Bundle, on_progress: OnFraction = no_progress) -> Bundle:
     """The bundle itself, once every file of its edition is checked."""
     bundle.check(on_progress)
     _check_template(bundle.manifest)
@@ -87,8 +86,9 @@ def sign_bundle(folder: Path, key: Path) -> None:
         ResourceError: the signature cannot be written, or the bundle is being changed.
     """
     with locked(folder):
-        verify_bundle(folder)
-        signature = sign_manifest((folder / MANIFEST).read_bytes(), key)
+        bundle = open_bundle(folder)
+        _checked(bundle)
+        signature = sign_manifest(bundle.manifest_bytes, key)  # what was verified, nothing newer
         try:
             write_file(folder / SIGNATURE, signature)
         except OSError as error:

@@ -7,9 +7,9 @@ two domains, no subgraphs, functions or sparse tensors, and only dense tensors i
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from dlp_edge.onnx_bytes.protobuf import (
     BYTES,
@@ -76,16 +76,35 @@ class Tensor:
     size: int = 0
 
 
+class Node(NamedTuple):
+    """An operator: its name without the domain, and its attributes that are integers or tensors."""
+
+    kind: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    integers: Mapping[str, tuple[int, ...]]
+    tensors: Mapping[str, Tensor]
+
+    def number(self, name: str, default: int = 0) -> int:
+        """An attribute that is an integer."""
+        return self.integers.get(name, (default,))[0]
+
+    def numbers(self, name: str) -> tuple[int, ...] | None:
+        """An attribute that is a list of integers; None if it is missing."""
+        return self.integers.get(name)
+
+
 _Named = TypeVar("_Named", Value, Tensor)
 
 
 @dataclass(frozen=True)
 class Graph:
-    """A graph's inputs, outputs and constants, by name."""
+    """A graph's inputs, outputs and constants, by name, and its nodes in order."""
 
     inputs: dict[str, Value]
     outputs: dict[str, Value]
     tensors: dict[str, Tensor]
+    nodes: tuple[Node, ...]
 
 
 def read_graph(
@@ -113,30 +132,40 @@ def read_graph(
     nodes = parts(graph, 1)
     if len(nodes) > MAX_NODES:
         raise ValueError(f"{len(nodes)} nodes, the limit is {MAX_NODES}")
-    for node in nodes:
-        _check_node(node, operators)
+    read = tuple(_node(node, operators) for node in nodes)
     tensors = [_tensor(part, external, external_size) for part in parts(graph, 5)]
     _check_places(tensors)
     return Graph(
         {value.name: value for value in _unique([_value(part) for part in parts(graph, 11)])},
         {value.name: value for value in _unique([_value(part) for part in parts(graph, 12)])},
         {tensor.name: tensor for tensor in _unique(tensors)},
+        read,
     )
 
 
-def _check_node(data: memoryview, operators: Collection[str]) -> None:
+def _node(data: memoryview, operators: Collection[str]) -> Node:
     node = read_message(data, NODE)
     domain, kind = text(node, 7), text(node, 4)
     operator = f"{domain}.{kind}" if domain else kind
     if operator not in operators:
         raise ValueError(f"the operator {operator[:100]!r} is not allowed")
-    for name in (*texts(node, 1), *texts(node, 2)):
-        if len(name) > MAX_NAME:
-            raise ValueError(f"a name is longer than {MAX_NAME} characters")
+    inputs, outputs = tuple(texts(node, 1)), tuple(texts(node, 2))
+    if max(map(len, (*inputs, *outputs)), default=0) > MAX_NAME:
+        raise ValueError(f"a name is longer than {MAX_NAME} characters")
+    integers: dict[str, tuple[int, ...]] = {}
+    tensors: dict[str, Tensor] = {}
     for part in parts(node, 5):
         attribute = read_message(part, ATTRIBUTE)
+        name = text(attribute, 1)
+        if name in integers or name in tensors:
+            raise ValueError(f"the attribute {name[:100]!r} is given twice")
         for tensor in parts(attribute, 5):
-            _tensor(tensor, None, 0)
+            tensors[name] = _tensor(tensor, None, 0)
+        if 3 in attribute or 8 in attribute:
+            integers[name] = (
+                (varint(attribute, 3),) if 3 in attribute else tuple(varints(attribute, 8))
+            )
+    return Node(kind, inputs, outputs, integers, tensors)
 
 
 def _tensor(data: memoryview, external: str | None, external_size: int) -> Tensor:

@@ -9,14 +9,21 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import re
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dlp_edge.server.body import drain
 from dlp_edge.server.http_errors import HttpError
+
+# What is read of a refused request, so that a small one gets its answer; the connection ends then.
+REFUSED_BYTES = 64 << 10
+REFUSED_SECONDS = 0.5
+_HOST = re.compile(
+    r"(?:\[([0-9A-Fa-f:.]{2,45})\]|([A-Za-z0-9](?:[A-Za-z0-9._-]{0,252})))(?::\d{1,5})?"
+)
 
 
 @dataclass(frozen=True)
@@ -48,8 +55,10 @@ class Guard:
         if problem is None:
             await self._app(scope, receive, send)
             return
-        await drain(receive)
-        await problem.response()(scope, receive, send)
+        await drain(receive, REFUSED_BYTES, REFUSED_SECONDS)
+        response = problem.response()
+        response.headers["Connection"] = "close"
+        await response(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> HttpError | None:
         headers = Headers(scope=scope)
@@ -74,11 +83,14 @@ class Guard:
 
 def _is_own_name(host: str, allowed: frozenset[str]) -> bool:
     """Whether a Host header ("localhost:8080", "[::1]:8080") names this server."""
+    match = _HOST.fullmatch(host)
+    if match is None:
+        return False
+    address, name = match.groups()
+    if name is not None and (name.lower() == "localhost" or name.lower() in allowed):
+        return True
     try:
-        name = urlsplit(f"//{host}").hostname or ""
-        if name == "localhost" or name in allowed:
-            return True
-        ipaddress.ip_address(name)
+        ipaddress.IPv6Address(address) if name is None else ipaddress.IPv4Address(name)
     except ValueError:
         return False
     return True

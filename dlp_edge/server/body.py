@@ -35,19 +35,19 @@ async def read_json(request: Request, limit: int) -> dict[str, Any]:
     return _parse(text)
 
 
-async def drain(receive: Receive) -> None:
+async def drain(receive: Receive, limit: int = DRAIN_BYTES, seconds: float = DRAIN_SECONDS) -> None:
     """Reads away what a refused client still sends: closing a connection on unread data would
     take the answer from it."""
 
     async def discard() -> None:
-        left, more = DRAIN_BYTES, True
+        left, more = limit, True
         while more and left > 0:
             message = await receive()
             more = message.get("more_body", False)
             left -= len(message.get("body", b""))
 
     with contextlib.suppress(asyncio.TimeoutError):
-        await asyncio.wait_for(discard(), DRAIN_SECONDS)
+        await asyncio.wait_for(discard(), seconds)
 
 
 async def _read(request: Request, limit: int) -> bytes:

@@ -11,10 +11,11 @@ from starlette.types import ASGIApp
 
 from dlp_edge.errors import ResourceError, UsageError
 from dlp_edge.server.answering import Answering
+from dlp_edge.server.connection import Connection
 
 GRACE = 5.0  # seconds in which the answer under way may end by itself when the server stops
 LAST_SECONDS = 10  # after which a client that takes or sends nothing is cut off
-IDLE_CONNECTIONS = 100  # besides those that wait for an answer; more get 503
+IDLE_CONNECTIONS = 100  # besides those that wait for an answer; more than `MAX_IDLE`
 
 
 def listen(host: str, port: int, has_key: bool) -> socket.socket:
@@ -62,7 +63,7 @@ class Server(uvicorn.Server):
         config = uvicorn.Config(
             app,
             loop="asyncio",
-            http="h11",
+            http=Connection,
             ws="none",
             lifespan="off",
             log_config=None,

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from dlp_edge.errors import RouterError
+from dlp_edge.untrusted.regular_file import read_followed
 
 LINE_FORMAT = 'Each line holds {"prompt": text, "response": text, "choices": [text, ...]?}'
+MAX_FILE_BYTES = 256 << 20
 MAX_CHARACTERS = 1_000_000  # per text; anything longer is hardly a request
 
 
@@ -32,7 +34,7 @@ def read_samples(path: Path, response_needed: bool = True) -> tuple[Sample, ...]
         RouterError: the file cannot be read, has no samples, or has an invalid line.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        lines = read_followed(path, MAX_FILE_BYTES).decode("utf-8-sig").split("\n")
     except OSError as error:
         raise RouterError(
             f"{path} cannot be read ({error.strerror})", "Check the path and its permissions"

@@ -10,12 +10,8 @@ from jinja2.exceptions import SecurityError
 
 from dlp_edge.errors import BundleError, UsageError
 from dlp_edge.types import Message
-from dlp_edge.untrusted.template_sandbox import (
-    MAX_SOURCE,
-    HostileTemplateError,
-    SandboxedEnvironment,
-    render,
-)
+from dlp_edge.untrusted.template_budget import HostileTemplateError
+from dlp_edge.untrusted.template_sandbox import MAX_SOURCE, SandboxedEnvironment, render
 
 _PROBE: list[Message] = [{"role": "user", "content": "Hello"}]
 

@@ -72,6 +72,19 @@ def read_at_most(path: Path, size: int) -> bytes:
     return bytes(data)
 
 
+def read_followed(path: Path, size: int) -> bytes:
+    """`read_at_most` for a path that the user names, and that may be a link.
+
+    Raises:
+        OSError: as for `read_at_most`, or links lead in a circle.
+    """
+    try:
+        target = path.resolve()
+    except RuntimeError as error:  # from Python 3.13 on an OSError
+        raise OSError(errno.ELOOP, "links lead in a circle") from error
+    return read_at_most(target, size)
+
+
 def sha256_of(path: Path, on_progress: OnFraction = no_progress) -> str:
     """Returns the SHA-256 of a file, read in blocks."""
     with path.open("rb") as file:

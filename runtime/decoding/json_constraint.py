@@ -6,6 +6,8 @@ On llguidance (https://github.com/guidance-ai/llguidance), which is the extra `j
 from __future__ import annotations
 
 import json
+import math
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +19,9 @@ from dlp_edge.runtime.options import Schema
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
+
+MAX_REPEATS = 20_000  # the product of a pattern's counts; a step takes 10 ms at 90,000
+_COUNT = re.compile(r"(\d{1,9}),?\}")  # the larger of two, or the only one
 
 # White space between values would let a small model write line breaks until its tokens are spent.
 _COMPACT: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -59,16 +64,14 @@ class JsonConstraint:
             of_pydantic = getattr(schema, "model_json_schema", None)
             document = of_pydantic() if callable(of_pydantic) else schema
             text = document if isinstance(document, str) else json.dumps(document)
+            _check_patterns(json.loads(text))
             grammar = LLMatcher.grammar_from_json_schema(text, defaults=_COMPACT)
             self._matcher = LLMatcher(tokenizer, grammar)
             problem = self._matcher.get_error() if self._matcher.is_error() else ""
         except (TypeError, ValueError, RecursionError) as error:
             problem = str(error)
         if problem:
-            raise UsageError(
-                f"json_schema is no schema that can be followed ({problem.splitlines()[0]})",
-                "Check it, or leave out what is not supported",
-            )
+            raise _unusable(problem)
         self._mask = allocate_token_bitmask(1, tokenizer.vocab_size)
 
     def allow(self, logits: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
@@ -76,6 +79,7 @@ class JsonConstraint:
         from llguidance.numpy import fill_next_token_bitmask
 
         fill_next_token_bitmask(self._matcher, self._mask)
+        self._check()
         allowed = np.unpackbits(self._mask.view(np.uint8)[0], bitorder="little").view(np.bool_)
         masked = np.full_like(logits, -np.inf)
         np.copyto(masked, logits, where=allowed[: len(logits)])
@@ -84,3 +88,32 @@ class JsonConstraint:
     def accept(self, token: int) -> None:
         """Goes on with the token that was chosen."""
         self._matcher.consume_token(token)
+        self._check()
+
+    def _check(self) -> None:
+        """Raises UsageError once the schema needs too much work: nothing is enforced then."""
+        if self._matcher.is_error():
+            raise _unusable(self._matcher.get_error())
+
+
+def _check_patterns(schema: Any) -> None:
+    """Raises ValueError for a pattern whose counts, nested, repeat something too often."""
+    pending = [schema]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, list):
+            pending += value
+        elif isinstance(value, dict):
+            pending += value.values()
+            patterns = [value.get("pattern"), *(value.get("patternProperties") or ())]
+            for pattern in patterns:
+                counts = _COUNT.findall(pattern) if isinstance(pattern, str) else ()
+                if math.prod(max(1, int(count)) for count in counts) > MAX_REPEATS:
+                    raise ValueError(f"the pattern {pattern[:100]!r} repeats too often")
+
+
+def _unusable(problem: str) -> UsageError:
+    return UsageError(
+        f"json_schema is no schema that can be followed ({problem.splitlines()[0][:300]})",
+        "Check it, or leave out what is not supported",
+    )

@@ -20,7 +20,7 @@ from dlp_edge.errors import RouterError
 from dlp_edge.runtime.engine.ort_errors import first_line, is_out_of_memory
 from dlp_edge.runtime.routing.splitter_input import SplitterInput, splitter_input
 
-MAX_CHARACTERS = 40_000  # a longer prompt is left whole: it is a document
+MAX_CHARACTERS = 20_000  # a longer prompt is left whole: it is a document
 # Scores of a token besides those of the tasks: out-of-scope, glue, introduction; start of a
 # request, start of glue, whether the request leans on an earlier one.
 SEGMENT_KINDS, TOKEN_SCORES = 3, 3

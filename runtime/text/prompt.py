@@ -10,13 +10,17 @@ from functools import cached_property
 from tokenizers import Tokenizer
 
 from dlp_edge.bundle.manifest import BackboneEntry
-from dlp_edge.errors import BundleError, UsageError
+from dlp_edge.errors import BundleError, ContextLengthError, UsageError
 from dlp_edge.types import Message
 from dlp_edge.untrusted.chat_template import ChatTemplate
 
 # What is before and after is encoded apart. A noncharacter, which no interchanged text contains.
 CUT = "\U0010fffe"
 ROLES = ("system", "user", "assistant")
+# Characters a token: text of any language has fewer than 8 on average, and no text 32.
+USUAL_CHARACTERS = 8
+MOST_CHARACTERS = 32
+CUT_TOKENS = 64  # by which cutting a text may raise its number of tokens
 
 
 @dataclass(frozen=True)
@@ -41,12 +45,22 @@ class PromptEncoder:
         text = text.replace(CUT, "")
         return text if self._special is None else self._special.sub(rf"\g<0>{CUT}", text)
 
-    def encode(self, rendered: str) -> list[int]:
-        """The ids of a rendered prompt.
+    def encode(self, rendered: str, room: int) -> list[int]:
+        """The ids of a rendered prompt, for a context of `room` tokens.
+
+        A text that is far too long is refused without encoding it all.
 
         Raises:
+            ContextLengthError: it has far more tokens than the context; a few more are returned.
             BundleError: the backbone has no such id.
         """
+        check_length(len(rendered), room)
+        stop = room * USUAL_CHARACTERS
+        while stop < len(rendered):
+            count = len(self._ids(rendered[:stop], self.template.is_plain))
+            if count > room + CUT_TOKENS:
+                raise too_long(f"more than {room} tokens", room)
+            stop *= 2
         ids = self._ids(rendered, self.template.is_plain)
         known = self.backbone.vocab_size
         if max(ids, default=0) >= known:
@@ -76,6 +90,20 @@ class PromptEncoder:
         texts = [token.content for id_, token in added.items() if token.special or id_ in ends]
         longer = [re.escape(text) for text in texts if len(text) > 1]  # one character has no inside
         return re.compile(f"(?={'|'.join(longer)}).", re.DOTALL) if longer else None
+
+
+def check_length(characters: int, room: int) -> None:
+    """Raise ContextLengthError for a prompt that cannot fit into `room` tokens."""
+    if characters > room * MOST_CHARACTERS:
+        raise too_long(f"{characters} characters", room)
+
+
+def too_long(what: str, room: int) -> ContextLengthError:
+    """The error for a prompt that does not fit."""
+    return ContextLengthError(
+        f"the prompt has {what}, the context holds {room} tokens with the answer",
+        "Shorten the prompt, or load the bundle with a larger max_context",
+    )
 
 
 def to_messages(prompt: str | Sequence[Message]) -> list[Message]:

@@ -9,6 +9,8 @@ from dlp_edge.errors import UsageError
 from dlp_edge.runtime.text.prompt import PromptEncoder, check_text, to_messages
 from dlp_edge.types import Message
 
+UNLIMITED = 1 << 60  # tokens: what does not fit is counted, too
+
 
 class TextTokenizer:
     """`Runtime.tokenizer`. Thread-safe; works on after the Runtime is closed.
@@ -53,7 +55,8 @@ class TextTokenizer:
         Raises:
             UsageError: the prompt is empty or malformed.
         """
-        return len(self._encoder.encode(self._encoder.render(to_messages(prompt))))
+        rendered = self._encoder.render(to_messages(prompt))
+        return len(self._encoder.encode(rendered, UNLIMITED))
 
     def room(self, prompt: str | Sequence[Message]) -> int:
         """The most tokens that the answer to a prompt can have; 0 if the prompt does not fit.

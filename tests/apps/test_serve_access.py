@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import http.client
 import json
+import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -287,3 +288,65 @@ def test_stopping_ends_the_answer_under_way_in_order(
             waiting.result()
     served.thread.join(5)
     assert not served.thread.is_alive()
+
+
+def test_half_headers_take_no_place_from_those_who_ask(serve: Serve) -> None:
+    served = serve(Access(key="secret"))
+    held = []
+    for _ in range(150):
+        sock = socket.create_connection(("127.0.0.1", served.port), timeout=10)
+        sock.sendall(b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n")
+        held.append(sock)
+    begun = time.monotonic()
+    try:
+        with served.client("secret") as client:
+            assert list(client.models.list())
+        assert time.monotonic() - begun < 5
+    finally:
+        for sock in held:
+            sock.close()
+
+
+def test_a_header_that_trickles_in_has_a_deadline(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dlp_edge.server.connection.HEADER_SECONDS", 0.5)
+    served = serve(Access())
+    with socket.create_connection(("127.0.0.1", served.port), timeout=10) as sock:
+        begun = time.monotonic()
+        with contextlib.suppress(ConnectionError):
+            while time.monotonic() - begun < 10:
+                sock.sendall(b"X")
+                time.sleep(0.05)
+        assert time.monotonic() - begun < 5
+
+
+def test_a_wrong_key_is_refused_without_reading_on(serve: Serve) -> None:
+    served = serve(Access(key="secret"))
+    sent = 0
+    with socket.create_connection(("127.0.0.1", served.port), timeout=10) as sock:
+        sock.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n")
+        sock.sendall(b"Content-Type: application/json\r\nContent-Length: 64000000\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            for _ in range(640):
+                sent += sock.send(b" " * 100_000)
+    assert sent < 32_000_000
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.com@localhost", "localhost#evil.com", "[::1]evil.com", "localhost/evil.com",
+        "localhost?x", "localhost:80:80", "localhost:port", "localhost evil.com", "[localhost]",
+        "localhost\\evil.com", "127.0.0.1.evil.com", "[::1", "::1", "0x7f.1", "",
+    ],
+)  # fmt: skip
+def test_hosts_that_only_look_like_this_machine(serve: Serve, host: str) -> None:
+    assert serve(Access()).ask("GET", "/v1/models", headers=[("Host", host)])[0] == 403
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "LOCALHOST:1", "127.0.0.1:8080", "[::1]:80", "[::1]"]
+)
+def test_hosts_of_this_machine(serve: Serve, host: str) -> None:
+    assert serve(Access()).ask("GET", "/v1/models", headers=[("Host", host)])[0] == 200

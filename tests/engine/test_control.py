@@ -125,6 +125,7 @@ def test_json_that_follows_a_schema(runtime: Runtime, temperature: float) -> Non
     [
         ({"json_schema": {"type": "nonsense"}}, "json_schema"),
         ({"json_schema": "no json"}, "json_schema"),
+        ({"json_schema": {"type": "string", "pattern": "^(a{1000}){1000}$"}}, "repeats too often"),
         ({"json_schema": {"a": object()}}, "json_schema"),
         ({"min_p": 2}, "min_p is 2"),
         ({"min_p": -1}, "min_p"),

@@ -72,6 +72,15 @@ ATTACKS: dict[str, Attack] = {
         for name, change in CHANGES.items()
         if name != "metadata of numbers"
     },
+    "config: 30,000 ranks": _config(
+        lambda c: c.update(rank_pattern={f"x{i}.*": 4 for i in range(30_000)})
+    ),
+    "config: 1,000 ranks that backtrack": _config(
+        lambda c: c.update(rank_pattern={f".*.*x{i}": 4 for i in range(1_000)})
+    ),
+    "weights: beyond half precision": _weights(
+        valued(lambda t: next(iter(t.values())).__setitem__((0, 0), 70_000))
+    ),
     "weights: NaN": _weights(valued(lambda t: next(iter(t.values())).__setitem__((0, 0), np.nan))),
     "weights: half a pair": _weights(valued(lambda t: t.pop(next(iter(t))))),
     "weights: a vector": _weights(valued(lambda t: _first(t, np.zeros(4, np.float32)))),

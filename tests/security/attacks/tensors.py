@@ -129,6 +129,8 @@ def _set(name: str, value: float) -> Callable[[dict[str, np.ndarray]], object]:
 _STACK: dict[str, Change] = {
     "A is NaN": valued(_set(".A", np.nan)),
     "B is infinite": valued(_set(".B", np.inf)),
+    "A is beyond half precision": valued(_set(".A", 70_000)),
+    "B is beyond half precision": valued(_set(".B", -70_000)),
     "no metadata": on_header(lambda h: h.pop("__metadata__")),
     "layout is no JSON": on_header(lambda h: h["__metadata__"].update(layout="{")),
     "layout nested": on_header(lambda h: h["__metadata__"].update(layout="[" * 1_000_000)),
