@@ -25,8 +25,8 @@ from dlp_edge.bundle.files import ROUTER, ROUTER_HEAD, ROUTER_TOKENIZER
 from dlp_edge.bundle.manifest import RouterEntry, SelectionRule
 from dlp_edge.bundle.router_head import head_to_bytes
 from dlp_edge.errors import RouterError
-from dlp_edge.export.graph_builder import OPSET, GraphBuilder
-from dlp_edge.export.splitter import export_splitter
+from dlp_edge.export.graphs.graph_builder import OPSET, GraphBuilder
+from dlp_edge.export.graphs.splitter import export_splitter
 from dlp_edge.models.networks.network import RouterNetwork
 from dlp_edge.models.networks.router_mlp import RouterMLP
 from dlp_edge.models.router_folder import RouterFolder, read_card, read_router

@@ -208,7 +208,8 @@ def _check_rows(stack: AdapterStack) -> None:
             )
         if not (fits_half(a) and fits_half(b)):
             raise BundleError(
-                f"the stacked tensors of {module} have numbers beyond half precision", _REEXPORT
+                f"the stacked tensors of {module} are not finite in half precision",
+                _REEXPORT,
             )
     taken: dict[str, list[AdapterSpan]] = {}
     for name, modules in stack.rows.items():

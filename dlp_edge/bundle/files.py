@@ -85,7 +85,7 @@ def check_names(manifest: Manifest) -> None:
 
     This also excludes path traversal and names that differ only in case.
     """
-    wanted = REQUIRED
+    wanted: tuple[str, ...] = REQUIRED
     if manifest.router is not None:
         wanted += ROUTER_FILES + ((SPLITTER,) if manifest.router.splitter else ())
     names = {file_name(manifest, name): name for name in wanted}

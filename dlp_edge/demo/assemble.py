@@ -78,7 +78,9 @@ def write_bundle(
     check_space(folder, 2 * size)
     tell("packing the adapters", 0.3)
     (folder / files.ADAPTERS).write_bytes(_packed(adapters, manifest))
-    graph = check_backbone(kit[files.BACKBONE], manifest.backbone, files.BACKBONE_DATA, size)
+    rank = sum(adapter.rank for adapter in manifest.adapters)
+    model = kit[files.BACKBONE]
+    graph = check_backbone(model, manifest.backbone, files.BACKBONE_DATA, size, rank)
     source = _Weights(GgufFile(gguf), manifest)
     with (folder / files.BACKBONE_DATA).open("wb") as file:
         file.truncate(size)

@@ -25,9 +25,10 @@ class LogPartition(torch.autograd.Function):
     def forward(
         ctx: Any, fits: Tensor, starts: Tensor, glue_starts: Tensor, mask: Tensor, glue: int
     ) -> Tensor:
-        log_z, gradients = _sum_product(
-            *(each.detach().double().numpy() for each in (fits, starts, glue_starts, mask)), glue
+        fit, start, glue_start, inside = (
+            each.detach().double().numpy() for each in (fits, starts, glue_starts, mask)
         )
+        log_z, gradients = _sum_product(fit, start, glue_start, inside, glue)
         ctx.save_for_backward(*(torch.from_numpy(each).to(fits.dtype) for each in gradients))
         return torch.from_numpy(log_z).to(fits.dtype)
 

@@ -76,8 +76,8 @@ class Frame:
 def draw_frame(count: int, rng: random.Random, held_out: bool = False) -> Frame:
     """A frame for so many requests, of one style or of a style for each join."""
     if held_out:
-        joins = [rng.choice(HELD_OUT_JOINS) for _ in range(count - 1)]
-        return Frame(("", *joins), (False,) * count, "")
+        unseen = [rng.choice(HELD_OUT_JOINS) for _ in range(count - 1)]
+        return Frame(("", *unseen), (False,) * count, "")
     if count > 1 and rng.random() < _LISTED:
         return _list(count, rng)
     first = rng.choice(_OPENINGS) if rng.random() < 0.08 else ""

@@ -219,9 +219,7 @@ def _loss(
     own = fits.gather(2, wanted.clamp(min=0).unsqueeze(2)).squeeze(2) * (wanted >= 0)
     own = own + scores[..., kinds] * starts + scores[..., kinds + 1] * glue_starts
     path = own.sum(1) + _unknown(fits[..., : num_tasks + 1], wanted, starts, mask)
-    log_z = LogPartition.apply(  # type: ignore[no-untyped-call]
-        fits, scores[..., kinds], scores[..., kinds + 1], mask, glue
-    )
+    log_z = LogPartition.apply(fits, scores[..., kinds], scores[..., kinds + 1], mask, glue)
     tokens = functional.cross_entropy(
         fits.flatten(0, 1), wanted.flatten(), ignore_index=UNKNOWN, reduction="sum"
     ) / (wanted >= 0).sum().clamp(min=1)

@@ -17,6 +17,7 @@ from tests.testing.paths import TINY
 
 CONTROL = ("<|end|>", "<|user|>", "<|assistant|>", "<|system|>")
 BUNDLE = open_bundle(TINY / "bundle")
+ROOM = 1_000  # tokens
 FILE = str(TINY / "bundle" / "tokenizer.json")
 ENCODER = PromptEncoder(
     ChatTemplate(BUNDLE.manifest.chat_template),
@@ -26,7 +27,7 @@ ENCODER = PromptEncoder(
 
 
 def ids_of(content: str, role: str = "user") -> list[int]:
-    return ENCODER.encode(ENCODER.render([{"role": role, "content": content}]))
+    return ENCODER.encode(ENCODER.render([{"role": role, "content": content}]), ROOM)
 
 
 def literal_ids(text: str) -> list[int]:
@@ -78,7 +79,7 @@ def test_overlapping_tokens_and_other_added_ones() -> None:
     special = {tokenizer.token_to_id("aba"), tokenizer.token_to_id("bab")}
     template = ChatTemplate("{{ messages[0].content }}")
     encoder = PromptEncoder(template, tokenizer, BUNDLE.manifest.backbone)
-    ids = encoder.encode(encoder.render([{"role": "user", "content": "ababab<think>"}]))
+    ids = encoder.encode(encoder.render([{"role": "user", "content": "ababab<think>"}]), ROOM)
     assert not special & set(ids)
     assert tokenizer.decode(ids, skip_special_tokens=False) == "ababab<think>"
     assert ids[-1] == tokenizer.token_to_id("<think>")

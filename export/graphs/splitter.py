@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from dlp_edge.bundle.files import SPLITTER
 from dlp_edge.errors import RouterError
-from dlp_edge.export.graph_builder import GraphBuilder
+from dlp_edge.export.graphs.graph_builder import GraphBuilder
 from dlp_edge.models.splitter.network import DILATIONS, SplitterNetwork
 from dlp_edge.runtime.routing.splitter_input import splitter_input
 

@@ -1,0 +1,1 @@
+"""ONNX graphs that are built node by node."""
