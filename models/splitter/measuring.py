@@ -47,10 +47,13 @@ def split_by(network: SplitterNetwork, tokenizer: Tokenizer, text: str) -> Split
 
 
 def is_right(split: Split, composite: Composite) -> bool:
-    """Whether exactly the composite's requests were found."""
+    """Whether exactly the composite's requests were found. Thanks at the end may be a part of the
+    last one."""
     if len(split.requests) != len(composite.spans):
         return False
-    return len(composite.spans) == 1 or all(
-        abs(found.start - span.start) <= CLOSE and abs(found.end - span.end) <= CLOSE
-        for found, span in zip(split.requests, composite.spans, strict=True)
+    starts = zip(split.requests, composite.spans, strict=True)
+    ends = list(zip(split.requests, composite.spans, strict=True))[:-1]
+    return len(composite.spans) == 1 or (
+        all(abs(found.start - span.start) <= CLOSE for found, span in starts)
+        and all(abs(found.end - span.end) <= CLOSE for found, span in ends)
     )
