@@ -14,7 +14,7 @@ from transformers import AlbertConfig, AlbertModel
 from dlp_edge.bundle.router_head import head_from_bytes
 from dlp_edge.errors import RouterError, UsageError
 from dlp_edge.export.router import export_router
-from dlp_edge.models import router_albert
+from dlp_edge.models.networks import router_albert
 from dlp_edge.models.networks.router_albert import RouterAlbert
 from dlp_edge.models.training import Recipe, train_router
 from dlp_edge.runtime.routing.router import Router
