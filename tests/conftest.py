@@ -113,6 +113,15 @@ def tiny_tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_tasks(tmp_path_factory.mktemp("tasks"))
 
 
+@pytest.fixture(autouse=True, scope="session")
+def short_training(pytestconfig: pytest.Config) -> Iterator[None]:
+    """A request splitter of a few steps: the tests do not judge how well it splits."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not is_fast(pytestconfig):
+            patch.setattr("dlp_edge.models.splitter.training.STEPS", 60)
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_router(tiny_tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from dlp_edge.models.training import train_router

@@ -35,7 +35,7 @@ class AnswerDocuments:
 
     def piece(self, chunk: Chunk) -> Document:
         self._reported += len(chunk.tokens)
-        own = {"sentence": chunk.sentence, "fusion": chunk.fusion}
+        own = {"sentence": chunk.sentence, "fusion": chunk.fusion, "request": chunk.request}
         return self._chunk({"content": chunk.text}, chunk.tokens, dlp_edge=own)
 
     def last(self, reply: Reply) -> Document:
@@ -106,6 +106,7 @@ def _about(reply: Reply) -> Document:
     return {
         "sentences": [asdict(sentence) for sentence in reply.sentences],
         "timings": asdict(reply.timings),
+        "requests": [asdict(request) for request in reply.requests],
     }
 
 

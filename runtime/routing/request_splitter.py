@@ -8,6 +8,7 @@ start something).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -27,6 +28,19 @@ SEGMENT_KINDS, TOKEN_SCORES = 3, 3
 LEAST_START = -4.0  # tokens with lower start scores are passed over
 LONGEST_MARK = 3  # characters
 LEAST_LEANING = 1.0  # log-odds, the mean over a request's tokens
+_REFERENCE = re.compile(
+    r"\b(?:it|its|that|this|them|they|these|those|both|same|ones?|again|more|too|other|last|above"
+    r"|previous|answers?|results?|output|about|so|why|your?|now|without|end|but)\b",
+    re.IGNORECASE,
+)
+# "Say that like a pirate", "then put it into JSON", "double it": no more words than these.
+_ORDER = re.compile(
+    r"(?:(?:and|then|now|next|also|please|(?:can|could|would) you)[ ,]+)*"
+    r"(?!(?:is|are|was|were|do|does|did|can|could|would|will|what|who|where|when|how|if|i)\b)"
+    r"\w+ (?:me |us |all of )?(?:it|that|this|them|these|those|both)"
+    r"(?: (?:like|in|into|as|to|for|again|too|with|by|more|please|\w+er)\b[^:\n]{0,60})?[.?!]*",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -125,13 +139,24 @@ def requests_of(text: str, tokens: SplitterInput, scores: npt.NDArray[np.float32
         if segment.kind > glue:
             introduction = introduction or (start, end)
             continue
-        leaning = float(scores[segment.first : segment.stop, -1].mean())
-        requests.append(RequestSpan(start, end, bool(requests) and leaning > LEAST_LEANING))
+        log_odds = float(scores[segment.first : segment.stop, -1].mean())
+        requests.append(
+            RequestSpan(start, end, bool(requests) and _leans(text[start:end], log_odds))
+        )
     if len(requests) < 2:
         return _whole(text)
     # What looks like glue at the end may be a part of the last request; thanks do no harm.
     requests[-1] = replace(requests[-1], end=len(text.rstrip()))
     return Split(tuple(requests), introduction)
+
+
+def _leans(request: str, log_odds: float) -> bool:
+    """Whether a request needs the one before: the network says so of one that refers to
+    something, or it is a short order about "it" (English; other languages are left to the
+    network's examples, which are English, too)."""
+    if _ORDER.fullmatch(request.strip()):
+        return True
+    return log_odds > LEAST_LEANING and _REFERENCE.search(request) is not None
 
 
 def _is_empty(text: str) -> bool:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from dlp_edge.bundle.manifest import VERSION
 from dlp_edge.export.pipeline import export_bundle
-from dlp_edge.models import router_mlp, training
+from dlp_edge.models import training
+from dlp_edge.models.networks import router_mlp
 from tests.testing.families import make_adapter, make_backbone
 from tests.testing.kept_bundle import answers
 from tests.testing.paths import DATA

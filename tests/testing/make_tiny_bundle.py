@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from dlp_edge.export.pipeline import export_bundle
-from dlp_edge.models import router_mlp
+from dlp_edge.models.networks import router_mlp
 from dlp_edge.models.training import train_router
 from tests.testing.make_kept_bundle import forget_path
 from tests.testing.paths import TINY

@@ -130,3 +130,35 @@ def test_tokens_lie_where_their_words_are(text: str) -> None:
 
 def test_gaps() -> None:
     assert tokens_of("a b\nc\n\nd.").gaps.tolist() == [0, 1, 2, 3, 0]
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        "say that like a pirate",
+        "Then put it into JSON.",
+        "make it shorter",
+        "double them",
+        "send me that",
+    ],
+)
+def test_orders_about_what_came_before_lean(request_: str) -> None:
+    assert request_splitter._leans(request_, -9.0)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        "What is 3 plus 4?",
+        "Mail Leo that lunch is at 12",
+        "Is it raining?",
+        "Say it like a pirate: Hi you",
+    ],
+)
+def test_requests_that_only_look_so_do_not(request_: str) -> None:
+    assert not request_splitter._leans(request_, -9.0)
+
+
+def test_what_refers_to_nothing_leans_on_nothing() -> None:
+    assert not request_splitter._leans("What is 3 plus 4?", 9.0)
+    assert request_splitter._leans("And the same for Anna", 9.0)
