@@ -137,7 +137,7 @@ class ChatWindow(QtWidgets.QMainWindow):
         self.assistant.answer(begin)
 
     def _options(self) -> dict[str, Any]:
-        return {"max_new_tokens": MAX_NEW_TOKENS, **self.legend.options()}
+        return {"max_new_tokens": MAX_NEW_TOKENS, "requests": "auto", **self.legend.options()}
 
     def _begin_chat(self) -> None:
         self.transcript.restart()
