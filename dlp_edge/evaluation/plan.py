@@ -137,6 +137,10 @@ def make_plan(
         for count in settings.joined:
             joined = joined_questions(owned, count, rooms, settings.seed)
             _add(plan, f"joined {count}", joined, adapters, settings)
+            if "dlp" in settings.systems and settings.batch == 1:  # a batch answers prompts whole
+                options: GenerateOptions = {**_routed(settings), "requests": "auto"}
+                for question in joined:
+                    plan.systems[question][APART] = System(APART, options)
     if "mixed" in parts and "dlp" in settings.systems:
         for count in settings.mixed:
             if count < len(owned):
@@ -207,6 +211,9 @@ def _add_mixed(
         for question in questions:
             if question.parts[0].task in group:
                 plan.systems[question].setdefault(name, System(name, options))
+
+
+APART = "dlp apart"  # routed, each request of the prompt on its own
 
 
 def mixed_name(count: int) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from dlp_edge.evaluation.intervals import Interval, median_ratio, ratio_of_sums
 from dlp_edge.evaluation.joined import joined_document, mark_joined
 from dlp_edge.evaluation.losses import losses
-from dlp_edge.evaluation.plan import VARIANTS, EvalSettings, Plan, mixed_name
+from dlp_edge.evaluation.plan import APART, VARIANTS, EvalSettings, Plan, mixed_name
 from dlp_edge.evaluation.report.summary import (
     Figures,
     Marked,
@@ -50,7 +50,7 @@ def collect(
             str(count): joined_document(
                 mark_joined(plan.questions[f"joined {count}"], answers),
                 marked,
-                [*systems, *VARIANTS] if swept else systems,
+                [*systems, APART, *(VARIANTS if swept else ())],
             )
             for count in settings.joined
         }

@@ -205,7 +205,8 @@ def _joined_blocks(count: str, found: dict[str, Any]) -> list[Block]:
         Heading(f"Composite-{count}: {count} questions in one prompt"),
         Text(
             f"{found['questions']} prompts. Each question gets a run of the answer's sentences, in "
-            "order, with the best total score; naming a wrong choice as well scores 0. "
+            "order, with the best total score; naming a wrong choice as well scores 0. dlp apart "
+            "answers each request on its own (requests=auto). "
             f"dlp - single asked alone: {points(found['dlp - single alone'])} points."
         ),
         Table(header, rows),
