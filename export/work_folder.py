@@ -24,11 +24,11 @@ def work_folder(out: Path, key: Mapping[str, Any]) -> Iterator[Path]:
     folder = out.parent / f".{out.name}.work"
     wanted = json.dumps(key, sort_keys=True)
     mark = folder / KEY
-    if not (mark.is_file() and mark.read_text(encoding="utf-8") == wanted):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        mark.write_text(wanted, encoding="utf-8")
     try:
+        if not (mark.is_file() and mark.read_text(encoding="utf-8") == wanted):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            mark.write_text(wanted, encoding="utf-8")
         yield folder
     except Exception:
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,40 +1,19 @@
 """Bounds the memory and the multiplications of a pass, from the shapes of a graph's values.
 
-Each operator has a rule from the shapes of its inputs to those of its outputs. A dimension may be
-an upper bound; small integer tensors, from which shapes are made, are followed by value. A graph
-whose shapes cannot be followed so is refused: no export writes one.
+A graph whose shapes cannot be followed (`shape_rules`) is refused: no export writes one.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
-import numpy as np
-
-from dlp_edge.onnx_bytes.reader import INT32, INT64, Graph, Node, Tensor
-
-Shape = tuple[int, ...]
+from dlp_edge.onnx_bytes.reader import Graph
+from dlp_edge.onnx_bytes.shape_rules import Array, Shape, constant_of, outputs_of
 
 ITEM_BYTES = 8  # of any element, the largest of the types
 MAX_ELEMENTS = 1 << 40
 MAX_RANK = 8
-_FOLLOWED = 64  # elements of an integer tensor that is followed by value
-_TO_THE_END = 1 << 31  # from here, the end of a slice is that of the dimension
-
-
-class Array(NamedTuple):
-    """A value's shape, and its elements if they are few integers that never shrink as inputs
-    grow."""
-
-    shape: Shape
-    values: tuple[int, ...] | None = None
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -51,17 +30,13 @@ class Cost:
     products: int
 
 
-_Inputs = list[Array | None]
-_Rule = Callable[[Node, _Inputs], tuple[list[Array], int]]
-
-
 def cost_of(graph: Graph, inputs: Mapping[str, Shape]) -> Cost:
     """The cost of a pass with inputs of these shapes.
 
     Raises:
         ValueError: the shapes cannot be followed.
     """
-    arrays = {name: _constant(tensor) for name, tensor in graph.tensors.items()}
+    arrays = {name: constant_of(tensor) for name, tensor in graph.tensors.items()}
     arrays |= {name: Array(shape) for name, shape in inputs.items()}
     last = {name: index for index, node in enumerate(graph.nodes) for name in node.inputs}
     last |= dict.fromkeys(graph.outputs, len(graph.nodes))
@@ -73,7 +48,7 @@ def cost_of(graph: Graph, inputs: Mapping[str, Shape]) -> Cost:
             raise ValueError(f"{missing[0][:100]!r} is used before it is computed")
         if node.kind == "Identity" and constant.issuperset(node.inputs):
             constant.update(node.outputs)
-        outputs, count = _outputs(node, [arrays[n] if n else None for n in node.inputs])
+        outputs, count = outputs_of(node, [arrays[n] if n else None for n in node.inputs])
         products += count
         for name, array in zip(node.outputs, outputs, strict=False):
             if not name:  # an optional output that is not wanted
@@ -96,304 +71,3 @@ def cost_of(graph: Graph, inputs: Mapping[str, Shape]) -> Cost:
             if last.get(name, -1) <= index:
                 now -= alive.pop(name, 0)
     return Cost(most, products)
-
-
-def _outputs(node: Node, inputs: _Inputs) -> tuple[list[Array], int]:
-    rule = _RULES.get(node.kind)
-    if rule is None:
-        raise ValueError(f"no size is known for {node.kind[:100]!r}")
-    try:
-        return rule(node, inputs)
-    except (AttributeError, IndexError, KeyError, TypeError, ZeroDivisionError) as error:
-        raise ValueError(f"{node.kind} has unexpected inputs or attributes") from error
-
-
-def _constant(tensor: Tensor) -> Array:
-    if tensor.raw is None or tensor.dtype not in (INT32, INT64) or len(tensor.shape) > 1:
-        return Array(tensor.shape)
-    kind = np.dtype("<i4" if tensor.dtype == INT32 else "<i8")
-    if math.prod(tensor.shape) > _FOLLOWED:
-        return Array(tensor.shape)
-    return Array(tensor.shape, tuple(np.frombuffer(tensor.raw, kind).tolist()))
-
-
-def _values(array: Array | None) -> tuple[int, ...]:
-    """The elements of a tensor that shapes depend on."""
-    if array is None or array.values is None:
-        raise ValueError("a shape depends on values that are not known")
-    return array.values
-
-
-def _broadcast(shapes: Sequence[Shape]) -> Shape:
-    rank = max(map(len, shapes))
-    padded = [(1,) * (rank - len(shape)) + shape for shape in shapes]
-    return tuple(map(max, *padded)) if len(padded) > 1 else padded[0]
-
-
-def _elementwise(node: Node, inputs: _Inputs) -> tuple[list[Array], int]:
-    """Operators on elements at the same place, after broadcasting."""
-    arrays = [array for array in inputs if array is not None]
-    shape = _broadcast([array.shape for array in arrays])
-    return [Array(shape, _combined(node, arrays, shape))], math.prod(shape)
-
-
-def _combined(node: Node, arrays: list[Array], shape: Shape) -> tuple[int, ...] | None:
-    """The elements of a sum, product or choice of shapes."""
-    if node.kind == "Where":  # either of them
-        arrays = arrays[1:]
-    functions: dict[str, Callable[[int, int], int]] = {
-        "Add": lambda a, b: a + b, "Mul": lambda a, b: a * b, "Where": max,
-    }  # fmt: skip
-    function, count = functions.get(node.kind), math.prod(shape)
-    if function is None or len(shape) > 1 or count > _FOLLOWED or len(arrays) != 2:
-        return None
-    left, right = (array.values for array in arrays)
-    if left is None or right is None:
-        return None
-    if node.kind == "Mul" and min(*left, *right, 0) < 0:
-        return None
-    one, other = (v * count if len(v) == 1 else v for v in (left, right))
-    return tuple(map(function, one, other))
-
-
-def _same(node: Node, inputs: _Inputs) -> tuple[list[Array], int]:
-    """Operators whose outputs have the shape of the first input."""
-    array = _first(inputs)
-    kept = array.values if node.kind in ("Cast", "Identity") else None
-    return [Array(array.shape, kept)] + [Array(array.shape)] * 3, 8 * array.size
-
-
-def _first(inputs: _Inputs) -> Array:
-    if inputs[0] is None:
-        raise ValueError("an operator lacks its input")
-    return inputs[0]
-
-
-def _concat(node: Node, inputs: _Inputs) -> tuple[list[Array], int]:
-    arrays = [array for array in inputs if array is not None]
-    axis = _axis(node.number("axis"), len(arrays[0].shape))
-    shape = list(arrays[0].shape)
-    for array in arrays[1:]:
-        if len(array.shape) != len(shape):
-            raise ValueError("Concat joins tensors of different ranks")
-        for index, size in enumerate(array.shape):
-            shape[index] = shape[index] + size if index == axis else max(shape[index], size)
-    known = [array.values for array in arrays]
-    values: tuple[int, ...] | None = None
-    if len(shape) == 1 and shape[0] <= _FOLLOWED and None not in known:
-        values = tuple(value for part in known for value in part or ())
-    return [Array(tuple(shape), values)], math.prod(shape)
-
-
-def _axis(axis: int, rank: int) -> int:
-    if not -rank <= axis < max(rank, 1):
-        raise ValueError(f"the axis {axis} is outside a tensor of rank {rank}")
-    return axis % rank if rank else 0
-
-
-def _gather(node: Node, inputs: _Inputs) -> tuple[list[Array], int]:
-    data, indices = _first(inputs), _first(inputs[1:])
-    axis = _axis(node.number("axis"), len(data.shape))
-    shape = data.shape[:axis] + indices.shape + data.shape[axis + 1 :]
-    values = None
-    if data.values is not None and indices.values is not None:
-        values = tuple(data.values[index] for index in indices.values)
-    return [Array(shape, values)], math.prod(shape)
-
-
-def _gather_quantised(node: Node, inputs: _Inputs) -> tuple[list[Array], int]:
-    """Rows of packed bytes, or of elements: at most 8 // bits of them a byte."""
-    outputs, count = _gather(node._replace(integers={}), inputs)
-    packed = max(1, 8 // node.number("bits", 4))
-    shape = outputs[0].shape
-    return [Array((*shape[:-1], shape[-1] * packed))], count * packed
-
-
-def _slice(node: Node, inputs: _Inputs) -> tuple[list[Array], int]:
-    """At most the input: the bounds may depend on the inputs."""
-    array = _first(inputs)
-    shape = list(array.shape)
-    bounds = [None if part is None else part.values for part in inputs[1:]]
-    if len(bounds) >= 3 and all(b is not None for b in bounds[:3]):
-        starts, ends, axes = (b or () for b in bounds[:3])
-        for start, end, axis in zip(starts, ends, axes, strict=True):
-            if 0 <= start <= end < _TO_THE_END:
-                at = _axis(axis, len(shape))
-                shape[at] = min(shape[at], end - start)
-    return [Array(tuple(shape))], math.prod(shape)
-
-
-def _pad(node: Node, inputs: _Inputs) -> tuple[list[Array], int]:
-    array, pads = _first(inputs), _values(inputs[1])
-    rank = len(array.shape)
-    if len(pads) != 2 * rank:
-        raise ValueError("Pad needs two numbers for each dimension")
-    sizes = zip(array.shape, pads[:rank], pads[rank:], strict=True)
-    shape = tuple(size + max(0, before) + max(0, after) for size, before, after in sizes)
-    return [Array(shape)], math.prod(shape)
-
-
-def _axes(node: Node, inputs: _Inputs) -> tuple[int, ...] | None:
-    if len(inputs) > 1 and inputs[1] is not None:
-        return _values(inputs[1])
-    return node.numbers("axes")
-
-
-def _unsqueeze(node: Node, inputs: _Inputs) -> tuple[list[Array], int]:
-    array, axes = _first(inputs), _axes(node, inputs)
-    rank = len(array.shape) + len(axes or ())
-    inserted = {_axis(axis, rank) for axis in axes or ()}
-    rest = iter(array.shape)
-    shape = tuple(1 if index in inserted else next(rest) for index in range(rank))
-    return [Array(shape, array.values if rank <= 1 else None)], 0
-
-
-def _squeeze(node: Node, inputs: _Inputs) -> tuple[list[Array], int]:
-    array, axes = _first(inputs), _axes(node, inputs)
-    if axes is None:
-        raise ValueError("Squeeze has no axes")
-    removed = {_axis(axis, len(array.shape)) for axis in axes}
-    shape = tuple(size for index, size in enumerate(array.shape) if index not in removed)
-    return [Array(shape, array.values)], 0
-
-
-def _reduce(node: Node, inputs: _Inputs) -> tuple[list[Array], int]:
-    array, axes = _first(inputs), _axes(node, inputs)
-    rank = len(array.shape)
-    reduced = set(range(rank)) if axes is None else {_axis(axis, rank) for axis in axes}
-    if node.number("keepdims", 1):
-        shape = tuple(1 if i in reduced else size for i, size in enumerate(array.shape))
-    else:
-        shape = tuple(size for i, size in enumerate(array.shape) if i not in reduced)
-    return [Array(shape)], array.size
-
-
-def _transpose(node: Node, inputs: _Inputs) -> tuple[list[Array], int]:
-    array = _first(inputs)
-    order = node.numbers("perm") or tuple(reversed(range(len(array.shape))))
-    if sorted(order) != list(range(len(array.shape))):
-        raise ValueError("Transpose has no permutation")
-    return [Array(tuple(array.shape[index] for index in order))], array.size
-
-
-def _flatten(node: Node, inputs: _Inputs) -> tuple[list[Array], int]:
-    array = _first(inputs)
-    axis = node.number("axis", 1)
-    return [Array((math.prod(array.shape[:axis]), math.prod(array.shape[axis:])))], 0
-
-
-def _split(node: Node, inputs: _Inputs) -> tuple[list[Array], int]:
-    """Each part at most the whole, unless their sizes are given."""
-    array = _first(inputs)
-    sizes = node.numbers("split")
-    if sizes is None and len(inputs) > 1 and inputs[1] is not None:
-        sizes = inputs[1].values
-    axis = _axis(node.number("axis"), len(array.shape))
-    outputs = []
-    for index, _ in enumerate(node.outputs):
-        size = array.shape[axis] if sizes is None else min(array.shape[axis], max(0, sizes[index]))
-        outputs.append(Array((*array.shape[:axis], size, *array.shape[axis + 1 :])))
-    return outputs, array.size
-
-
-def _reshape(node: Node, inputs: _Inputs) -> tuple[list[Array], int]:
-    array, target = _first(inputs), _values(inputs[1])
-    if node.number("allowzero"):
-        raise ValueError("Reshape with allowzero is not supported")
-    sizes = [array.shape[i] if size == 0 else size for i, size in enumerate(target)]
-    known = math.prod(size for size in sizes if size != -1)
-    if any(size < -1 for size in sizes) or sizes.count(-1) > 1 or known < 1:
-        raise ValueError("Reshape has an invalid shape")
-    shape = tuple(-(-array.size // known) if size == -1 else size for size in sizes)
-    values = array.values if len(shape) <= 1 else None
-    return [Array(shape, values)], 0
-
-
-def _shape(node: Node, inputs: _Inputs) -> tuple[list[Array], int]:
-    shape = _first(inputs).shape
-    return [Array((len(shape),), shape)], 0
-
-
-def _filled(node: Node, inputs: _Inputs) -> tuple[list[Array], int]:
-    shape = _values(inputs[0])
-    if any(size < 0 for size in shape):
-        raise ValueError("ConstantOfShape has a negative size")
-    value = node.tensors.get("value")
-    filled = (0,) if value is None else _constant(value).values
-    count = math.prod(shape)
-    follow = len(shape) <= 1 and count <= _FOLLOWED and filled is not None and len(filled) == 1
-    return [Array(shape, (filled or (0,)) * count if follow else None)], count
-
-
-def _expand(node: Node, inputs: _Inputs) -> tuple[list[Array], int]:
-    shape = _broadcast([_first(inputs).shape, tuple(max(1, v) for v in _values(inputs[1]))])
-    return [Array(shape)], math.prod(shape)
-
-
-def _range(node: Node, inputs: _Inputs) -> tuple[list[Array], int]:
-    (start,), (end,), (step,) = (_values(part) for part in inputs)
-    if step < 1:
-        raise ValueError("Range has no positive step")
-    count = max(0, -(-(end - start) // step))
-    return [Array((count,))], count
-
-
-def _constant_node(node: Node, inputs: _Inputs) -> tuple[list[Array], int]:
-    return [_constant(node.tensors["value"])], 0
-
-
-def _matmul(node: Node, inputs: _Inputs) -> tuple[list[Array], int]:
-    left, right = _first(inputs), _first(inputs[1:])
-    a, b = list(left.shape), list(right.shape)
-    if len(a) < 2 or len(b) < 2:
-        raise ValueError("MatMul multiplies what are no matrices")
-    if node.number("transBatchA") or node.number("transBatchB"):
-        raise ValueError("FusedMatMul with transposed batches is not supported")
-    if node.number("transA"):
-        a[-2:] = a[-1], a[-2]
-    if node.number("transB"):
-        b[-2:] = b[-1], b[-2]
-    batch = _broadcast([tuple(a[:-2]), tuple(b[:-2])])
-    shape = (*batch, a[-2], b[-1])
-    bias = inputs[2].shape if len(inputs) > 2 and inputs[2] is not None else ()
-    return [Array(_broadcast([shape, bias]))], math.prod(shape) * max(a[-1], b[-2])
-
-
-def _quantised_matmul(node: Node, inputs: _Inputs) -> tuple[list[Array], int]:
-    array, columns = _first(inputs), node.number("N")
-    shape = (*array.shape[:-1], columns)
-    return [Array(shape)], math.prod(shape) * max(node.number("K"), array.shape[-1])
-
-
-def _attention(node: Node, inputs: _Inputs) -> tuple[list[Array], int]:
-    """The packed queries, keys and values are at least as wide as the output. The caches are
-    outputs of the graph; what attending to them costs is in the nature of a long context."""
-    array = _first(inputs)
-    caches = [Array(part.shape) for part in inputs[3:5] if part is not None]
-    return [Array(array.shape), *caches], array.size
-
-
-def _by_kind() -> dict[str, _Rule]:
-    rules: dict[str, _Rule] = {
-        "Concat": _concat, "Constant": _constant_node, "ConstantOfShape": _filled,
-        "Expand": _expand, "Flatten": _flatten, "FusedMatMul": _matmul, "Gather": _gather,
-        "GatherBlockQuantized": _gather_quantised, "Gemm": _matmul,
-        "GroupQueryAttention": _attention, "MatMul": _matmul, "MatMulBnb4": _quantised_matmul,
-        "MatMulNBits": _quantised_matmul, "Pad": _pad, "Range": _range, "Reshape": _reshape,
-        "Shape": _shape, "Slice": _slice, "Split": _split, "Squeeze": _squeeze,
-        "Transpose": _transpose, "Unsqueeze": _unsqueeze,
-    }  # fmt: skip
-    for names, rule in (
-        ("Add And Div Equal Greater GreaterOrEqual Max Mul Pow Sub Where", _elementwise),
-        ("ReduceMax ReduceMean ReduceSum", _reduce),
-        (
-            "Cast CumSum Erf Gelu Identity LayerNormalization Relu Sigmoid"
-            " SimplifiedLayerNormalization SkipSimplifiedLayerNormalization Softmax Sqrt Tanh",
-            _same,
-        ),
-    ):
-        rules.update(dict.fromkeys(names.split(), rule))
-    return rules
-
-
-_RULES = _by_kind()

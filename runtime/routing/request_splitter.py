@@ -18,6 +18,7 @@ import onnxruntime
 from tokenizers import Tokenizer
 
 from dlp_edge.errors import RouterError
+from dlp_edge.native_calls import native_calls
 from dlp_edge.runtime.engine.ort_errors import first_line, is_out_of_memory
 from dlp_edge.runtime.routing.splitter_input import SplitterInput, splitter_input
 
@@ -89,9 +90,10 @@ class RequestSplitter:
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         try:
-            self._session = onnxruntime.InferenceSession(
-                model, options, providers=["CPUExecutionProvider"]
-            )
+            with native_calls:
+                self._session = onnxruntime.InferenceSession(
+                    model, options, providers=["CPUExecutionProvider"]
+                )
         except Exception as error:  # onnxruntime's exceptions have no common base class
             raise _as_router_error(error) from error
         self._tokenizer = tokenizer
@@ -115,7 +117,8 @@ class RequestSplitter:
         """[L, S]"""
         inputs = {"ids": tokens.ids[None], "gaps": tokens.gaps[None]}
         try:
-            (output,) = self._session.run(["scores"], inputs)
+            with native_calls:
+                (output,) = self._session.run(["scores"], inputs)
         except Exception as error:  # onnxruntime's exceptions have no common base class
             raise _as_router_error(error) from error
         scores = np.asarray(output, np.float32)

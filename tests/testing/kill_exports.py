@@ -37,7 +37,7 @@ def main() -> None:
             broken.append(f"{at}: {error}")
         visible = [path.name for path in out.parent.iterdir() if not path.name.startswith(".")]
         hidden = {path.name for path in out.parent.iterdir()} - {*visible}
-        if visible != [out.name] or not hidden <= {f".{out.name}.staging"}:
+        if visible != [out.name] or not hidden <= {f".{out.name}.staging", f".{out.name}.work"}:
             broken.append(f"{at}: {visible} {hidden}")
         at += arguments["every"]
     json.dump({"kills": kills, "broken": broken}, sys.stdout)
