@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from dlp_edge.bundle.manifest import BackboneEntry, RouterEntry
-from dlp_edge.onnx_bytes.costs import Cost, Shape, cost_of
+from dlp_edge.onnx_bytes.costs import Cost, cost_of
 from dlp_edge.onnx_bytes.reader import FLOAT, FLOAT16, INT32, INT64, Graph, Value, read_graph
+from dlp_edge.onnx_bytes.shape_rules import Shape
 
 # Every operator that exports use, over all model families, formats and targets.
 BACKBONE_OPERATORS = frozenset(
