@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -98,8 +99,7 @@ class HubRepository:
 
     def fetch(self, name: str, path: Path, limit: int, on_bytes: OnBytes) -> bool:
         hub = require_hub()
-        from huggingface_hub.errors import EntryNotFoundError
-
+        errors = import_module("huggingface_hub.errors")
         try:
             hub.hf_hub_download(
                 self.name,
@@ -109,7 +109,7 @@ class HubRepository:
                 endpoint=os.environ.get("HF_ENDPOINT"),
                 tqdm_class=_silent_bar(on_bytes),
             )
-        except EntryNotFoundError:
+        except errors.EntryNotFoundError:
             return False
         except Exception as error:  # of httpx, of huggingface_hub, of the system
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -127,17 +127,17 @@ def require_hub() -> Any:
         UsageError: it is not installed.
     """
     try:
-        import huggingface_hub
+        # Unseen by PyInstaller, which would freeze torch and whatever huggingface_hub works with.
+        return import_module("huggingface_hub")
     except ImportError as error:
         raise UsageError(
             "the hub needs the package huggingface_hub", "Install dlp-edge[hub]"
         ) from error
-    return huggingface_hub
 
 
 def _silent_bar(on_bytes: OnBytes) -> type:
     """A class of bars that tells the size instead of drawing it."""
-    from tqdm import tqdm
+    tqdm: Any = import_module("tqdm").tqdm
 
     class Silent(tqdm):  # type: ignore[misc]
         def __init__(self, *arguments: Any, **options: Any) -> None:
