@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 from tokenizers import Tokenizer
 
 from dlp_edge.errors import RouterError
 from dlp_edge.native_calls import native_calls
 from dlp_edge.runtime.engine.ort_errors import first_line, is_out_of_memory
+from dlp_edge.runtime.routing.small_session import open_small
 from dlp_edge.runtime.routing.splitter_input import SplitterInput, splitter_input
 
 MAX_CHARACTERS = 20_000  # a longer prompt is left whole: it is a document
@@ -84,16 +84,9 @@ class RequestSplitter:
         MemoryError: not enough memory.
     """
 
-    def __init__(self, model: bytes, tokenizer: Tokenizer, threads: int | None = None) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or 1
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
+    def __init__(self, model: bytes, tokenizer: Tokenizer) -> None:
         try:
-            with native_calls:
-                self._session = onnxruntime.InferenceSession(
-                    model, options, providers=["CPUExecutionProvider"]
-                )
+            self._session = open_small(model)
         except Exception as error:  # onnxruntime's exceptions have no common base class
             raise _as_router_error(error) from error
         self._tokenizer = tokenizer

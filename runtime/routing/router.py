@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 from tokenizers import Tokenizer
 
 from dlp_edge.bundle.manifest import RouterSettings
@@ -15,6 +14,7 @@ from dlp_edge.errors import RouterError
 from dlp_edge.native_calls import native_calls
 from dlp_edge.runtime.engine.ort_errors import first_line, is_out_of_memory
 from dlp_edge.runtime.routing.router_input import RouterInputEncoder, check_settings
+from dlp_edge.runtime.routing.small_session import open_small
 
 # Several requests are answered in order: if no adapter exceeds SURE, prefer a plausible one
 # (>= RIVAL x best) that the prompt's opening (PREFIX_LENGTHS tokens) clearly (>= CLEAR) asks for.
@@ -60,15 +60,8 @@ class Router:
                 f"the router has {len(head.bias)} outputs for {len(settings.labels)} labels",
                 "Export the bundle again",
             )
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1  # a call takes a fraction of a millisecond
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
         try:
-            with native_calls:
-                self._session = onnxruntime.InferenceSession(
-                    model, options, providers=["CPUExecutionProvider"]
-                )
+            self._session = open_small(model)
         except Exception as error:  # onnxruntime's exceptions have no common base class
             if is_out_of_memory(error):
                 raise MemoryError(first_line(error)) from error
