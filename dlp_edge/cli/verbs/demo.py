@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     with loaded as runtime:
         names = [adapter.name for adapter in runtime.adapters]
         for prompt in prompts():
-            stream = runtime.stream(prompt, max_new_tokens=160)
+            stream = runtime.stream(prompt, max_new_tokens=160, requests="auto")
             if arguments.json:
                 for _ in stream:
                     pass
