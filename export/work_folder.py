@@ -30,7 +30,7 @@ def work_folder(out: Path, key: Mapping[str, Any]) -> Iterator[Path]:
             folder.mkdir()
             mark.write_text(wanted, encoding="utf-8")
         yield folder
-    except Exception:
+    except Exception:  # re-raised; Ctrl-C is none, and keeps what is computed
         shutil.rmtree(folder, ignore_errors=True)
         raise
     shutil.rmtree(folder, ignore_errors=True)

@@ -110,7 +110,7 @@ class ExampleMaker:
         for label, task in enumerate(tasks):
             samples = task.train if split == "train" else task.dev
             self._by_task.append(
-                [Part(label, each, _bare_forms(task.common, each)) for each in samples]
+                [Part(label, each, bare_forms(task.common, each)) for each in samples]
             )
         self._pool = [part for parts in self._by_task for part in parts]
         # Where answers have more sentences there is more to route.
@@ -270,7 +270,7 @@ class ExampleMaker:
         return text
 
 
-def _bare_forms(common: CommonText, sample: Sample) -> tuple[str, ...]:
+def bare_forms(common: CommonText, sample: Sample) -> tuple[str, ...]:
     forms = (common.strip(sample, lines_only) for lines_only in (False, True))
     return tuple(dict.fromkeys(form for form in forms if form is not None))
 

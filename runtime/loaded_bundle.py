@@ -21,7 +21,7 @@ from dlp_edge.runtime.engine.interrupt import Interrupt
 from dlp_edge.runtime.engine.ort_errors import ANSWERING, memory_for
 from dlp_edge.runtime.memory import check_address_space, check_memory
 from dlp_edge.runtime.request import RequestOptions, with_one_seed
-from dlp_edge.runtime.request_plan import find_requests, plan_requests
+from dlp_edge.runtime.request_plan import plan_requests, route_requests
 from dlp_edge.runtime.routing.policy import load_router, load_splitter, policy_for
 from dlp_edge.runtime.routing.request_splitter import RequestSplitter
 from dlp_edge.runtime.routing.router import Router
@@ -110,16 +110,7 @@ class LoadedBundle:
     def requests(self, prompt: str, options: RequestOptions) -> tuple[Request, ...]:
         """See `Runtime.requests`."""
         policy = policy_for(options.routing, self.router, self.manifest)
-        return tuple(
-            Request(
-                each.text,
-                each.start,
-                each.end,
-                policy.at_prompt(each.asked).decision,
-                each.leans_on,
-            )
-            for each in find_requests(self.splitter, prompt)
-        )
+        return route_requests(self.splitter, prompt, lambda asked: policy.at_prompt(asked).decision)
 
     def run_batch(self, answers: Sequence[Answer], max_batch: int, interrupt: Interrupt) -> None:
         """Generates prepared answers in one batch, on an engine of its own beside `engine`."""
@@ -218,7 +209,8 @@ def load(
     encoder = PromptEncoder(template, tokenizer, entry)
     vocabulary = Vocabulary(tokenizer, entry.vocab_size, frozenset(entry.eos_token_ids))
     on_progress("router", 0.15)
-    router, splitter = load_router(bundle), load_splitter(bundle)
+    router = load_router(bundle)
+    splitter = load_splitter(bundle, router)
     on_progress("checksums", 0.2)
     weights = bundle.weights(graph, lambda part: on_progress("checksums", 0.2 + 0.3 * part))
     on_progress("backbone", 0.5)

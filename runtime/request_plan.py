@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from dlp_edge.errors import UsageError
 from dlp_edge.runtime.decoding.request_answers import PlannedRequest
 from dlp_edge.runtime.request import RequestOptions
 from dlp_edge.runtime.routing.request_splitter import RequestSplitter
-from dlp_edge.types import Message
+from dlp_edge.types import Message, Request, RouteDecision
 
 
 def find_requests(splitter: RequestSplitter | None, prompt: str) -> tuple[PlannedRequest, ...]:
@@ -29,6 +29,18 @@ def find_requests(splitter: RequestSplitter | None, prompt: str) -> tuple[Planne
             index - 1 if span.leans else None,
         )
         for index, span in enumerate(split.requests)
+    )
+
+
+def route_requests(
+    splitter: RequestSplitter | None,
+    prompt: str,
+    decide: Callable[[str], RouteDecision | None],
+) -> tuple[Request, ...]:
+    """The requests of a prompt, each with the decision for what the model reads of it."""
+    return tuple(
+        Request(each.text, each.start, each.end, decide(each.asked), each.leans_on)
+        for each in find_requests(splitter, prompt)
     )
 
 

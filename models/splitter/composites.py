@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from dlp_edge.models.router_examples import bare_forms
 from dlp_edge.models.splitter.joins import draw_frame
 from dlp_edge.models.splitter.leaning import draw_introduction, draw_leaning
 from dlp_edge.models.tasks import Task
@@ -74,12 +75,10 @@ class CompositeMaker:
         self._others = OutOfScopeTexts(split == "dev", scope)
         self._by_task: list[list[tuple[str, ...]]] = []
         for task in tasks:
-            forms = []
-            for sample in task.train if split == "train" else task.dev:
-                bare = (task.common.strip(sample, lines) for lines in (False, True))
-                found = dict.fromkeys(form for form in bare if form is not None)
-                forms.append((sample.prompt.strip(), *found))
-            self._by_task.append(forms)
+            samples = task.train if split == "train" else task.dev
+            self._by_task.append(
+                [(each.prompt.strip(), *bare_forms(task.common, each)) for each in samples]
+            )
 
     def make(self) -> Composite:
         """A composite for training."""

@@ -51,9 +51,8 @@ def is_right(split: Split, composite: Composite) -> bool:
     last one."""
     if len(split.requests) != len(composite.spans):
         return False
-    starts = zip(split.requests, composite.spans, strict=True)
-    ends = list(zip(split.requests, composite.spans, strict=True))[:-1]
-    return len(composite.spans) == 1 or (
-        all(abs(found.start - span.start) <= CLOSE for found, span in starts)
-        and all(abs(found.end - span.end) <= CLOSE for found, span in ends)
+    pairs = list(zip(split.requests, composite.spans, strict=True))
+    return len(pairs) == 1 or (
+        all(abs(found.start - span.start) <= CLOSE for found, span in pairs)
+        and all(abs(found.end - span.end) <= CLOSE for found, span in pairs[:-1])
     )

@@ -116,15 +116,16 @@ class RequestAnswers:
 
     def reply(self) -> Reply:
         """What has been given out so far."""
+        each_reply = [answer.reply() if answer is not None else None for answer in self._answers]
         sentences: list[Sentence] = []
-        for index, answer in enumerate(self._answers[: self._current + 1]):
-            said = answer.reply().sentences if answer is not None else ()
+        for index, reply in enumerate(each_reply[: self._current + 1]):
+            said = reply.sentences if reply is not None else ()
             own = [replace(each, request=index) for each in said]
             if index in self._separated:
                 own[-1] = replace(own[-1], text=own[-1].text + SEPARATOR)
             sentences += own
-        replies = [answer.reply() for answer in self._known()]
-        requests = tuple(map(self._answered, range(len(self))))
+        replies = [reply for reply in each_reply if reply is not None]
+        requests = tuple(self._answered(at, reply) for at, reply in enumerate(each_reply))
         reasons = {request.finish_reason for request in requests}
         usage = Usage(
             sum(reply.usage.prompt_tokens for reply in replies),
@@ -144,13 +145,13 @@ class RequestAnswers:
     def _known(self) -> list[Answer]:
         return [answer for answer in self._answers if answer is not None]
 
-    def _answered(self, index: int) -> AnsweredRequest:
+    def _answered(self, index: int, reply: Reply | None) -> AnsweredRequest:
         request, answer = self._requests[index], self._answers[index]
         reason: FinishReason = "cancelled" if index in self._waiting else "length"
         shown, decision = "", None
-        if answer is not None:
-            decision, reason = answer.first_decision, answer.reply().finish_reason
-            shown = answer.reply().text if index <= self._current else ""
+        if answer is not None and reply is not None:
+            decision, reason = answer.first_decision, reply.finish_reason
+            shown = reply.text if index <= self._current else ""
         return AnsweredRequest(
             request.text, request.start, request.end, decision, request.leans_on, shown, reason
         )

@@ -165,16 +165,16 @@ def load_router(bundle: Bundle) -> Router | None:
         raise BundleError(error.cause, error.remedy) from error
 
 
-def load_splitter(bundle: Bundle) -> RequestSplitter | None:
-    """The bundle's request splitter; None where it has none.
+def load_splitter(bundle: Bundle, router: Router | None) -> RequestSplitter | None:
+    """The bundle's request splitter, which shares the router's tokenizer; None where it has none.
 
     Raises:
         BundleError: it is damaged, or onnxruntime refuses its graph.
     """
     entry = bundle.manifest.router
-    if entry is None or not entry.splitter:
+    if entry is None or router is None or not entry.splitter:
         return None
     try:
-        return RequestSplitter(bundle.splitter(), bundle.tokenizer(ROUTER_TOKENIZER))
+        return RequestSplitter(bundle.splitter(), router.tokenizer)
     except RouterError as error:
         raise BundleError(error.cause, error.remedy) from error

@@ -68,6 +68,7 @@ class Router:
             raise RouterError(
                 f"cannot load the router's model ({error})", "Export the bundle again"
             ) from error
+        self.tokenizer = tokenizer
         self._encoder = RouterInputEncoder(tokenizer, settings)
         self._settings = settings
         self._head = head
@@ -89,6 +90,7 @@ class Router:
         """A router with another last layer that shares this one's session."""
         other = object.__new__(Router)
         other._session, other._encoder = self._session, self._encoder
+        other.tokenizer = self.tokenizer
         other._head, other._settings = head, settings
         return other
 

@@ -24,22 +24,20 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(arguments: argparse.Namespace) -> int:
     from dlp_edge.runtime.request import parse_options
-    from dlp_edge.runtime.request_plan import find_requests
+    from dlp_edge.runtime.request_plan import route_requests
     from dlp_edge.runtime.routing.policy import load_router, load_splitter, routed
     from dlp_edge.runtime.text.prompt import check_prompt
 
     check_prompt(arguments.text)
 
-    def decide(bundle: Bundle) -> tuple[RouteDecision, list[Request]]:
+    def decide(bundle: Bundle) -> tuple[RouteDecision, tuple[Request, ...]]:
         manifest = bundle.manifest
         routing = parse_options(options.request_options(arguments), manifest).routing
-        router = routed(routing, load_router(bundle), manifest)
-        found = find_requests(load_splitter(bundle), arguments.text)
-        requests = [
-            Request(one.text, one.start, one.end, router.decide(one.asked), one.leans_on)
-            for one in found
-        ]
-        return router.decide(arguments.text, arguments.generated), requests
+        router = load_router(bundle)
+        policy = routed(routing, router, manifest)
+        splitter = load_splitter(bundle, router)
+        requests = route_requests(splitter, arguments.text, policy.decide)
+        return policy.decide(arguments.text, arguments.generated), requests
 
     decision, requests = read_current(arguments.bundle, decide)
     if arguments.json:
