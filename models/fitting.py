@@ -100,8 +100,9 @@ def _parameter_groups(model: RouterNetwork, decay: float) -> list[list[dict[str,
 
 
 @contextmanager
-def reproducible() -> Iterator[None]:
-    """One thread in each of torch's operations: the matrices are small (see `fit`)."""
+def one_thread() -> Iterator[None]:
+    """One thread in each of torch's operations: where matrices are small, several wait for each
+    other, many times longer on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

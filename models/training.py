@@ -33,7 +33,7 @@ from dlp_edge.models.confidence_calibration import (
     thresholds,
 )
 from dlp_edge.models.evaluation import measure
-from dlp_edge.models.fitting import WORKERS, Recipe, fit, reproducible
+from dlp_edge.models.fitting import WORKERS, Recipe, fit, one_thread
 from dlp_edge.models.networks.network import RouterNetwork
 from dlp_edge.models.networks.router_mlp import EMBEDDING, SPREAD, RouterMLP
 from dlp_edge.models.router_examples import HELD_OUT_COMPOSITES, Example, ExampleMaker
@@ -131,7 +131,7 @@ def train_router(
             for kind, kept in _held_out(ExampleMaker(found, "dev", rng), measured).items()
             if kept
         }
-    with reproducible(), torch.random.fork_rng(devices=[]):
+    with one_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _network(arch, separator + 1, len(labels) + 1, pretrained)
         if isinstance(model, RouterMLP):

@@ -5,14 +5,12 @@ Columns are rounded one by one; the columns not yet rounded compensate for the e
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from dlp_edge.export.quantisation.quantized_matrix import BLOCK, QuantizedMatrix
+from dlp_edge.models.fitting import one_thread
 
 Array = npt.NDArray[np.floating]
 DAMPING = 0.01  # share of the mean diagonal added to the Hessian to make it invertible
@@ -70,18 +68,6 @@ def _round(
         scales.numpy().astype(dtype),
         zeros.to(torch.uint8).numpy(),
     )
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Run the block on one thread: columns are so short that synchronising several threads at
-    each is many times slower on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _inverse_factor(hessian: torch.Tensor) -> torch.Tensor:
