@@ -22,6 +22,7 @@ OTHER_SHARE = 0.1  # of the requests are for none of the tasks
 LEANING_SHARE = 0.14  # of the later requests lean on an earlier one
 INTRODUCED_SHARE = 0.07  # of the prompts of several requests begin with what all of them need
 DOCUMENT_SHARE = 0.2  # of the prompts of one request are long documents
+ENDED_SHARE = 0.35  # of the requests without a mark at their end get one
 LOWER_SHARE, BARE_ENDS_SHARE, TYPO_SHARE = 0.15, 0.12, 0.08
 SAME_TASK_SHARE = 0.15  # of the prompts may have several requests for one task
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -146,6 +147,8 @@ class CompositeMaker:
         draw = rng.random()
         for at, part in enumerate(parts):
             text = part.text
+            if text[-1:].isalnum() and rng.random() < ENDED_SHARE:
+                text += rng.choice("..?!")
             if at + 1 < len(parts) and frame.inline[at + 1] and rng.random() < 0.7:
                 text = text.rstrip(".!") or text
             if frame.inline[at] and text[1:2].islower() and rng.random() < 0.6:

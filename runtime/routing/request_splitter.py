@@ -34,6 +34,8 @@ _REFERENCE = re.compile(
     r"|previous|answers?|results?|output|about|so|why|your?|now|without|end|but)\b",
     re.IGNORECASE,
 )
+# The end of a sentence that began before.
+_REST = re.compile(r"[^\n.?!]*[^\W\d_]{2}[^\n.?!]*[.?!]+(?=\s|$)")
 # "Say that like a pirate", "then put it into JSON", "double it": no more words than these.
 _ORDER = re.compile(
     r"(?:(?:and|then|now|next|also|please|(?:can|could|would) you)[ ,]+)*"
@@ -130,7 +132,11 @@ def requests_of(text: str, tokens: SplitterInput, scores: npt.NDArray[np.float32
     requests: list[RequestSpan] = []
     for segment in _segments(scores):
         start, end = int(tokens.starts[segment.first]), int(tokens.ends[segment.stop - 1])
-        if segment.kind == glue or _is_empty(text[start:end]):
+        if segment.kind == glue:
+            if requests:
+                requests[-1] = _with_rest(text, requests[-1], start, end)
+            continue
+        if _is_empty(text[start:end]):
             continue
         if segment.kind > glue:
             introduction = introduction or (start, end)
@@ -144,6 +150,15 @@ def requests_of(text: str, tokens: SplitterInput, scores: npt.NDArray[np.float32
     # What looks like glue at the end may be a part of the last request; thanks do no harm.
     requests[-1] = replace(requests[-1], end=len(text.rstrip()))
     return Split(tuple(requests), introduction)
+
+
+def _with_rest(text: str, request: RequestSpan, start: int, end: int) -> RequestSpan:
+    """The request, up to the end of its sentence if glue at text[start:end] begins within one:
+    "is it cold in Oslo. and then" is joined by "and then", not by "Oslo. and then"."""
+    rest = _REST.match(text, start, end)
+    if rest is None or not text[request.end - 1].isalnum() or "\n" in text[request.end : start]:
+        return request
+    return replace(request, end=rest.end())
 
 
 def _leans(request: str, log_odds: float) -> bool:

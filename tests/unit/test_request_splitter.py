@@ -60,6 +60,21 @@ def test_the_end_of_a_prompt_belongs_to_its_last_request() -> None:
     assert text[found.requests[1].start : found.requests[1].end] == "sum 3 + 4"
 
 
+def test_glue_within_a_sentence_begins_after_it() -> None:
+    text = "is it cold in Oslo. and then sum 3"
+    first, second = split(text, "TtttggggTt").requests
+    assert text[first.start : first.end] == "is it cold in Oslo."
+    assert text[second.start : second.end] == "sum 3"
+
+
+@pytest.mark.parametrize("glue", ["2.", "\nNext question."])
+def test_list_marks_and_lines_end_no_sentence(glue: str) -> None:
+    text = f"sum 3 {glue} mail Leo"
+    kinds = "Tt" + "g" * (len(tokens_of(text).ids) - 4) + "Tt"
+    first, _ = split(text, kinds).requests
+    assert text[first.start : first.end] == "sum 3"
+
+
 def test_an_introduction_is_no_request() -> None:
     text = "table books mail Leo sum 3"
     found = split(text, "iiTtTt")
