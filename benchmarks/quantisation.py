@@ -81,8 +81,8 @@ def write_all(source: Source, scratch: Path) -> tuple[dict[str, Path], BackboneE
         )
 
     def searched(quantiser: Quantiser) -> Chooser:
-        search = dense.searcher(quantiser)
-        search.search(lambda done: None)
+        search = dense.searcher(quantiser, on_grid=())
+        search.run(lambda done: None)
         return search.choose
 
     own["int4, rounded"] = lambda out: dense.quantise(out, rounded, lambda done: None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -150,19 +150,21 @@ class DenseBackbone:
             change(model.graph, weights)
         onnx.save(model, out / BACKBONE)
 
-    def searcher(self, quantiser: Quantiser) -> Int4:
-        """The int4 search for this graph."""
+    def searcher(self, quantiser: Quantiser, on_grid: Collection[str]) -> Int4:
+        """The int4 search for this graph.
+
+        Args:
+            on_grid: names of the MatMul nodes that keep their own levels.
+        """
         tokenizer = Tokenizer.from_file(str(self.source.folder / "tokenizer.json"))
-        return Int4(
-            quantiser, self.path, self.entry("int4"), tokenizer, self.on_grid, self.calibration
-        )
+        return Int4(quantiser, self.path, self.entry("int4"), tokenizer, on_grid, self.calibration)
 
     def _chooser(self, quantisation: str, quantiser: Quantiser, on_progress: OnProgress) -> Chooser:
         if quantisation == "int8":
             return lambda node, matrix: round_int8(matrix, quantiser.dtype)
         if quantisation == "nf4":
             return lambda node, matrix: choose_nf4(node, matrix, quantiser.dtype)
-        search = self.searcher(quantiser)
+        search = self.searcher(quantiser, self.on_grid)
         search.run(lambda done: on_progress(0.7 * done))
         return search.choose
 

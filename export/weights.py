@@ -51,6 +51,9 @@ class WeightFile:
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._tensors[name].dims)
 
+    def dtype(self, name: str) -> np.dtype[Any]:
+        return np.dtype(helper.tensor_dtype_to_np_dtype(self._tensors[name].data_type))
+
     def read(self, name: str) -> Array:
         """A tensor of the source, mapped where it is large."""
         tensor = self._tensors[name]

@@ -14,8 +14,8 @@ from dlp_edge.onnx_bytes.shape_rules import Shape
 
 # Every operator that exports use, over all model families, formats and targets.
 BACKBONE_OPERATORS = frozenset(
-    "Add Cast Concat Constant Div Gather Gelu MatMul Mul Reshape Sigmoid"
-    " SimplifiedLayerNormalization Split Tanh Transpose".split()
+    "Add Cast Concat Constant Div Gather Gelu GreaterOrEqual MatMul Max Min Mul Reshape Sigmoid"
+    " SimplifiedLayerNormalization Split Sub Tanh Transpose Unsqueeze Where".split()
     + [
         f"com.microsoft.{name}"
         for name in "FusedMatMul GatherBlockQuantized GroupQueryAttention MatMulBnb4 MatMulNBits"

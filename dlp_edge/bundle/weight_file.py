@@ -1,4 +1,4 @@
-"""Loads and hashes the backbone's weights in one pass."""
+"""Loads and hashes the backbone's weights in one pass; narrows scales."""
 
 from __future__ import annotations
 
@@ -73,3 +73,12 @@ def read_weights(
             on_progress(at / max(1, size))
         skip(size + 1)
     return weights, at, digest.hexdigest()
+
+
+def in_half(scales: npt.NDArray[Any]) -> npt.NDArray[np.float16] | None:
+    """Scales in half precision, if each changes by at most 2^-11 of itself or of the average one.
+    That is so where none overflows and the average is a normal number: subnormal ones are 2^-24
+    apart."""
+    sizes, half = np.abs(scales), np.finfo(np.float16)
+    fits = sizes.max(initial=0) <= half.max and sizes.mean() >= half.smallest_normal
+    return scales.astype(np.float16) if fits else None

@@ -145,7 +145,7 @@ class _Weights:
             grid = find_grid(rows, np.float32)
             if grid is None:
                 raise BackboneError(f"{part} of layer {layer} is on no grid", "Download it again")
-            self._quantised = grid.with_block_means(np.float32).tensors()
+            self._quantised = grid.with_block_means(np.float32).stored()
         return self._quantised
 
     def _rows(self, layer: str, source: str) -> npt.NDArray[np.float32]:
@@ -163,7 +163,7 @@ class _Weights:
         if self._name != "lm_head":
             self._name = "lm_head"
             embedding = self._source.read("token_embd.weight")
-            self._quantised = round_int8(embedding, np.float32).tensors()
+            self._quantised = round_int8(embedding, np.float32).stored()
         return self._quantised
 
     def _rotations(self) -> dict[str, Array]:

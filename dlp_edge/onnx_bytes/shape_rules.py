@@ -322,7 +322,7 @@ def _by_kind() -> dict[str, _Rule]:
         "Transpose": _transpose, "Unsqueeze": _unsqueeze,
     }  # fmt: skip
     for names, rule in (
-        ("Add And Div Equal Greater GreaterOrEqual Max Mul Pow Sub Where", _elementwise),
+        ("Add And Div Equal Greater GreaterOrEqual Max Min Mul Pow Sub Where", _elementwise),
         ("ReduceMax ReduceMean ReduceSum", _reduce),
         (
             "Cast CumSum Erf Gelu Identity LayerNormalization Relu Sigmoid"

@@ -14,6 +14,7 @@ from dlp_edge.models.fitting import one_thread
 
 Array = npt.NDArray[np.floating]
 DAMPING = 0.01  # share of the mean diagonal added to the Hessian to make it invertible
+SOLVED = 64  # columns of a triangular matrix that is inverted by solving
 ROW_CHUNK = 16384  # rows quantised at a time, to bound memory
 SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)  # candidate factors for the range of a block
 
@@ -76,8 +77,22 @@ def _inverse_factor(hessian: torch.Tensor) -> torch.Tensor:
     diagonal = hessian.diagonal()
     diagonal[diagonal == 0] = 1
     diagonal += DAMPING * diagonal.mean()
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
-    return torch.linalg.cholesky(inverse, upper=True)
+    # H = R R^T with R upper triangular (the Cholesky factor of H with its axes reversed), so
+    # H^-1 = (R^-1)^T R^-1. Inverting H and factoring the inverse takes twice as long.
+    return _inverse(torch.linalg.cholesky(hessian.flip(0, 1)).flip(0, 1))
+
+
+def _inverse(upper: torch.Tensor) -> torch.Tensor:
+    """The inverse of an upper triangular matrix, by halves: products are faster than solving."""
+    size = len(upper)
+    if size <= SOLVED:
+        return torch.linalg.solve_triangular(upper, torch.eye(size), upper=True)
+    at = size // 2
+    found = torch.zeros_like(upper)
+    found[:at, :at] = _inverse(upper[:at, :at])
+    found[at:, at:] = _inverse(upper[at:, at:])
+    found[:at, at:] = -found[:at, :at] @ (upper[:at, at:] @ found[at:, at:])
+    return found
 
 
 def _best_grid(

@@ -1,10 +1,9 @@
 """Chooses which matrices of a backbone become int4, and quantises them.
 
-If the source's weights already lie on a 4-bit grid, their levels are kept, and matrices that the
-source stores with more bits become int8. Otherwise GPTQ quantises the matrices, and the cost of
-int4 is measured for each kind of matrix in each third of the layers: the Kullback-Leibler
-divergence from the dense model on held-out calibration text, an estimate of the loss in log
-perplexity. The cheapest per weight become int4, up to BUDGET in total.
+Matrices whose weights already lie on a 4-bit grid keep their levels. GPTQ quantises the others, and
+the cost of int4 is measured for each kind of matrix in each third of the layers: the
+Kullback-Leibler divergence from the dense model on held-out calibration text, an estimate of the
+loss in log perplexity. The cheapest per weight become int4, up to BUDGET in total; the rest, int8.
 
 A large head is split: int8 for the first rows, GPTQ int4 for the rest. Tokenizers order merges by
 frequency, so errors on late rows affect rare tokens only.
@@ -55,8 +54,8 @@ class Int4:
     """Chooses the format of every matrix of a graph.
 
     Attributes:
-        costs: the divergence that int4 causes in each unit (kind of matrix, third of the layers);
-            empty if the source's own levels are kept.
+        costs: the divergence that int4 causes in each unit (kind of matrix, third of the layers)
+            of matrices off any grid.
         kept: names of the MatMul nodes that become int4.
     """
 
@@ -90,22 +89,14 @@ class Int4:
         self._held_out = cut(ids[-HELD_OUT:], min(HELD_OUT, entry.context_length))
 
     def run(self, on_progress: Callable[[float], None]) -> None:
-        """Keep the source's own levels if there are any, else search.
+        """Quantise what lies on no grid with GPTQ, and measure how much of it can afford int4.
 
         Args:
             on_progress: called with the fraction done.
         """
-        quantiser = self._quantiser
         self.kept = set(self._on_grid)
-        if self.kept:
-            self._round(_large_head(quantiser.graph, quantiser.weights), on_progress)
-        else:
-            self.search(on_progress)
-
-    def search(self, on_progress: Callable[[float], None]) -> None:
-        """Quantise with GPTQ, and measure which matrices can afford int4."""
         graph = self._quantiser.graph
-        body = _body(graph)
+        body = [node for node in _body(graph) if node.name not in self.kept]
         head = _large_head(graph, self._quantiser.weights)
         self._round([*body, *head], lambda done: on_progress(done * 0.6))
         self._measure(body, lambda done: on_progress(0.6 + done * 0.4))
@@ -145,6 +136,8 @@ class Int4:
     def _measure(
         self, body: Sequence[onnx.NodeProto], on_progress: Callable[[float], None]
     ) -> None:
+        if not body:
+            return
         units: dict[Unit, list[onnx.NodeProto]] = {}
         last = max(_layer(node.name) for node in body)
         for node in body:

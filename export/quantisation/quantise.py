@@ -75,8 +75,7 @@ class Quantiser:
     def run(self, choose: Chooser, on_progress: Callable[[float], None]) -> None:
         """Replaces all matrices, and the embedding where its width is a multiple of BLOCK.
 
-        The embedding is int8. A tied embedding shares the bytes of the head if the whole head is
-        int8.
+        A tied embedding reads the head's bytes; others are int8.
 
         Args:
             choose: returns the quantised form of a matrix [N, K].
@@ -88,7 +87,7 @@ class Quantiser:
             quantised = choose(node, weight)
             self._replace(node, self._nodes(node, weight.shape[1], quantised))
             if node.name == HEAD:
-                self._embed(node.input[1], weight, shared=isinstance(quantised, QuantizedMatrix))
+                self._embed(node.input[1], weight, quantised)
             on_progress((index + 1) / len(nodes))
 
     def put(self, graph: onnx.GraphProto, node: onnx.NodeProto, levels: QuantizedMatrix) -> None:
@@ -123,22 +122,38 @@ class Quantiser:
         Args:
             name: prefix of the initializers; the name of the matrix by default.
         """
-        inputs = [node.input[0]]
-        for kind, tensor in levels.tensors().items():
-            inputs.append(self.weights.add(f"{name or node.input[1]}_{kind}", tensor))
-        return [self._int_node(node, inputs, levels, width)]
+        stored, casts = self._store(name or node.input[1], levels)
+        return [*casts, self._int_node(node, [node.input[0], *stored], levels, width)]
+
+    def _store(self, name: str, levels: QuantizedMatrix) -> tuple[list[str], list[onnx.NodeProto]]:
+        """Write a matrix; returns the inputs that MatMulNBits reads it by, and the nodes that make
+        them.
+
+        MatMulNBits wants scales of the type of its input, so a Cast widens those in half precision
+        when the bundle is loaded.
+        """
+        inputs, casts = list[str](), list[onnx.NodeProto]()
+        for kind, tensor in levels.stored().items():
+            inputs.append(self.weights.add(f"{name}_{kind}", tensor))
+            if kind == "scales" and tensor.dtype != self.dtype:
+                half, inputs[-1] = inputs[-1], f"{inputs[-1]}_wide"
+                casts.append(self._widen(half, inputs[-1]))
+        return inputs, casts
+
+    def _widen(self, half: str, wide: str) -> onnx.NodeProto:
+        return helper.make_node("Cast", [half], [wide], name=wide, to=TensorProto.FLOAT)
 
     def _split_nodes(
         self, node: onnx.NodeProto, split: SplitRows, width: int
     ) -> list[onnx.NodeProto]:
         """One product for each part, and a Concat of their outputs."""
-        products = []
+        products, outputs = list[onnx.NodeProto](), list[str]()
         for part, levels in (("first", split.first), ("rest", split.rest)):
             own = onnx.NodeProto()
             own.CopyFrom(node)
             own.name, own.output[0] = f"{node.name}/{part}", f"{node.output[0]}/{part}"
             products += self._int_nodes(own, levels, width, f"{node.input[1]}_{part}")
-        outputs = [product.output[0] for product in products]
+            outputs.append(own.output[0])
         return [
             *products,
             helper.make_node("Concat", outputs, list(node.output), name=node.name, axis=-1),
@@ -201,50 +216,94 @@ class Quantiser:
             ),
         ]
 
-    def _embed(self, head: str, weight: Array, shared: bool) -> None:
-        """Make the embedding look up int8 rows.
+    def _embed(self, head: str, weight: Array, quantised: Quantised) -> None:
+        """Make the embedding look up quantised rows: the head's if it is tied, else its own.
 
         Args:
             head: the name of the head's matrix.
             weight: that matrix [V, K].
-            shared: whether its int8 levels can serve a tied embedding.
+            quantised: what became of it.
         """
         width = weight.shape[1]
         gather = next((node for node in self.graph.node if node.name == EMBEDDING), None)
         if gather is None or width % BLOCK:
             return
         name = gather.input[0]
-        nodes: list[onnx.NodeProto] = []
         tie = next((n for n in self.graph.node if name in n.output and n.input[0] == head), None)
         if tie is not None:
             self.graph.node.remove(tie)
-            name = f"{head}_embedding"
         elif name in self.weights:
             weight = self.weights.read(name)
         else:
             return
-        if tie is not None and shared:
-            shape = self.weights.add(f"{name}_shape", np.asarray([-1, width], np.int64))
-            nodes = [helper.make_node("Reshape", [f"{head}_levels", shape], [name], name=name)]
-            scales = f"{head}_scales"
+        if tie is not None and isinstance(quantised, QuantizedMatrix):
+            nodes = self._lookup(gather, gather.input[1], gather.output[0], head, quantised)
+        elif tie is not None and isinstance(quantised, SplitRows):
+            nodes = self._split_lookup(gather, head, quantised)
         else:
             levels = round_int8(weight, self.dtype)
-            scales = self.weights.add(f"{name}_scales", levels.scales)
-            name = self.weights.add(f"{name}_levels", levels.levels.reshape(-1, width))
-        nodes.append(
-            helper.make_node(
-                "GatherBlockQuantized",
-                [name, gather.input[1], scales],
-                list(gather.output),
-                name=gather.name,
-                domain=MICROSOFT,
-                bits=8,
-                block_size=BLOCK,
-                gather_axis=0,
-                quantize_axis=1,
-            )
-        )
+            name = f"{head}_embedding" if tie is not None else name
+            stored = levels.stored()
+            self.weights.add(f"{name}_bytes", stored["levels"].reshape(-1, width))
+            self.weights.add(f"{name}_scales", stored["scales"])
+            nodes = self._lookup(gather, gather.input[1], gather.output[0], name, levels)
         self._replace(gather, nodes)
+
+    def _lookup(
+        self, gather: onnx.NodeProto, ids: str, rows: str, matrix: str, levels: QuantizedMatrix
+    ) -> list[onnx.NodeProto]:
+        """Nodes that look up rows [.., K] of a stored matrix.
+
+        Args:
+            ids, rows: the names of their input and of their output.
+            matrix: the name that the matrix was stored under.
+        """
+        nodes = []
+        if f"{matrix}_bytes" not in self.weights:
+            shape = self.weights.add(f"{matrix}_row", np.asarray([-1, levels.row_bytes], np.int64))
+            inputs, outputs = [f"{matrix}_levels", shape], [f"{matrix}_bytes"]
+            nodes.append(helper.make_node("Reshape", inputs, outputs, name=outputs[0]))
+        scales = f"{matrix}_scales"
+        half = self.weights.dtype(scales) != self.dtype
+        found = f"{rows}_half" if half else rows
+        zeros = [f"{matrix}_zeros"] if levels.zeros is not None else []
+        lookup = helper.make_node(
+            "GatherBlockQuantized",
+            [f"{matrix}_bytes", ids, scales, *zeros],
+            [found],
+            name=f"{gather.name}/{matrix}",
+            domain=MICROSOFT,
+            bits=levels.bits,
+            block_size=BLOCK,
+            gather_axis=0,
+            quantize_axis=1,
+        )
+        nodes.append(lookup)
+        return [*nodes, self._widen(found, rows)] if half else nodes
+
+    def _split_lookup(
+        self, gather: onnx.NodeProto, head: str, split: SplitRows
+    ) -> list[onnx.NodeProto]:
+        """Nodes that look up rows of a matrix in two parts: a row of each, of which one is used."""
+        (ids,), (out,) = gather.input[1:], gather.output
+        common = len(split.first.levels)
+        for name, number in (("last", common - 1), ("common", common), ("none", 0)):
+            self.weights.add(f"{out}/{name}", np.asarray(number, np.int64))
+        self.weights.add(f"{out}/axis", np.asarray([-1], np.int64))
+
+        def node(kind: str, inputs: list[str], output: str) -> onnx.NodeProto:
+            return helper.make_node(kind, inputs, [output], name=output)
+
+        return [
+            node("Min", [ids, f"{out}/last"], f"{out}/first_ids"),
+            node("Sub", [ids, f"{out}/common"], f"{out}/shifted"),
+            node("Max", [f"{out}/shifted", f"{out}/none"], f"{out}/rest_ids"),
+            *self._lookup(gather, f"{out}/first_ids", f"{out}/first", f"{head}_first", split.first),
+            *self._lookup(gather, f"{out}/rest_ids", f"{out}/rest", f"{head}_rest", split.rest),
+            node("GreaterOrEqual", [ids, f"{out}/common"], f"{out}/is_late"),
+            node("Unsqueeze", [f"{out}/is_late", f"{out}/axis"], f"{out}/is_rest"),
+            node("Where", [f"{out}/is_rest", f"{out}/rest", f"{out}/first"], out),
+        ]
 
     def _replace(self, node: onnx.NodeProto, nodes: list[onnx.NodeProto]) -> None:
         position = list(self.graph.node).index(node)

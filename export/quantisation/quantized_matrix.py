@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dlp_edge.bundle.weight_file import in_half
+
 Array = npt.NDArray[np.floating]
 Bytes = npt.NDArray[np.uint8]
 
@@ -32,6 +34,11 @@ class QuantizedMatrix:
     scales: Array
     zeros: Bytes | None = None
 
+    @property
+    def row_bytes(self) -> int:
+        """The bytes of a row's levels, as stored."""
+        return self.levels.shape[1] * BLOCK * self.bits // 8
+
     def tensors(self) -> dict[str, npt.NDArray[Any]]:
         """The inputs of MatMulNBits, in its order: levels [N, blocks, BLOCK * bits / 8], scales
         [N, blocks] and, unless None, zeros [N, ceil(blocks * bits / 8)]. Of two 4-bit numbers
@@ -45,6 +52,12 @@ class QuantizedMatrix:
             kind: tensor if kind == "scales" else tensor[..., 0::2] | (tensor[..., 1::2] << 4)
             for kind, tensor in tensors.items()
         }
+
+    def stored(self) -> dict[str, npt.NDArray[Any]]:
+        """The same with scales in half precision where they fit: in single precision they are an
+        eighth of a 4-bit matrix."""
+        half = in_half(self.scales)
+        return self.tensors() if half is None else {**self.tensors(), "scales": half}
 
     def dense(self, width: int) -> Array:
         """Dequantise to [N, width]."""

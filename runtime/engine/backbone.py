@@ -6,14 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import onnxruntime as ort
 
 from dlp_edge.bundle.manifest import BackboneEntry, Slot
-from dlp_edge.bundle.weight_file import Weights
+from dlp_edge.bundle.weight_file import Weights, in_half
 from dlp_edge.errors import BundleError
 from dlp_edge.runtime.engine.cuda_graphs import CudaGraphs, uses_cuda_graphs
 from dlp_edge.runtime.engine.device import Device, open_session
@@ -93,7 +90,7 @@ def _rewrite(
     halves: Weights = {}
 
     def halve(name: str) -> bool:
-        half = None if weights is None or name not in weights else _in_half(weights[name])
+        half = None if weights is None or name not in weights else in_half(weights[name])
         if half is not None:
             halves[name] = half
         return half is not None
@@ -112,15 +109,6 @@ def _rewrite(
             if weight.source in weights
         }
     return graph, weights
-
-
-def _in_half(scales: npt.NDArray[Any]) -> npt.NDArray[np.float16] | None:
-    """Scales in half precision, if each changes by at most 2^-11 of itself or of the average one.
-    That is so where none overflows and the average is a normal number: subnormal ones are 2^-24
-    apart."""
-    sizes, half = np.abs(scales), np.finfo(np.float16)
-    fits = sizes.max(initial=0) <= half.max and sizes.mean() >= half.smallest_normal
-    return scales.astype(np.float16) if fits else None
 
 
 def _check_inputs(session: ort.InferenceSession, entry: BackboneEntry, custom: bool) -> None:

@@ -151,18 +151,24 @@ def _without_reshapes(
 def _with_half_scales(
     nodes: Sequence[_Node], tensors: Mapping[str, _Tensor], halve: Callable[[str], bool]
 ) -> tuple[list[_Node], dict[str, _Tensor]]:
-    """The nodes, where Linear reads scales in half precision, and these scales. An embedding that
-    shares its bytes with the head still reads the bundle's."""
+    """The nodes, where Linear reads scales in half precision, and those of these scales that are
+    in single precision in the bundle (older exports)."""
     halves: dict[str, _Tensor] = {}
+    producers = _producers(nodes)
     changed = []
     for node in nodes:
-        if node.kind == "Linear" and node.inputs[2] in tensors and halve(node.inputs[2]):
+        if node.kind == "Linear":
             x, levels, scales, *zeros = node.inputs
-            name = f"{scales}.half"
-            message = read_message(memoryview(tensors[scales][1]), TENSOR)
-            half: Fields = {**message, 2: [FLOAT16], 8: [name.encode()]}
-            halves[name] = (scales, write_message(half))
-            node = _linear_node([x, levels, name, *zeros], node.outputs, **node.attributes)
+            widened = producers.get(scales)
+            if widened is not None and widened.kind == "Cast":
+                scales = widened.inputs[0]
+            elif scales in tensors and halve(scales):
+                message = read_message(memoryview(tensors[scales][1]), TENSOR)
+                name = f"{scales}.half"
+                half: Fields = {**message, 2: [FLOAT16], 8: [name.encode()]}
+                halves[name] = (scales, write_message(half))
+                scales = name
+            node = _linear_node([x, levels, scales, *zeros], node.outputs, **node.attributes)
         changed.append(node)
     return changed, halves
 

@@ -31,12 +31,22 @@ from dlp_edge.export.quantisation.grid_detection import find_grid
 from dlp_edge.export.quantisation.int4 import divergence
 from dlp_edge.export.quantisation.nf4 import BLOCK as NF4_BLOCK
 from dlp_edge.export.quantisation.nf4 import NF4, round_nf4
+from dlp_edge.export.quantisation.quantise import (
+    EMBEDDING,
+    HEAD,
+    MICROSOFT,
+    Quantiser,
+    SplitRows,
+)
 from dlp_edge.export.quantisation.quantized_matrix import (
     BLOCK,
     QuantizedMatrix,
     round_int4,
     round_int8,
 )
+from dlp_edge.export.weights import WeightFile
+from dlp_edge.runtime.engine.backbone import open_backbone
+from dlp_edge.runtime.engine.device import choose_device
 from tests.testing.engines import make_engine_for
 from tests.testing.families import make_adapter
 
@@ -354,10 +364,56 @@ def test_only_the_first_rows_of_a_large_head_are_int8(
     shapes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
     assert shapes["lm_head.MatMul.weight_first_levels"] == [1500, 2, BLOCK]
     assert shapes["lm_head.MatMul.weight_rest_levels"] == [7500, 2, BLOCK // 2]
-    assert [rows, 64] in shapes.values()  # the embedding, in int8
+    assert ([rows, 64] in shapes.values()) != tied  # an embedding of its own, in int8
     ratio = reports["int4"]["perplexity"]["ratio"]
     assert ratio < RATIOS["int4"]
     assert ratio != reports["int8"]["perplexity"]["ratio"]
+
+
+def test_a_tied_embedding_reads_the_rows_of_a_head_in_two_parts(tmp_path: Path) -> None:
+    """Of both parts, at their edges, against the dequantised head."""
+    rows, width, common = 12, 2 * BLOCK, 5
+    matrix = random(1, rows, width)
+    split = SplitRows(
+        round_int8(matrix[:common], np.float32), round_int4(matrix[common:], np.float32)
+    )
+    graph = helper.make_graph(
+        [
+            helper.make_node("Transpose", ["head"], ["table"], perm=[1, 0]),
+            helper.make_node("Gather", ["table", "ids"], ["found"], name=EMBEDDING),
+            helper.make_node("MatMul", ["found", "head"], ["logits"], name=HEAD),
+        ],
+        "graph",
+        [helper.make_tensor_value_info("ids", TensorProto.INT64, ["b", "s"])],
+        [helper.make_tensor_value_info("found", TensorProto.FLOAT, ["b", "s", width])],
+        [onnx.numpy_helper.from_array(matrix.T.copy(), "head")],
+    )
+    with WeightFile(graph, tmp_path / "none", tmp_path / "data") as weights:
+        Quantiser(graph, weights, "cpu").run(lambda node, found: split, lambda done: None)
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid(MICROSOFT, 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "model")
+    ids = np.asarray([[0, common - 1, common, rows - 1, common, 2]])
+    (found,) = ort.InferenceSession(str(tmp_path / "model")).run(None, {"ids": ids})
+    stored = np.concatenate([split.first.dense(width), split.rest.dense(width)])
+    np.testing.assert_allclose(found, stored[ids], rtol=2e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("quantisation", ["int8", "int4"])
+def test_scales_lie_in_the_file_as_the_operator_reads_them(
+    gridded_backbone: Path, tmp_path: Path, quantisation: str
+) -> None:
+    export_bundle(str(gridded_backbone), {}, None, tmp_path / "out", quantisation)
+    bundle = open_bundle(tmp_path / "out")
+    model, graph = bundle.graph()
+    weights = bundle.weights(graph)
+    device = choose_device("cpu", "cpu", 1)
+    path = tmp_path / "out" / BACKBONE
+    backbone = open_backbone(path, bundle.manifest.backbone, device, model, weights)
+    read = {name: a for name, a in backbone.weights.items() if name.endswith("_scales")}
+    assert read  # smaller ones lie in the graph
+    for name, scales in read.items():
+        assert scales.dtype == np.float16
+        assert np.shares_memory(scales, weights[name])
 
 
 @pytest.mark.parametrize(
