@@ -69,7 +69,14 @@ def _remove(folder: Path) -> None:
 
 def check_target(target: Path, is_ours: Callable[[Path], bool]) -> None:
     """Raises UsageError if `staged` would."""
-    target = target.resolve()
+    try:
+        _check_target(target.resolve(), is_ours)
+    except (OSError, ValueError) as error:  # a name that the system does not allow
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"{target} cannot be written ({reason})", "Choose another path") from error
+
+
+def _check_target(target: Path, is_ours: Callable[[Path], bool]) -> None:
     if not target.parent.is_dir():
         raise UsageError(f"there is no folder {target.parent}", "Create it first")
     if target == Path.cwd():

@@ -114,7 +114,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except OSError as error:
         if error.errno != errno.ENOSPC:
-            return _report_internal(error, as_json)
+            if error.filename is None:
+                return _report_internal(error, as_json)
+            cause = f"{error.filename} cannot be used ({error.strerror})"
+            return _report(UsageError(cause, "Choose another path"), as_json)
         _discard_output()
         remedy = "Free some space, or write elsewhere"
         return _report(ResourceError(f"cannot write ({error.strerror})", remedy), as_json)

@@ -13,7 +13,7 @@ from pathlib import Path, PureWindowsPath
 
 import pytest
 
-from dlp_edge import AdapterError, Runtime
+from dlp_edge import AdapterError, ResourceError, Runtime, UsageError
 from dlp_edge.atomic.staging import _beside
 from dlp_edge.bundle.bundle import open_bundle
 from dlp_edge.bundle.manifest import check_adapter_name
@@ -84,6 +84,50 @@ def test_names_beside_a_target_keep_a_windows_prefix(prefix: str) -> None:
     """Long paths need \\\\?\\, below which Windows interprets nothing."""
     beside = _beside(PureWindowsPath(prefix + "apps\\bundle"), "staging")  # type: ignore[arg-type]
     assert str(beside) == prefix + "apps\\.bundle.staging"
+
+
+TOO_LONG = "x" * 300
+LINES = {
+    "run": ["run", TOO_LONG, "Hello"],
+    "inspect": ["inspect", TOO_LONG],
+    "pull": ["pull", "http://127.0.0.1:9/x", "-o", TOO_LONG],
+    "add": ["add", "BUNDLE", f"x={TOO_LONG}"],
+    "examples": ["add", "BUNDLE", "x=PARROT", "--examples", TOO_LONG],
+    "train-router": ["train-router", TOO_LONG, "-o", "out"],
+    "eval": ["eval", "BUNDLE", TOO_LONG, "-o", "out"],
+    "export": ["export", "--backbone", TOO_LONG, "-o", "out"],
+    "sign": ["sign", "BUNDLE", "--new-key", TOO_LONG],
+}
+
+
+NEED_TORCH = ("train-router", "export")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        pytest.param(line, marks=pytest.mark.slow if line[0] in NEED_TORCH else [], id=name)
+        for name, line in LINES.items()
+    ],
+)
+def test_a_name_that_the_system_does_not_allow(
+    line: list[str], tiny_bundle: Path, parrot: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [w.replace("BUNDLE", str(tiny_bundle)).replace("PARROT", str(parrot)) for w in line]
+    assert main(words) in (2, 3)
+    error = capsys.readouterr().err
+    assert TOO_LONG in error
+    assert "internal" not in error
+
+
+@pytest.mark.parametrize("name", [TOO_LONG, "a\0b"], ids=["too long", "a zero"])
+def test_outputs_that_the_system_does_not_allow(
+    name: str, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="cannot be written"):
+        fetch_bundle("http://127.0.0.1:9/x", tmp_path / name)
+    with Runtime(tiny_bundle, threads=1) as runtime, pytest.raises(ResourceError):
+        runtime.session().save(tmp_path / name)
 
 
 class TestAdapterNames:
