@@ -91,7 +91,8 @@ def tell(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
     if not sys.stderr.isatty():
         try:
-            with open("CONOUT$" if os.name == "nt" else "/dev/tty", "w") as terminal:  # noqa: PTH123
+            name = "CONOUT$" if os.name == "nt" else "/dev/tty"
+            with open(name, "w", encoding="utf-8") as terminal:  # noqa: PTH123
                 terminal.write(f"\n{message}")
         except OSError:
             pass  # there is no terminal

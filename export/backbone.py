@@ -16,6 +16,7 @@ import numpy.typing as npt
 import onnx
 from tokenizers import Tokenizer
 
+from dlp_edge.atomic.sharing import move
 from dlp_edge.bundle.files import BACKBONE, BACKBONE_DATA
 from dlp_edge.bundle.manifest import BackboneEntry, Slot
 from dlp_edge.errors import BackboneError, UsageError
@@ -84,7 +85,7 @@ class DenseBackbone:
             folder.mkdir(exist_ok=True)
             extra = {"fuse_mlp_gate_up": "true"} if source.architecture in FUSED_MLP else None
             build_graph(source.folder, _PRECISIONS[target], target, folder, extra)
-            (folder / BACKBONE).rename(built)
+            move(folder / BACKBONE, built)
         self.source = source
         self.calibration = calibration
         self.target = target

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from dlp_edge.atomic.sharing import move
+
 KEY = "key.json"
 
 
@@ -47,7 +49,7 @@ def finished_folder(folder: Path) -> Iterator[Path | None]:
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
     yield part
-    part.rename(folder)
+    move(part, folder)
 
 
 def stamp(path: Path) -> list[tuple[str, int, int]]:

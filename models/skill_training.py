@@ -19,6 +19,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from dlp_edge.atomic.sharing import move
 from dlp_edge.atomic.staging import check_target
 from dlp_edge.bundle.peft_reader import CONFIG, WEIGHTS
 from dlp_edge.errors import RouterError, UsageError
@@ -151,7 +152,7 @@ def train_skill(
     model.save_pretrained(staging)
     _shrink(staging, base_model)
     shutil.rmtree(out, ignore_errors=True)
-    staging.replace(out)
+    move(staging, out)
     on_progress("done", 1.0)
     mean = sum(recent) / max(1, len(recent))
     left_out, seconds = len(examples) - len(kept), time.perf_counter() - started
@@ -255,7 +256,7 @@ def _keep(
     }
     part = staging / f"{_CHECKPOINT}.part"
     torch.save(state, part)
-    part.replace(staging / _CHECKPOINT)
+    move(part, staging / _CHECKPOINT)
 
 
 def _resume(

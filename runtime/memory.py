@@ -131,7 +131,7 @@ def _cgroup_limits(
     Linux only: cgroup v2, or the memory controller of v1. Reclaimable page cache does not count.
     """
     try:
-        lines = membership.read_text().splitlines()
+        lines = membership.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return
     for line in lines:
@@ -148,11 +148,11 @@ def _cgroup_limits(
         for folder in (place, *place.parents):
             if base == folder or base in folder.parents:
                 with contextlib.suppress(OSError, ValueError):
-                    limit = int((folder / names[0]).read_text())  # "max" is not a number: no limit
-                    used = int((folder / names[1]).read_text())
-                    stat = dict(
-                        entry.split() for entry in (folder / "memory.stat").read_text().splitlines()
-                    )
+                    # "max" is not a number: no limit
+                    limit = int((folder / names[0]).read_text("ascii"))
+                    used = int((folder / names[1]).read_text("ascii"))
+                    entries = (folder / "memory.stat").read_text("ascii").splitlines()
+                    stat = dict(entry.split() for entry in entries)
                     yield limit, used - int(stat.get(names[2], 0))
 
 

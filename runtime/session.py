@@ -217,9 +217,10 @@ class Session:
         path = Path(path)
         try:
             replace_file(path, json.dumps(content, ensure_ascii=False, indent=1).encode())
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a path that no system allows
+            reason = getattr(error, "strerror", None) or error
             raise ResourceError(
-                f"{path} cannot be written ({error.strerror})", "Choose another place"
+                f"{path} cannot be written ({reason})", "Choose another place"
             ) from error
 
     @contextlib.contextmanager

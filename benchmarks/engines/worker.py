@@ -61,7 +61,9 @@ def peak_memory() -> int:
     """The most that this process held in memory, in bytes, on Linux and macOS."""
     status = Path("/proc/self/status")
     if status.is_file():  # what getrusage tells there began before exec, with the parent's memory
-        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        (line,) = (
+            line for line in status.read_text("ascii").splitlines() if line.startswith("VmHWM:")
+        )
         return 1024 * int(line.split()[1])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import tempfile
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +24,9 @@ def locked(target: Path) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout  # not needed to load a bundle
 
-    name = hashlib.sha256(str(target.resolve()).encode()).hexdigest()[:16]
+    # Windows and macOS know one folder by several spellings, which must share a lock.
+    spelling = unicodedata.normalize("NFC", str(target.resolve())).casefold()
+    name = hashlib.sha256(os.fsencode(spelling)).hexdigest()[:16]
     path = Path(tempfile.gettempdir()) / f"dlp-edge-{name}.lock"
     if path.is_symlink():  # versions of the library empty the file
         raise ResourceError(f"{path} is a link", "Remove it")

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dlp_edge.atomic.lock import locked
+from dlp_edge.atomic.sharing import move, patiently
 from dlp_edge.errors import DlpEdgeError, ResourceError, UsageError
 
 _AT_FDCWD = -100  # linux/fcntl.h: relative to the working directory
@@ -41,26 +42,21 @@ def staged(target: Path, is_ours: Callable[[Path], bool]) -> Iterator[Path]:
     """
     target = target.resolve()
     with locked(target):
-        staging, old = _beside(target, "staging"), _beside(target, "old")
+        staging = _beside(target, "staging")
         try:
-            if old.exists() and not target.exists():
-                old.rename(target)
+            restore_folder(target)
             check_target(target, is_ours)
-            _remove(old)
             _remove(staging)
             staging.mkdir()
             yield staging
             for path in staging.iterdir():
                 sync(path)
             sync_folder(staging)
-            _replace(staging, target, old)
-            sync_folder(target.parent)
+            replace_folder(staging, target)
         except OSError as error:
             raise resource_error(target, error) from error
         finally:
             _remove(staging)
-            if target.exists():
-                _remove(old)
 
 
 def _beside(target: Path, role: str) -> Path:
@@ -73,7 +69,14 @@ def _remove(folder: Path) -> None:
 
 def check_target(target: Path, is_ours: Callable[[Path], bool]) -> None:
     """Raises UsageError if `staged` would."""
-    target = target.resolve()
+    try:
+        _check_target(target.resolve(), is_ours)
+    except (OSError, ValueError) as error:  # a name that the system does not allow
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"{target} cannot be written ({reason})", "Choose another path") from error
+
+
+def _check_target(target: Path, is_ours: Callable[[Path], bool]) -> None:
     if not target.parent.is_dir():
         raise UsageError(f"there is no folder {target.parent}", "Create it first")
     if target == Path.cwd():
@@ -99,7 +102,7 @@ def write_file(path: Path, data: bytes, mode: int = 0o666) -> None:
 
     A link that somebody has put in its place is removed too, never followed.
     """
-    path.unlink(missing_ok=True)
+    patiently(lambda: path.unlink(missing_ok=True))
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
     for name in ("O_NOFOLLOW", "O_BINARY", "O_CLOEXEC"):
         flags |= getattr(os, name, 0)
@@ -115,7 +118,7 @@ def replace_file(path: Path, data: bytes) -> None:
     new = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.new")
     try:
         write_file(new, data, 0o600)
-        new.replace(path)
+        move(new, path)
         sync_folder(path.parent)
     finally:
         with contextlib.suppress(OSError):
@@ -141,22 +144,35 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _replace(staging: Path, target: Path, old: Path) -> None:
-    """Moves `staging` to `target`.
+def replace_folder(new: Path, target: Path) -> None:
+    """Moves a finished folder to `target`, in place of a folder that is there.
 
-    A folder cannot be renamed onto a non-empty one, so the two are exchanged, and the caller
-    removes the old one under the staging name. Otherwise the old folder is renamed first.
+    A folder cannot be renamed onto a non-empty one, so the two are exchanged, and the old one is
+    removed under the new one's name. Otherwise the old folder is renamed first; if the new one
+    then cannot be moved, the old one comes back, at the latest by `restore_folder`.
     """
-    if target.exists():
-        if exchange(staging, target):
-            return
-        target.rename(old)
-    try:
-        staging.rename(target)
-    except OSError:
-        if old.exists():
-            old.rename(target)
-        raise
+    old = _beside(target, "old")
+    if not (target.exists() and exchange(new, target)):
+        if target.exists():
+            move(target, old)
+        try:
+            move(new, target)
+        except OSError:
+            if old.exists():
+                move(old, target)
+            raise
+    sync_folder(target.parent)
+    _remove(new)
+    _remove(old)
+
+
+def restore_folder(target: Path) -> None:
+    """Puts back what a `replace_folder` that was killed between two renames left under another
+    name; removes it if the new folder is there."""
+    old = _beside(target, "old")
+    if old.exists() and not target.exists():
+        move(old, target)
+    _remove(old)
 
 
 def exchange(first: Path, second: Path) -> bool:

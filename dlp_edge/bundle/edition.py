@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from dlp_edge.atomic.lock import locked
+from dlp_edge.atomic.sharing import move
 from dlp_edge.atomic.staging import resource_error, sync_folder, write_file
 from dlp_edge.bundle.bundle import Bundle, dump_manifest, open_bundle
 from dlp_edge.bundle.files import EDITED, MANIFEST, MAX_MANIFEST_BYTES, file_name
@@ -66,7 +67,7 @@ def write_edition(bundle: Bundle, manifest: Manifest, parts: Mapping[str, bytes]
                 write_file(bundle.folder / name, data)
             write_file(bundle.folder / _NEXT_MANIFEST, dump_manifest(updated).encode())
             sync_folder(bundle.folder)
-            (bundle.folder / _NEXT_MANIFEST).replace(bundle.folder / MANIFEST)
+            move(bundle.folder / _NEXT_MANIFEST, bundle.folder / MANIFEST)
         except OSError as error:
             for name in (*new, _NEXT_MANIFEST):
                 with contextlib.suppress(OSError):

@@ -10,6 +10,7 @@ A default alone makes no field optional: `edition` has one for callers and is al
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -22,6 +23,8 @@ VERSION = 2
 
 ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 NAME_RULE = "up to 64 letters, digits, '.', '_' and '-', starting with a letter or digit"
+# Whatever follows the first dot.
+_WINDOWS_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 RESERVED_NAMES = ("auto", "base")  # the server's and the chat's words for no adapter of this name
 
 
@@ -193,12 +196,22 @@ class Manifest:
     edition: int = 0
 
 
-def check_adapter_name(name: str) -> str | None:
-    """Returns what is wrong with the name of a new adapter; None if nothing is."""
+def check_adapter_name(name: str, others: Iterable[str] = ()) -> str | None:
+    """Returns what is wrong with the name of a new adapter; None if nothing is.
+
+    Args:
+        others: the names beside it. Folders of tasks and adapters are called like their adapter,
+            so a name must be one of a file on every system.
+    """
     if not ADAPTER_NAME.fullmatch(name):
         return f"Use {NAME_RULE}"
     if name.lower() in RESERVED_NAMES:
         return f"Use another: {' and '.join(RESERVED_NAMES)} mean routing and the base model"
+    if name.endswith(".") or _WINDOWS_DEVICE.fullmatch(name):
+        return "Use another: Windows allows no file of this name"
+    for other in others:
+        if name != other and name.lower() == other.lower():
+            return f"Use another: it differs from {other} in case only"
     return None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -101,7 +101,9 @@ def read_adapters(
         AdapterError: an adapter cannot be read, is of an unsupported kind, or does not fit the
             backbone; or two adapters have the same weights.
     """
-    adapters = [read_adapter(name, folder, sizes) for name, folder in folders.items()]
+    adapters = [
+        read_adapter(name, folder, sizes, others=folders) for name, folder in folders.items()
+    ]
     seen: dict[str, str] = {}
     for adapter in adapters:
         if adapter.sha256 in seen:
@@ -114,14 +116,19 @@ def read_adapters(
 
 
 def read_adapter(
-    name: str, folder: Path, sizes: Mapping[str, tuple[int, int]], slots_only: bool = False
+    name: str,
+    folder: Path,
+    sizes: Mapping[str, tuple[int, int]],
+    slots_only: bool = False,
+    others: Iterable[str] = (),
 ) -> PeftAdapter:
     """Reads one adapter; see `read_adapters`.
 
     Args:
         slots_only: `sizes` covers the slots of an exported bundle, not all linear layers.
+        others: the names of the adapters beside it.
     """
-    wrong = check_adapter_name(name)
+    wrong = check_adapter_name(name, others)
     if wrong is not None:
         raise AdapterError(f"{name!r} is not a valid adapter name", wrong)
     config = _read_config(name, folder)

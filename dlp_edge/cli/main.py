@@ -86,10 +86,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     as_json = "--json" in words  # also where the rest cannot be parsed
     for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and not stream.isatty():
-            # A pipe on Windows is cp1252. What is no UTF-8 in the input is refused as a prompt.
+        if isinstance(stream, io.TextIOWrapper):
+            # A pipe on Windows is cp1252. What is no UTF-8 in the input is refused as a prompt. A
+            # terminal knows its encoding, and shows "?" for what that lacks.
             errors = "surrogateescape" if stream is sys.stdin else "replace"
-            stream.reconfigure(encoding="utf-8", errors=errors)
+            stream.reconfigure(encoding=None if stream.isatty() else "utf-8", errors=errors)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that clean-up runs
     try:
@@ -113,7 +114,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except OSError as error:
         if error.errno != errno.ENOSPC:
-            return _report_internal(error, as_json)
+            if error.filename is None:
+                return _report_internal(error, as_json)
+            cause = f"{error.filename} cannot be used ({error.strerror})"
+            return _report(UsageError(cause, "Choose another path"), as_json)
         _discard_output()
         remedy = "Free some space, or write elsewhere"
         return _report(ResourceError(f"cannot write ({error.strerror})", remedy), as_json)

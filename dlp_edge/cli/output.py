@@ -19,6 +19,7 @@ from dlp_edge.types import Chunk, Reply
 
 _LABEL_WIDTH = 24
 _BAR = "│ "
+_status = ""  # what is shown
 _WIDE_ENOUGH = 50  # columns; on a narrower terminal a label has a line of its own
 
 
@@ -34,6 +35,10 @@ def note(text: str) -> None:
 
 def show_status(text: str) -> None:
     """A line on stderr that the next one is written over; "" wipes it."""
+    global _status
+    if text == _status:  # as most steps of a file's checksum are
+        return
+    _status = text
     print(f"\r{text:<40}\r", end="", file=sys.stderr, flush=True)
 
 

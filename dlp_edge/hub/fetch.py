@@ -10,7 +10,13 @@ from pathlib import Path
 
 from dlp_edge.atomic.cache import cache_folder
 from dlp_edge.atomic.lock import locked
-from dlp_edge.atomic.staging import check_space, check_target, exchange, resource_error
+from dlp_edge.atomic.staging import (
+    check_space,
+    check_target,
+    replace_folder,
+    resource_error,
+    restore_folder,
+)
 from dlp_edge.bundle.bundle import parse_manifest
 from dlp_edge.bundle.files import MANIFEST, MAX_MANIFEST_BYTES, REEXPORT
 from dlp_edge.bundle.manifest import Manifest
@@ -91,6 +97,7 @@ def fetch_bundle(
     part = out.with_name(f".{out.name}.part")
     with locked(out):
         try:
+            restore_folder(out)
             part.mkdir(exist_ok=True)
             (part / MANIFEST).unlink(missing_ok=True)
             if not origin.fetch(MANIFEST, part / MANIFEST, MAX_MANIFEST_BYTES, lambda size: None):
@@ -102,7 +109,8 @@ def fetch_bundle(
                 return manifest
             _fetch_files(origin, manifest, part, on_progress)
             origin.fetch(SIGNATURE, part / SIGNATURE, SIGNATURE_BYTES, lambda size: None)
-            _put_in_place(part, out)
+            shutil.rmtree(part / ".cache", ignore_errors=True)  # of huggingface_hub
+            replace_folder(part, out)
         except OSError as error:
             raise resource_error(out, error) from error
     on_progress("done", 1.0)
@@ -146,13 +154,3 @@ def _parse(data: bytes) -> Manifest:
 
 def _is_bundle(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
-
-
-def _put_in_place(part: Path, out: Path) -> None:
-    """Makes the finished folder the bundle, and removes what was there."""
-    shutil.rmtree(part / ".cache", ignore_errors=True)  # of huggingface_hub
-    if out.exists() and not exchange(part, out):
-        shutil.rmtree(out)
-    if part.exists() and not out.exists():
-        part.rename(out)
-    shutil.rmtree(part, ignore_errors=True)

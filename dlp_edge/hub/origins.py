@@ -109,9 +109,11 @@ class HubRepository:
                 endpoint=os.environ.get("HF_ENDPOINT"),
                 tqdm_class=_silent_bar(on_bytes),
             )
-        except errors.EntryNotFoundError:
-            return False
         except Exception as error:  # of httpx, of huggingface_hub, of the system
+            # Without a network there is no "local" entry, which is a kind of missing entry there.
+            offline = isinstance(error, errors.LocalEntryNotFoundError)
+            if isinstance(error, errors.EntryNotFoundError) and not offline:
+                return False
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ResourceError(
                 f"{self.name} cannot be fetched from the hub ({reason})",

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
+from dlp_edge.atomic.sharing import patiently
+
 BLOCK = 8 << 20
 
 OnFraction = Callable[[float], None]
@@ -45,7 +47,7 @@ def open_regular(path: Path) -> BinaryIO:
     flags = os.O_RDONLY
     for name in ("O_BINARY", "O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC"):
         flags |= getattr(os, name, 0)
-    descriptor = os.open(path, flags)
+    descriptor = patiently(lambda: os.open(path, flags))
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # replaced between the two calls
             raise OSError(errno.EINVAL, "not a regular file")

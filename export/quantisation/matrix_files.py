@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dlp_edge.atomic.sharing import move
 from dlp_edge.export.quantisation.quantized_matrix import QuantizedMatrix
 
 
@@ -31,7 +32,7 @@ class MatrixFiles:
         part = self._path(name).with_suffix(".part")
         with part.open("wb") as file:
             np.savez(file, levels=matrix.levels, scales=matrix.scales, zeros=matrix.zeros)
-        part.rename(self._path(name))
+        move(part, self._path(name))
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.npz"

@@ -48,11 +48,12 @@ def add_skill(
     """
     check_current(bundle)
     manifest = bundle.manifest
-    if name in (entry.name for entry in manifest.adapters):
+    others = [entry.name for entry in manifest.adapters]
+    if name in others:
         raise UsageError(
             f"the bundle has an adapter {name!r} already", "Remove it first, or choose another name"
         )
-    adapter = read_adapter(name, Path(folder), _slot_sizes(manifest), slots_only=True)
+    adapter = read_adapter(name, Path(folder), _slot_sizes(manifest), True, others)
     for entry in manifest.adapters:
         if entry.sha256 == adapter.sha256:
             raise AdapterError(

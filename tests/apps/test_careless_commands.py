@@ -30,7 +30,7 @@ def test_a_full_disk_is_one_line_and_exit_code_4(
     tiny_bundle: Path, verb: str, as_json: bool
 ) -> None:
     words = [verb, str(tiny_bundle), *([] if verb == "inspect" else ["Hello"]), "--quiet"]
-    with Path("/dev/full").open("w") as full:
+    with Path("/dev/full").open("w", encoding="ascii") as full:
         done = run(*words, *(["--json"] if as_json else []), stdout=full)
     assert done.returncode == 4
     assert done.stderr == (

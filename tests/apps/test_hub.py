@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -169,9 +170,19 @@ def test_what_cannot_be_fetched(hub: HubServer, source: str, tmp_path: Path) -> 
         fetch_bundle(f"{hub.url}/x", tmp_path / "out", revision="main")
 
 
-def test_a_server_that_is_not_there(tmp_path: Path, hub: HubServer) -> None:
+def test_a_server_that_is_not_there(
+    source: str, tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which is not the same as a bundle that is not there; a copy in the cache still serves."""
+    with Runtime.from_hub(source, threads=1):
+        pass
+    hub.close()
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # connections outlive their server
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between attempts
     with pytest.raises(ResourceError, match="cannot be fetched"):
-        fetch_bundle("http://127.0.0.1:9/x", tmp_path / "out")
+        fetch_bundle(source, tmp_path / "out")
+    with Runtime.from_hub(source, threads=1) as runtime:
+        assert len(runtime.adapters) == 3
 
 
 def test_publishing_and_fetching_again(

@@ -213,3 +213,28 @@ def test_a_frozen_program_answers_elsewhere(installed: Path, script: Path, tmp_p
     assert len(built) == (LIBRARY is not None)
     size = sum(path.stat().st_size for path in elsewhere.rglob("*") if not path.is_symlink())
     assert size < 250 << 20  # 134 MB; with torch, which the hook keeps out, 1.5 GB
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="scripts for Linux")
+@pytest.mark.parametrize("script", ["arm64", "windows"])
+def test_a_platform_that_cannot_be_tested_here_is_no_silent_pass(
+    script: str, tmp_path: Path
+) -> None:
+    """Not on a Mac, and not without a package manager."""
+    for tool in ("bash", "dirname", "realpath", "python3", "ls"):
+        (tmp_path / tool).symlink_to(str(shutil.which(tool)))
+    reasons = []
+    for system in ("Darwin arm64", "Linux x86_64"):
+        (tmp_path / "uname").write_text(f"#!/bin/sh\necho {system}\n", encoding="ascii")
+        (tmp_path / "uname").chmod(0o755)
+        if system.startswith("Linux") and Path("/usr/lib/wine/wine64").exists():
+            continue  # found without a search
+        command = [str(ROOT / ".ci" / script), str(tmp_path / "environment")]
+        done = subprocess.run(
+            command, capture_output=True, encoding="utf-8", env={"PATH": str(tmp_path)}
+        )
+        assert done.returncode == 77
+        reasons.append(done.stderr)
+    assert reasons[0] == "skipped: needs Linux on x86-64, this is Darwin arm64\n"
+    assert all("apt-get" in reason for reason in reasons[1:])
+    assert not (tmp_path / "environment").exists()

@@ -26,7 +26,7 @@ TEXTS = ("Hello", "a" * 4_900, *(c * (LONG_TEXT // len(c)) for c in ("a", "\ufdf
 
 def _status(field: str) -> int:
     """Kilobytes of a field of /proc/self/status."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path("/proc/self/status").read_text("ascii").splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1])
     raise LookupError(field)
@@ -34,7 +34,7 @@ def _status(field: str) -> int:
 
 def measure(call: Callable[[], object]) -> dict[str, object]:
     """Outcome, CPU seconds and peak megabytes of a call."""
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew
     baseline, begun = _status("VmRSS"), time.process_time()
     outcome = "passed"
     try:

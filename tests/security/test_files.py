@@ -35,7 +35,7 @@ def test_a_saved_session_is_private_and_follows_no_link(
     with Runtime(tiny_bundle, threads=1) as runtime:
         runtime.session(system="Be brief").save(target)
         assert runtime.load_session(target).messages[0]["content"] == "Be brief"
-    assert victim.read_text() == "precious"
+    assert victim.read_text("ascii") == "precious"
     assert stat.S_IMODE(target.stat().st_mode) == 0o600
     assert not list(tmp_path.glob(".chat.json*"))
 
@@ -50,7 +50,7 @@ def test_a_failed_replacement_leaves_nothing(tmp_path: Path) -> None:
 def test_a_written_file_replaces_a_link(tmp_path: Path, victim: Path) -> None:
     (tmp_path / "new").symlink_to(victim)
     write_file(tmp_path / "new", b"x")
-    assert victim.read_text() == "precious"
+    assert victim.read_text("ascii") == "precious"
     assert (tmp_path / "new").read_bytes() == b"x"
 
 
@@ -62,7 +62,7 @@ def test_links_in_a_bundle_are_not_written_through(
     (bundle_copy / name).symlink_to(victim)
     with Runtime(bundle_copy, threads=1) as runtime:
         runtime.add_adapter("parrot", parrot, examples=[f"Say {i} again" for i in range(12)])
-    assert victim.read_text() == "precious"
+    assert victim.read_text("ascii") == "precious"
 
 
 def test_a_link_in_the_place_of_a_lock(tmp_path: Path, victim: Path) -> None:
@@ -78,7 +78,7 @@ def test_a_link_in_the_place_of_a_lock(tmp_path: Path, victim: Path) -> None:
             pass
     finally:
         lock.unlink()
-    assert victim.read_text() == "precious"
+    assert victim.read_text("ascii") == "precious"
 
 
 def test_pipes_and_devices_are_no_sessions_and_no_samples(

@@ -11,7 +11,7 @@ from pathlib import Path
 import onnxruntime_genai.models.builder  # noqa: F401  (what an export imports, once for all)
 
 import dlp_edge.export.pipeline as pipeline
-import dlp_edge.models.networks.router_mlp
+import dlp_edge.models.networks.router_mlp  # noqa: F401
 import dlp_edge.runtime.routing.router  # noqa: F401
 from dlp_edge.bundle.verify import verify_bundle
 from dlp_edge.errors import DlpEdgeError

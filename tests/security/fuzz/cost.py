@@ -89,14 +89,14 @@ _KINDS: dict[str, tuple[Callable[[list[Any]], None], Callable[[random.Random], A
 
 def measure(call: Callable[[list[Any]], None], chain: list[Any]) -> tuple[float, int]:
     """CPU seconds, and megabytes of the peak above the start."""
-    Path("/proc/self/clear_refs").write_text("5")
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     baseline, begun = _kilobytes("VmRSS"), time.process_time()
     call(chain)
     return time.process_time() - begun, (_kilobytes("VmHWM") - baseline) >> 10
 
 
 def _kilobytes(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text("ascii").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
