@@ -13,6 +13,7 @@ from dlp_edge.models.splitter.joins import draw_frame
 from dlp_edge.models.splitter.leaning import draw_introduction, draw_leaning
 from dlp_edge.models.tasks import Task
 from dlp_edge.models.training_texts.augmentation import cut, with_typos
+from dlp_edge.models.training_texts.documents import draw_document
 from dlp_edge.models.training_texts.out_of_scope import OutOfScopeTexts
 from dlp_edge.models.training_texts.scope import Scope
 
@@ -21,7 +22,9 @@ BARE_SHARE = 0.45
 OTHER_SHARE = 0.1  # of the requests are for none of the tasks
 LEANING_SHARE = 0.14  # of the later requests lean on an earlier one
 INTRODUCED_SHARE = 0.07  # of the prompts of several requests begin with what all of them need
-DOCUMENT_SHARE = 0.2  # of the prompts of one request are long documents
+DOCUMENT_SHARE = 0.4  # of the prompts of one request are about a long document
+PASTED_SHARE = 0.04  # of the parts of other prompts are about a shorter one
+PASTED = 1500  # characters
 ENDED_SHARE = 0.35  # of the requests without a mark at their end get one
 LOWER_SHARE, BARE_ENDS_SHARE, TYPO_SHARE = 0.15, 0.12, 0.08
 SAME_TASK_SHARE = 0.15  # of the prompts may have several requests for one task
@@ -120,6 +123,8 @@ class CompositeMaker:
         rng = self._rng
         if rng.random() < OTHER_SHARE:
             return _Part(self._others.request(rng).strip(), len(self._by_task))
+        if rng.random() < PASTED_SHARE:
+            return _Part(self._about(draw_document(rng, PASTED)), None)
         forms = rng.choice(self._by_task[label])
         text = rng.choice(forms[1:]) if len(forms) > 1 and rng.random() < BARE_SHARE else forms[0]
         if rng.random() < TYPO_SHARE:
@@ -135,10 +140,22 @@ class CompositeMaker:
             elif rng.random() < 0.1:
                 part = _Part(self._others.make(rng).strip(), len(self._by_task))
             return self._joined([part])
-        document = "\n\n".join(self._others.make(rng) for _ in range(rng.randint(2, 8)))
-        asked = rng.choice(_DOCUMENT_TASKS)
-        text = f"{asked}\n\n{document}" if rng.random() < 0.7 else f"{document}\n\n{asked}"
-        return self._joined([_Part(text.strip(), len(self._by_task))])
+        if rng.random() < 0.25:
+            document = "\n\n".join(self._others.make(rng) for _ in range(rng.randint(2, 8)))
+            return self._joined([_Part(self._about(document), len(self._by_task))])
+        # Some skill may be for it: no label.
+        return self._joined([_Part(self._about(draw_document(rng)), None)])
+
+    def _about(self, document: str) -> str:
+        """A request that gives a document, before or after it; sometimes the document alone."""
+        rng = self._rng
+        asked = rng.choice(_DOCUMENT_TASKS) if rng.random() < 0.5 else self._others.task(rng)
+        draw = rng.random()
+        gap = rng.choice(("\n\n", "\n\n", "\n", " "))
+        if draw < 0.08:
+            return document.strip()
+        text = f"{asked}{gap}{document}" if draw < 0.7 else f"{document}{gap}{asked}"
+        return text.strip()
 
     def _joined(self, parts: Sequence[_Part]) -> Composite:
         rng = self._rng

@@ -34,6 +34,7 @@ NOISE_SHARES = (0.0, 0.03, 0.08)  # of a batch's tokens become others
 SPREAD = 0.5  # of new embeddings
 TOKEN_WEIGHT, SEGMENTATION_WEIGHT = 0.5, 0.2
 LEANING_FACTOR = 3.0  # of the tokens that lean; few do
+START_COST = 1.5  # a request too many does more harm than one too few
 UNKNOWN = -100
 
 
@@ -101,6 +102,8 @@ def train_splitter(
             optimizer.step()
             schedule.step()
             on_progress((step + 1) / steps)
+    with torch.no_grad():
+        network.last.bias[len(tasks) + SEGMENT_KINDS] -= START_COST
     return network.half().float().eval()  # as it is stored
 
 
@@ -149,7 +152,7 @@ class _Windows:
         if length <= WINDOW:
             return window
         first = self._rng.randrange(length - WINDOW + 1)
-        starts = np.flatnonzero(window.starts)
+        starts = 1 + np.flatnonzero(window.starts[1:])
         if len(starts) and self._rng.random() < CHOSEN_SHARE:
             chosen = int(self._rng.choice(starts.tolist()))
             before = self._rng.randrange(LEAST_AROUND, WINDOW - LEAST_AROUND)
