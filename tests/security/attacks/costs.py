@@ -85,7 +85,7 @@ TEMPLATES = {
 }
 
 
-def _templated(template: str) -> Attack:
+def templated(template: str) -> Attack:
     return edited(lambda manifest: manifest.update(chat_template=template))
 
 
@@ -228,12 +228,12 @@ def _doubled(operator: str, constant: bool) -> Callable[[Any], object]:
                 node = helper.make_node(operator, [name, name], [new])
             model.graph.node.append(node)
             name = new
-        _keep(model, name)
+        keep(model, name)
 
     return change
 
 
-def _keep(model: Any, name: str) -> None:
+def keep(model: Any, name: str) -> None:
     """Adds nothing of a value to the first output, so that no optimizer removes its node."""
     graph = model.graph
     output = graph.output[0].name
@@ -270,7 +270,7 @@ def _outer(model: Any) -> None:
     for index in range(12):
         name = f"product_{index}"
         graph.node.append(helper.make_node("MatMul", [name, name], [f"product_{index + 1}"]))
-    _keep(model, "product_12")
+    keep(model, "product_12")
 
 
 def _many(count: int) -> Callable[[Any], object]:
@@ -280,7 +280,7 @@ def _many(count: int) -> Callable[[Any], object]:
         for index in range(count):
             name = f"many_{index}"
             model.graph.node.append(helper.make_node("Mul", [name, name], [f"many_{index + 1}"]))
-        _keep(model, f"many_{count}")
+        keep(model, f"many_{count}")
 
     return change
 
@@ -295,7 +295,7 @@ def _broadcast(model: Any) -> None:
         numpy_helper.from_array(np.ones((1, 20_000), np.float32), "cost_row_1")
     )
     graph.node.append(helper.make_node("Mul", ["cost_column", "cost_row_1"], ["table"]))
-    _keep(model, "table")
+    keep(model, "table")
 
 
 def _gathered(model: Any) -> None:
@@ -305,7 +305,7 @@ def _gathered(model: Any) -> None:
     zeros = np.zeros(40_000, np.int64)
     graph.initializer.append(numpy_helper.from_array(zeros, "which"))
     graph.node.append(helper.make_node("Gather", ["rows", "which"], ["gathered"], axis=0))
-    _keep(model, "gathered")
+    keep(model, "gathered")
 
 
 BOTH = {
@@ -326,7 +326,7 @@ def _pad(model: Any) -> None:
     kind = {"to": TensorProto.FLOAT}
     graph.node.append(helper.make_node("Cast", ["input_ids"], ["cost_ids"], **kind))
     graph.node.append(helper.make_node("Pad", ["cost_ids", "pads"], ["padded"]))
-    _keep(model, "padded")
+    keep(model, "padded")
 
 
 ROUTER = {"a padding of 2^29": _pad}
@@ -354,12 +354,12 @@ def _expanded(operator: str) -> Callable[[Any], object]:
         graph.node.append(
             helper.make_node("Unsqueeze", ["cost_float", "cost_axis"], ["expanded_row"])
         )
-        _keep(model, "expanded_row")
+        keep(model, "expanded_row")
 
     return change
 
 
-def _as_albert(change: Callable[[Any], object]) -> Attack:
+def as_albert(change: Callable[[Any], object]) -> Attack:
     """A router that claims the architecture with operators on shapes."""
 
     def constant(model: Any) -> None:
@@ -387,7 +387,7 @@ ATTACKS: dict[str, Attack] = {
     for name, change in TOKENIZERS.items()
     if (what, name) != ("router tokenizer", "a token of four megabytes")
 }
-ATTACKS |= {f"template: {name}": _templated(text) for name, text in TEMPLATES.items()}
+ATTACKS |= {f"template: {name}": templated(text) for name, text in TEMPLATES.items()}
 ATTACKS |= {
     f"{what}: {name}": replaced(file, on_model(change))
     for what, file in (("backbone", "backbone.onnx"), ("router", "router.onnx"))
@@ -395,6 +395,5 @@ ATTACKS |= {
 }
 ATTACKS |= {f"router: {name}": replaced("router.onnx", on_model(c)) for name, c in ROUTER.items()}
 ATTACKS |= {
-    f"albert: {name}": _as_albert(_expanded(name))
-    for name in ("Range", "ConstantOfShape", "Expand")
+    f"albert: {name}": as_albert(_expanded(name)) for name in ("Range", "ConstantOfShape", "Expand")
 }
