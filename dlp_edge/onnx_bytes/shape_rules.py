@@ -16,9 +16,8 @@ from dlp_edge.onnx_bytes.reader import INT32, INT64, ITEM_SIZES, Node, Tensor
 
 Shape = tuple[int, ...]
 
-_FOLLOWED = 64  # elements of an integer tensor that is followed by value
-_LARGEST_VALUE = 1 << 40  # of an element that is followed
-_MATRIX_COST = 1_000  # of each matrix of a batch
+_FOLLOWED, _LARGEST_VALUE = 64, 1 << 40  # elements of an integer tensor that is followed by value
+_MATRIX_COST, _MAX_MATRICES = 1_000, 1 << 16  # of a batch, each with 100 bytes beside its own
 _TO_THE_END = 1 << 31  # from here, the end of a slice is that of the dimension
 
 
@@ -42,7 +41,7 @@ _Rule = Callable[[Node, _Inputs], tuple[list[Array], int]]
 def outputs_of(node: Node, inputs: _Inputs) -> tuple[list[Array], int]:
     rule = _RULES.get(node.kind)
     if rule is None:
-        raise ValueError(f"no size is known for {node.kind[:100]!r}")
+        raise ValueError(f"no size is known for {node.kind!r}")
     try:
         outputs, products = rule(node, inputs)
     except (AttributeError, IndexError, KeyError, TypeError, ZeroDivisionError) as error:
@@ -296,17 +295,18 @@ def _matmul(node: Node, inputs: _Inputs) -> tuple[list[Array], int]:
     left, right = _first(inputs), _first(inputs[1:])
     a, b = list(left.shape), list(right.shape)
     if len(a) < 2 or len(b) < 2:
-        raise ValueError("MatMul multiplies what are no matrices")
+        raise ValueError(f"{node.kind} multiplies what are no matrices")
     if node.number("transBatchA") or node.number("transBatchB"):
-        raise ValueError("FusedMatMul with transposed batches is not supported")
-    if node.number("transA"):
-        a[-2:] = a[-1], a[-2]
-    if node.number("transB"):
-        b[-2:] = b[-1], b[-2]
+        raise ValueError("transposed batches are not supported")
+    for matrix, name in ((a, "transA"), (b, "transB")):
+        if node.number(name):
+            matrix[-2:] = matrix[-1], matrix[-2]
     batch = _broadcast([tuple(a[:-2]), tuple(b[:-2])])
     shape = (*batch, a[-2], b[-1])
-    bias = inputs[2].shape if len(inputs) > 2 and inputs[2] is not None else ()
+    bias = inputs[2].shape if inputs[2:] and inputs[2] is not None else ()
     products = math.prod(shape) * max(a[-1], b[-2]) + math.prod(batch) * _MATRIX_COST
+    if math.prod(batch) > _MAX_MATRICES:
+        raise ValueError(f"{node.kind} multiplies too many matrices")
     return [Array(_broadcast([shape, bias]))], products
 
 

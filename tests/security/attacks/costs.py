@@ -89,11 +89,11 @@ def templated(template: str) -> Attack:
     return edited(lambda manifest: manifest.update(chat_template=template))
 
 
-def _normalizer(*steps: Document) -> Callable[[Document], object]:
+def normalizer(*steps: Document) -> Callable[[Document], object]:
     return lambda d: d.update(normalizer={"type": "Sequence", "normalizers": list(steps)})
 
 
-def _replace(old: str, new: str) -> Document:
+def replacement(old: str, new: str) -> Document:
     return {"type": "Replace", "pattern": {"String": old}, "content": new}
 
 
@@ -146,7 +146,7 @@ def _unigram(document: Document) -> None:
     )
 
 
-def _added(**changes: Any) -> Callable[[Document], object]:
+def added(**changes: Any) -> Callable[[Document], object]:
     token = {
         "id": 1, "content": "a", "single_word": False, "lstrip": False, "rstrip": False,
         "normalized": False, "special": False, **changes,
@@ -156,11 +156,11 @@ def _added(**changes: Any) -> Callable[[Document], object]:
 
 NFKD = {"type": "NFKD"}
 TOKENIZERS: dict[str, Callable[[Document], object]] = {
-    "growth by decomposition": _normalizer(_replace("a", "\ufdfa" * 64), NFKD),
-    "growth by composition": _normalizer(_replace("a", "\ufdfa" * 64), {"type": "NFKC"}),
-    "growth before bytes": _normalizer(_replace("a", "\U0001f600" * 60), {"type": "ByteLevel"}),
-    "growth of Chinese": _normalizer(
-        _replace("a", "\u4e16" * 60),
+    "growth by decomposition": normalizer(replacement("a", "\ufdfa" * 64), NFKD),
+    "growth by composition": normalizer(replacement("a", "\ufdfa" * 64), {"type": "NFKC"}),
+    "growth before bytes": normalizer(replacement("a", "\U0001f600" * 60), {"type": "ByteLevel"}),
+    "growth of Chinese": normalizer(
+        replacement("a", "\u4e16" * 60),
         {
             "type": "BertNormalizer",
             "clean_text": True,
@@ -169,14 +169,14 @@ TOKENIZERS: dict[str, Callable[[Document], object]] = {
             "lowercase": True,
         },
     ),
-    "growth by dots": _normalizer(_replace("a", "\u0130" * 64), {"type": "Lowercase"}),
+    "growth by dots": normalizer(replacement("a", "\u0130" * 64), {"type": "Lowercase"}),
     "growth by empty matches": lambda d: d.update(
         normalizer={"type": "Replace", "pattern": {"Regex": "(?=a)"}, "content": "x" * 64}
     ),
     "growth in decoding": lambda d: d.update(
         decoder={
             "type": "Sequence",
-            "decoders": [{"type": "Fuse"}, *([_replace("a", "a" * 16)] * 6)],
+            "decoders": [{"type": "Fuse"}, *([replacement("a", "a" * 16)] * 6)],
         }
     ),
     "word pieces of any length": _word_piece(10**9),
@@ -187,8 +187,8 @@ TOKENIZERS: dict[str, Callable[[Document], object]] = {
     "an unknown token of a megabyte": _unknown,
     "a token of four megabytes": _long_token,
     "unigrams of all lengths": _unigram,
-    "an added token that strips left": _added(lstrip=True),
-    "an added token that is a word": _added(single_word=True),
+    "an added token that strips left": added(lstrip=True),
+    "an added token that is a word": added(single_word=True),
     **{
         f"pattern {pattern!r}": _pattern(pattern)
         for pattern in (

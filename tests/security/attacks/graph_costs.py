@@ -3,7 +3,7 @@ longer than their multiplications, attributes that two readers read differently.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -85,18 +85,28 @@ def _texts(model: Any) -> None:
     keep(model, name)
 
 
+def _product(model: Any, shapes: Sequence[tuple[int, ...]]) -> str:
+    """A constant times another, which depends on the input: otherwise it would be kept."""
+    name = _node(model, "Cast", ["input_ids"], "input_number", to=TensorProto.FLOAT)
+    zero = _constant(model, "first_of", 0)
+    for index in range(2):
+        name = _node(model, "Gather", [name, zero], f"input_{index}", axis=0)
+    for index, shape in enumerate(shapes):
+        part = _constant(model, f"part_{index}", np.ones(shape), np.float32)
+        name = _node(model, "Mul", [name, part], f"product_{index}")
+    return name
+
+
 def _times(kind: str, count: int, shape: tuple[int, int], inputs: int = 1, **kw: Any) -> Change:
     """An operator applied to a table many times."""
 
     def change(model: Any) -> None:
-        column = _constant(model, "column", np.ones((shape[0], 1)), np.float32)
-        row = _constant(model, "wide", np.ones((1, shape[1])), np.float32)
-        name = _node(model, "Mul", [column, row], "table")
+        name = _product(model, ((shape[0], 1), (1, shape[1])))
         extra = []
         if kind == "CumSum":
             extra = [_constant(model, "over", 0)]
         if kind == "LayerNormalization":
-            extra = [_constant(model, "scales", np.ones(shape[1]), np.float32)]
+            extra = [_constant(model, "cost_scales", np.ones(shape[1]), np.float32)]
         for index in range(count):
             name = _node(model, kind, [name] * inputs + extra, f"{kind}_{index}", **kw)
         keep(model, name)
@@ -105,14 +115,12 @@ def _times(kind: str, count: int, shape: tuple[int, int], inputs: int = 1, **kw:
 
 
 def _matrices(count: int) -> Change:
-    """Two million matrices of one number, many times."""
+    """1.5 million matrices of one number, many times."""
 
     def change(model: Any) -> None:
-        sizes = ((2_000, 1, 1, 1), (1, 1_000, 1, 1))
-        parts = [_constant(model, f"part_{i}", np.ones(s), np.float32) for i, s in enumerate(sizes)]
-        first = name = _node(model, "Mul", parts, "matrices")
+        first = name = _product(model, ((1_500, 1, 1, 1), (1, 1_000, 1, 1)))
         for index in range(count):
-            name = _node(model, "MatMul", [name, first], f"product_{index}")
+            name = _node(model, "MatMul", [name, first], f"matrices_{index}")
         zero = _constant(model, "zero", 0)
         for index in range(2):
             name = _node(model, "Gather", [name, zero], f"inner_{index}", axis=0)
@@ -165,13 +173,13 @@ def _attribute(kind: str, name: str, number: int) -> Change:
     return change
 
 
-_TABLE = (2_000, 2_000)
+_TABLE = (1_500, 1_000)
 _BOTH = {
-    "sums of a table": _times("Add", 120, _TABLE, 2),
-    "quotients of a table": _times("Div", 120, _TABLE, 2),
-    "a table turned": _times("Transpose", 60, _TABLE, perm=[1, 0]),
+    "sums of a table": _times("Add", 320, _TABLE, 2),
+    "quotients of a table": _times("Div", 320, _TABLE, 2),
+    "a table turned": _times("Transpose", 320, _TABLE, perm=[1, 0]),
     "numbers as texts": _texts,
-    "matrices of one number": _matrices(100),
+    "matrices of one number": _matrices(300),
 }
 _BACKBONE = {
     "a column that is a row": _reshaped,
@@ -189,8 +197,8 @@ _BACKBONE = {
 }
 _ROUTER = {
     "running sums": _times("CumSum", 100, _TABLE),
-    "rows of one": _times("Softmax", 60, (2_000_000, 1), axis=1),
-    "rows normalised": _times("LayerNormalization", 60, (2_000_000, 1)),
+    "rows of one": _times("Softmax", 60, (1_500_000, 1), axis=1),
+    "rows normalised": _times("LayerNormalization", 60, (1_500_000, 1)),
     "largest of a table": _times("Max", 100, _TABLE, 2),
 }
 _ALBERT = {
