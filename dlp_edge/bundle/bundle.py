@@ -41,7 +41,12 @@ from dlp_edge.bundle.files import (
     not_a_bundle,
     unreadable,
 )
-from dlp_edge.bundle.graph_allowlist import check_backbone, check_router, check_splitter
+from dlp_edge.bundle.graph_allowlist import (
+    CheckLength,
+    check_backbone,
+    check_router,
+    check_splitter,
+)
 from dlp_edge.bundle.manifest import FORMAT, VERSION, Manifest
 from dlp_edge.bundle.router_head import RouterHead, head_from_bytes
 from dlp_edge.bundle.signing import TrustedKey, read_signature
@@ -157,8 +162,8 @@ class Bundle:
             raise damaged(ROUTER_HEAD, "has fewer rows than the router has labels")
         return head
 
-    def router(self) -> tuple[bytes, RouterHead]:
-        """Returns the router's graph and last layer. Only for a bundle with a router.
+    def router(self) -> tuple[bytes, RouterHead, CheckLength]:
+        """Returns the router's graph, last layer and check of lengths. Only with a router.
 
         Raises:
             BundleError: one of them is damaged, or their sizes differ.
@@ -168,14 +173,14 @@ class Bundle:
             raise damaged(MANIFEST, "describes no router")
         data, head = self.read(ROUTER), self.router_head()
         try:
-            _, width = check_router(data, entry)
+            width, check_length = check_router(data, entry)
         except ValueError as error:
             raise damaged(ROUTER, f"is not a valid router graph: {error}") from error
         if width != head.weight.shape[1]:
             raise damaged(
                 ROUTER, f"has {width} features, its last layer expects {head.weight.shape[1]}"
             )
-        return data, head
+        return data, head, check_length
 
     def splitter(self) -> bytes:
         """Returns the request splitter's graph. Only for a bundle with one.

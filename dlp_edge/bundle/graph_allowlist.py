@@ -3,6 +3,8 @@ pass costs no more than the sizes in the manifest account for."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -46,14 +48,17 @@ _FREE_PRODUCTS = 2 << 30
 _BYTES_OVER_WEIGHTS = 3  # a tied head of fp32 is transposed once, and kept
 _ROUTER_BYTES_OVER_WEIGHTS = 4
 _PRODUCTS_OVER_BYTES = 4  # of weights, for each token: two are 4 bits each, and a head may be tied
-# ALBERT base has 22 billion for MAX_ROUTER_TOKENS.
-_ROUTER_PRODUCTS = {"mlp": 1 << 30, "albert": 26 << 30}
+# ALBERT base has 34 billion for MAX_ROUTER_TOKENS.
+_ROUTER_PRODUCTS = {"mlp": 1 << 30, "albert": 36 << 30}
 MAX_ROUTER_TOKENS = 256
 _ROUTER_TOKENS = (1, 4, 16, 64, MAX_ROUTER_TOKENS)
-_SPLITTER_NODES, _SPLITTER_TOKENS, _SPLITTER_PRODUCTS = 500, 1024, 2 << 30
+_SPLITTER_NODES, _SPLITTER_TOKENS, _SPLITTER_PRODUCTS = 500, 1024, 3 << 30
 _CHUNK, _POSITIONS = 512, 64  # tokens of a prefill, and positions whose logits are asked for
 _FLOATS = {"float32": FLOAT, "float16": FLOAT16}
 _NUMPY_FLOATS: dict[int, np.dtype[Any]] = {FLOAT: np.dtype("<f4"), FLOAT16: np.dtype("<f2")}
+
+CheckLength = Callable[[int], None]
+"""Raises ValueError if a pass of a router's graph with this number of tokens costs too much."""
 
 # None matches any dimension.
 _Shape = tuple[int | None, ...]
@@ -83,6 +88,9 @@ def check_backbone(
     if graph.inputs.keys() & graph.tensors.keys():
         raise ValueError("a graph input is also a constant")
     _check_nodes(graph, BACKBONE_NODES + LAYER_NODES * entry.num_layers)
+    attentions = sum(node.kind == "GroupQueryAttention" for node in graph.nodes)
+    if attentions > entry.num_layers:  # what one takes grows with the context
+        raise ValueError(f"{attentions} attentions in {entry.num_layers} layers")
     cost = cost_of(graph, _largest_inputs(entry, rank))
     weights = len(data) + external_size
     slots = rank * sum(slot.input_size + slot.output_size for slot in entry.slots)
@@ -147,8 +155,11 @@ def _backbone_values(
     return inputs, outputs
 
 
-def check_router(data: bytes, entry: RouterEntry) -> tuple[Graph, int]:
-    """Reads and checks the router's graph; returns it and its number of features.
+def check_router(data: bytes, entry: RouterEntry) -> tuple[int, CheckLength]:
+    """Reads and checks the router's graph.
+
+    Returns:
+        Its number of features, and a check to be made before a pass of a number of tokens.
 
     Raises:
         ValueError: as for `check_backbone`, or a weight is not finite.
@@ -161,15 +172,25 @@ def check_router(data: bytes, entry: RouterEntry) -> tuple[Graph, int]:
     if width is None:
         raise ValueError("the number of features is not fixed")
     _check_nodes(graph, MAX_NODES[entry.architecture])
-    # Without a Shape node, the largest input is the most expensive one.
+    # Without a Shape node, the largest input is the most expensive one. With one, a graph may do
+    # at one length what it does at no other.
     follows_shapes = any(node.kind == "Shape" for node in graph.nodes)
-    for tokens in _ROUTER_TOKENS if follows_shapes else _ROUTER_TOKENS[-1:]:
+
+    @cache
+    def check_length(tokens: int) -> None:
         _check_cost(
             cost_of(graph, {"input_ids": (1, tokens)}),
             _FREE_BYTES + _ROUTER_BYTES_OVER_WEIGHTS * len(data),
             _ROUTER_PRODUCTS[entry.architecture],
         )
-    return graph, width
+
+    for tokens in _ROUTER_TOKENS if follows_shapes else _ROUTER_TOKENS[-1:]:
+        check_length(tokens)
+    return width, check_length if follows_shapes else _no_check
+
+
+def _no_check(tokens: int) -> None:
+    """For a graph that costs most at the largest length."""
 
 
 def check_splitter(data: bytes) -> None:

@@ -14,6 +14,18 @@ from dlp_edge.onnx_bytes.shape_rules import Array, Shape, constant_of, outputs_o
 ITEM_BYTES = 8  # of any element, the largest of the types
 MAX_ELEMENTS = 1 << 40
 MAX_RANK = 8
+# What an element takes in any operator, and in those that differ, in multiplications of a matrix.
+_ELEMENT_COST = 32
+_ELEMENT_COSTS = {
+    **dict.fromkeys("Constant Identity Shape".split(), 0),
+    **dict.fromkeys("Flatten Reshape Squeeze Unsqueeze".split(), 4),
+    **dict.fromkeys("FusedMatMul Gemm MatMul MatMulBnb4 MatMulNBits".split(), 8),
+    **dict.fromkeys(
+        "CumSum Div Erf Gelu LayerNormalization Pow Sigmoid SimplifiedLayerNormalization"
+        " SkipSimplifiedLayerNormalization Softmax Tanh Transpose".split(),
+        128,
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -23,7 +35,7 @@ class Cost:
     Attributes:
         bytes: of all values alive at once, and of all that depend on constants alone: onnxruntime
             computes and keeps those.
-        products: multiplications.
+        products: multiplications of matrices, and what other work takes in these.
     """
 
     bytes: int
@@ -48,8 +60,10 @@ def cost_of(graph: Graph, inputs: Mapping[str, Shape]) -> Cost:
             raise ValueError(f"{missing[0][:100]!r} is used before it is computed")
         if node.kind == "Identity" and constant.issuperset(node.inputs):
             constant.update(node.outputs)
-        outputs, count = outputs_of(node, [arrays[n] if n else None for n in node.inputs])
-        products += count
+        inputs_of = [arrays[n] if n else None for n in node.inputs]
+        outputs, count = outputs_of(node, inputs_of)
+        elements = max(array.size for array in (*outputs, *inputs_of) if array is not None)
+        products += count + elements * _ELEMENT_COSTS.get(node.kind, _ELEMENT_COST)
         for name, array in zip(node.outputs, outputs, strict=False):
             if not name:  # an optional output that is not wanted
                 continue

@@ -45,6 +45,11 @@ GRAPH = {1: _MANY, 2: _ONE, 5: _MANY, 10: _ONE, 11: _MANY, 12: _MANY, 13: _MANY}
 NODE = {1: _MANY, 2: _MANY, 3: _ONE, 4: _ONE, 5: _MANY, 6: _ONE, 7: _ONE}
 ATTRIBUTE = {1: _ONE, 2: Field(FIXED32), 3: _ONE_NUMBER, 4: _ONE, 5: _ONE, 8: _MANY_NUMBERS}
 ATTRIBUTE.update({13: _ONE, 20: _ONE_NUMBER})
+# Its type -> the fields with values of other types; onnxruntime reads the one that the type names.
+_OTHER_VALUES = {
+    kind: frozenset({2, 3, 4, 5, 8} - {own})
+    for kind, own in ((1, 2), (2, 3), (3, 4), (4, 5), (7, 8))
+}
 TENSOR = {1: _MANY_NUMBERS, 2: _ONE_NUMBER, 8: _ONE, 9: _ONE, 12: _ONE}
 TENSOR.update({13: _MANY, 14: _ONE_NUMBER})
 _PAIR = {1: _ONE, 2: _ONE}
@@ -154,9 +159,14 @@ def _node(data: memoryview, operators: Collection[str]) -> Node:
         raise ValueError(f"a name is longer than {MAX_NAME} characters")
     integers: dict[str, tuple[int, ...]] = {}
     tensors: dict[str, Tensor] = {}
-    for part in parts(node, 5):
+    attributes = parts(node, 5)
+    if kind == "Constant" and len(attributes) != 1:  # onnxruntime would take the first
+        raise ValueError("a Constant must have one attribute")
+    for part in attributes:
         attribute = read_message(part, ATTRIBUTE)
-        name = text(attribute, 1)
+        name, others = text(attribute, 1), _OTHER_VALUES.get(varint(attribute, 20))
+        if others is None or attribute.keys() & others:
+            raise ValueError(f"the attribute {name[:100]!r} has another type than its value")
         if name in integers or name in tensors:
             raise ValueError(f"the attribute {name[:100]!r} is given twice")
         for tensor in parts(attribute, 5):

@@ -1,7 +1,7 @@
-"""The shapes that a graph's operators give, and how many multiplications they take.
+"""The shapes that a graph's operators give, and how many multiplications their time is worth.
 
-Each operator has a rule from the shapes of its inputs to those of its outputs. A dimension may be
-an upper bound; small integer tensors, from which shapes are made, are followed by value.
+Each operator has a rule from the shapes of its inputs to those of its outputs, exact or an upper
+bound. Small integer tensors, from which shapes are made, are followed by value.
 """
 
 from __future__ import annotations
@@ -12,20 +12,22 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dlp_edge.onnx_bytes.reader import INT32, INT64, Node, Tensor
+from dlp_edge.onnx_bytes.reader import INT32, INT64, ITEM_SIZES, Node, Tensor
 
 Shape = tuple[int, ...]
 
-_FOLLOWED = 64  # elements of an integer tensor that is followed by value
+_FOLLOWED, _LARGEST_VALUE = 64, 1 << 40  # elements of an integer tensor that is followed by value
+_MATRIX_COST, _MAX_MATRICES = 1_000, 1 << 16  # of a batch, each with 100 bytes beside its own
 _TO_THE_END = 1 << 31  # from here, the end of a slice is that of the dimension
 
 
 class Array(NamedTuple):
-    """A value's shape, and its elements if they are few integers that never shrink as inputs
-    grow."""
+    """A value's shape, its elements if they are few known integers, and whether the shape is exact
+    or an upper bound."""
 
     shape: Shape
     values: tuple[int, ...] | None = None
+    exact: bool = True
 
     @property
     def size(self) -> int:
@@ -39,11 +41,14 @@ _Rule = Callable[[Node, _Inputs], tuple[list[Array], int]]
 def outputs_of(node: Node, inputs: _Inputs) -> tuple[list[Array], int]:
     rule = _RULES.get(node.kind)
     if rule is None:
-        raise ValueError(f"no size is known for {node.kind[:100]!r}")
+        raise ValueError(f"no size is known for {node.kind!r}")
     try:
-        return rule(node, inputs)
+        outputs, products = rule(node, inputs)
     except (AttributeError, IndexError, KeyError, TypeError, ZeroDivisionError) as error:
         raise ValueError(f"{node.kind} has unexpected inputs or attributes") from error
+    if any(array is not None and not array.exact for array in inputs):
+        outputs = [Array(array.shape, array.values, False) for array in outputs]
+    return outputs, products
 
 
 def constant_of(tensor: Tensor) -> Array:
@@ -75,29 +80,32 @@ def _elementwise(node: Node, inputs: _Inputs) -> tuple[list[Array], int]:
     return [Array(shape, _combined(node, arrays, shape))], math.prod(shape)
 
 
+_FUNCTIONS: dict[str, Callable[[int, int], int]] = {
+    "Add": lambda a, b: a + b, "Equal": lambda a, b: a == b, "Mul": lambda a, b: a * b,
+}  # fmt: skip
+
+
 def _combined(node: Node, arrays: list[Array], shape: Shape) -> tuple[int, ...] | None:
-    """The elements of a sum, product or choice of shapes."""
-    if node.kind == "Where":  # either of them
-        arrays = arrays[1:]
-    functions: dict[str, Callable[[int, int], int]] = {
-        "Add": lambda a, b: a + b, "Mul": lambda a, b: a * b, "Where": max,
-    }  # fmt: skip
-    function, count = functions.get(node.kind), math.prod(shape)
-    if function is None or len(shape) > 1 or count > _FOLLOWED or len(arrays) != 2:
+    """The elements of a sum, product, comparison or choice of shapes."""
+    count = math.prod(shape)
+    if len(shape) > 1 or count > _FOLLOWED or any(array.values is None for array in arrays):
         return None
-    left, right = (array.values for array in arrays)
-    if left is None or right is None:
+    columns = [v * count if len(v) == 1 else v for v in (array.values or () for array in arrays)]
+    if node.kind == "Where":
+        return tuple(yes if chosen else no for chosen, yes, no in zip(*columns, strict=True))
+    if node.kind not in _FUNCTIONS or len(columns) != 2:
         return None
-    if node.kind == "Mul" and min(*left, *right, 0) < 0:
-        return None
-    one, other = (v * count if len(v) == 1 else v for v in (left, right))
-    return tuple(map(function, one, other))
+    values = tuple(map(_FUNCTIONS[node.kind], *columns))
+    return values if max(map(abs, values), default=0) < _LARGEST_VALUE else None
 
 
 def _same(node: Node, inputs: _Inputs) -> tuple[list[Array], int]:
     """Operators whose outputs have the shape of the first input."""
-    array = _first(inputs)
-    kept = array.values if node.kind in ("Cast", "Identity") else None
+    array, target = _first(inputs), node.number("to", INT64)
+    if target not in ITEM_SIZES:
+        raise ValueError(f"{node.kind} makes an unsupported type")
+    # A smaller or inexact type might change the numbers.
+    kept = array.values if node.kind in ("Cast", "Identity") and target == INT64 else None
     return [Array(array.shape, kept)] + [Array(array.shape)] * 3, 8 * array.size
 
 
@@ -150,15 +158,18 @@ def _gather_quantised(node: Node, inputs: _Inputs) -> tuple[list[Array], int]:
 def _slice(node: Node, inputs: _Inputs) -> tuple[list[Array], int]:
     """At most the input: the bounds may depend on the inputs."""
     array = _first(inputs)
-    shape = list(array.shape)
+    shape, exact = list(array.shape), False
     bounds = [None if part is None else part.values for part in inputs[1:]]
     if len(bounds) >= 3 and all(b is not None for b in bounds[:3]):
         starts, ends, axes = (b or () for b in bounds[:3])
+        exact = array.exact and (len(bounds) == 3 or set(bounds[3] or ()) == {1})
         for start, end, axis in zip(starts, ends, axes, strict=True):
-            if 0 <= start <= end < _TO_THE_END:
-                at = _axis(axis, len(shape))
+            at = _axis(axis, len(shape))
+            if exact:
+                shape[at] = len(range(*slice(start, end).indices(shape[at])))
+            elif 0 <= start <= end < _TO_THE_END:
                 shape[at] = min(shape[at], end - start)
-    return [Array(tuple(shape))], math.prod(shape)
+    return [Array(tuple(shape), None, exact)], math.prod(shape)
 
 
 def _pad(node: Node, inputs: _Inputs) -> tuple[list[Array], int]:
@@ -248,8 +259,8 @@ def _reshape(node: Node, inputs: _Inputs) -> tuple[list[Array], int]:
 
 
 def _shape(node: Node, inputs: _Inputs) -> tuple[list[Array], int]:
-    shape = _first(inputs).shape
-    return [Array((len(shape),), shape)], 0
+    array = _first(inputs)
+    return [Array((len(array.shape),), array.shape if array.exact else None)], 0
 
 
 def _filled(node: Node, inputs: _Inputs) -> tuple[list[Array], int]:
@@ -284,17 +295,19 @@ def _matmul(node: Node, inputs: _Inputs) -> tuple[list[Array], int]:
     left, right = _first(inputs), _first(inputs[1:])
     a, b = list(left.shape), list(right.shape)
     if len(a) < 2 or len(b) < 2:
-        raise ValueError("MatMul multiplies what are no matrices")
+        raise ValueError(f"{node.kind} multiplies what are no matrices")
     if node.number("transBatchA") or node.number("transBatchB"):
-        raise ValueError("FusedMatMul with transposed batches is not supported")
-    if node.number("transA"):
-        a[-2:] = a[-1], a[-2]
-    if node.number("transB"):
-        b[-2:] = b[-1], b[-2]
+        raise ValueError("transposed batches are not supported")
+    for matrix, name in ((a, "transA"), (b, "transB")):
+        if node.number(name):
+            matrix[-2:] = matrix[-1], matrix[-2]
     batch = _broadcast([tuple(a[:-2]), tuple(b[:-2])])
     shape = (*batch, a[-2], b[-1])
-    bias = inputs[2].shape if len(inputs) > 2 and inputs[2] is not None else ()
-    return [Array(_broadcast([shape, bias]))], math.prod(shape) * max(a[-1], b[-2])
+    bias = inputs[2].shape if inputs[2:] and inputs[2] is not None else ()
+    products = math.prod(shape) * max(a[-1], b[-2]) + math.prod(batch) * _MATRIX_COST
+    if math.prod(batch) > _MAX_MATRICES:
+        raise ValueError(f"{node.kind} multiplies too many matrices")
+    return [Array(_broadcast([shape, bias]))], products
 
 
 def _quantised_matmul(node: Node, inputs: _Inputs) -> tuple[list[Array], int]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -40,7 +40,7 @@ class Access:
 
     hosts: frozenset[str] = frozenset()
     origins: frozenset[str] = frozenset()
-    key: str | None = None
+    key: str | None = field(default=None, repr=False)
 
 
 class Guard:

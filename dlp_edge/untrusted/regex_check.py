@@ -52,8 +52,11 @@ class _Shape:
     starts: tuple[str, str] | None = None
 
 
-def check_pattern(pattern: str, risks: int = 0) -> None:
+def check_pattern(pattern: str, risks: int = 0) -> int:
     """Checks that matching takes at most O(n^(risks + 1)) time for a text of length n.
+
+    Returns:
+        The number of ways in which it can match at a place, at most MAX_CHOICES.
 
     Raises:
         ValueError: the pattern may take longer, or uses unsupported syntax.
@@ -63,11 +66,13 @@ def check_pattern(pattern: str, risks: int = 0) -> None:
     shapes, at = _alternatives(pattern, 0, 0)
     if at != len(pattern):
         raise ValueError(f"the pattern {pattern[:100]!r} has an unmatched closing parenthesis")
-    if _union(shapes).choices > MAX_CHOICES or not all(
+    choices = _union(shapes).choices
+    if choices > MAX_CHOICES or not all(
         shape.risks <= risks or (shape.risks == 1 and _is_caught(shape, shapes[index + 1 :]))
         for index, shape in enumerate(shapes)
     ):
         raise ValueError(f"the pattern {pattern[:100]!r} may take too long")
+    return choices
 
 
 def _is_caught(risky: _Shape, later: list[_Shape]) -> bool:

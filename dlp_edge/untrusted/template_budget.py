@@ -14,6 +14,8 @@ from time import perf_counter
 from typing import Any
 
 from jinja2 import TemplateError
+from jinja2.runtime import Macro
+from jinja2.utils import Namespace
 
 MAX_SECONDS = 2.0
 MAX_STEPS = 2_000_000
@@ -78,6 +80,7 @@ class Budget:
 
 budget: ContextVar[Budget] = ContextVar("budget")
 
+_OTHER = 100  # characters of a number's or function's text, at most
 _ESCAPED = 4  # bytes of a character in the text of a list
 _VIEWS = (KeysView, ValuesView, ItemsView)
 
@@ -103,8 +106,10 @@ def weight(value: Any) -> tuple[int, int]:
             pending += inner
         elif isinstance(inner, int):
             characters += 1 + inner.bit_length() // 3
+        elif isinstance(inner, Namespace):  # its text is that of all its values
+            pending.append(object.__getattribute__(inner, "_Namespace__attrs"))
         else:
-            characters += 24
+            characters += _OTHER + (len(inner.name) if isinstance(inner, Macro) else 0)
         if count + len(pending) > MAX_ITEMS:
             raise HostileTemplateError("the chat template creates too long a list")
     return count, characters

@@ -36,6 +36,13 @@ MAX_SOURCE = 256 << 10
 MAX_TOKENS = 20_000  # of the source; the longest real templates have 5,000
 _LARGEST = 1e15  # of a number in arithmetic
 
+# Other files; blocks, whose code repeats all names around them; escaping, which lengthens a text
+# where it is used.
+_UNSUPPORTED = (
+    nodes.Extends, nodes.Include, nodes.Import, nodes.FromImport, nodes.Block,
+    nodes.EvalContextModifier,
+)  # fmt: skip
+
 _METHODS = {
     str: METHODS,
     dict: frozenset("get items keys values".split()),
@@ -62,6 +69,8 @@ class SandboxedEnvironment(ImmutableSandboxedEnvironment):
             "_iterations": iterations,
             "_joined": join_texts,
             "_read": read,
+            "_sliced": _sliced,
+            "_step": lambda value: budget.get().step(),
             "_text": _text,
             "_value": lambda value: budget.get().result(value),
         }
@@ -119,12 +128,6 @@ class SandboxedEnvironment(ImmutableSandboxedEnvironment):
 
     def getitem(self, obj: Any, argument: Any) -> Any:
         budget.get().step()
-        if isinstance(argument, slice) and isinstance(obj, (str, list, tuple)):
-            kept = len(range(*argument.indices(len(obj))))
-            if isinstance(obj, str):
-                budget.get().produce(kept * (1 if obj.isascii() else 4))
-            else:
-                budget.get().step(kept)
         return super().getitem(obj, argument)
 
     def getattr(self, obj: Any, attribute: str) -> Any:
@@ -152,7 +155,8 @@ def _count_all(template: nodes.Template) -> nodes.Template:
         if loop.recursive:
             raise TemplateError("recursive loops are not supported")
         loop.iter = _filtered(loop.iter, "_iterations")
-    for node in template.find_all((nodes.Extends, nodes.Include, nodes.Import, nodes.FromImport)):
+        loop.body.insert(0, nodes.ExprStmt(_filtered(nodes.Const(None), "_step")))
+    for node in template.find_all(_UNSUPPORTED):
         raise TemplateError(f"{type(node).__name__.lower()} is not supported in a chat template")
     for output in template.find_all(nodes.Output):
         output.nodes = [
@@ -193,6 +197,12 @@ def _replace_inside(node: nodes.Node) -> None:
 def _counted_form(node: Any) -> Any:
     if isinstance(node, nodes.Concat):
         return _filtered(nodes.List(node.nodes), "_joined")
+    if isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice):
+        # Jinja slices without asking the environment.
+        bounds = [
+            part or nodes.Const(None) for part in (node.arg.start, node.arg.stop, node.arg.step)
+        ]
+        return nodes.Filter(node.node, "_sliced", bounds, [], None, None, lineno=node.lineno)
     loads = isinstance(node, (nodes.List, nodes.Dict)) or (
         isinstance(node, nodes.Tuple) and node.ctx == "load"
     )
@@ -206,6 +216,14 @@ def _filtered(node: Any, name: str) -> nodes.Filter:
 @pass_context  # also prevents constant folding while compiling
 def _finalize(context: Context, value: Any) -> Any:
     return as_text(value)
+
+
+def _sliced(value: Any, start: Any, stop: Any, step: Any) -> Any:
+    part = slice(start, stop, step)
+    if isinstance(value, (str, list, tuple)):
+        kept = len(range(*part.indices(len(value))))
+        budget.get().produce(kept * (1 if isinstance(value, str) and value.isascii() else 8))
+    return value[part]
 
 
 def _text(text: str) -> str:

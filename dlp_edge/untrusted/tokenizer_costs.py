@@ -16,7 +16,7 @@ import numpy as np
 from tokenizers import Tokenizer
 from tokenizers.models import Unigram
 
-from dlp_edge.untrusted.regex_check import check_pattern
+from dlp_edge.untrusted.regex_check import MAX_CHOICES, check_pattern
 
 MAX_PIECES = 64  # normalizers, pre-tokenizers, decoders together
 MAX_STRING = 2_000
@@ -78,15 +78,19 @@ def check_components(states: Mapping[str, Any], normalize: Callable[[str], str])
         ValueError: a component is unsafe, or they expand a text too much.
     """
     growth = dict.fromkeys(states, 1)
-    count, inserted = 0, 1
+    count, inserted, choices = 0, 1, 0
     for part, state in states.items():
         for piece in _objects(state):
             count += 1
             growth[part] *= _check_piece(piece)
+            if "Regex" in piece:
+                choices += check_pattern(piece["Regex"])
             if piece.get("type") == "Replace":
                 inserted *= max(1, len(piece.get("content") or ""))
     if count > MAX_PIECES * len(states):
         raise ValueError(f"{count} components, the limit is {MAX_PIECES * len(states)}")
+    if choices > 2 * MAX_CHOICES:
+        raise ValueError("the patterns together may take too long")
     encoding = growth["normalizer"] * growth["pre_tokenizer"]
     if encoding > MAX_GROWTH or inserted > MAX_INSERTED:
         raise ValueError("the replacements expand a text too much")
@@ -139,18 +143,18 @@ def _check_piece(piece: dict[str, Any]) -> int:
     """Returns how many characters a component can make of one.
 
     Raises:
-        ValueError: a string or list of ids is too long, or a pattern is unsafe.
+        ValueError: a string or list of ids is too long, or the text is repeated.
     """
     for name, value in piece.items():
         if isinstance(value, str) and len(value) > MAX_STRING and name not in _BLOBS:
             raise ValueError(f"{name[:100]} has {len(value)} characters, the limit is {MAX_STRING}")
-        if name == "Regex":
-            check_pattern(value)
         if name in ("ids", "tokens") and len(value) > MAX_ADDED_IDS:
             raise ValueError(f"a special token has {len(value)} ids, the limit is {MAX_ADDED_IDS}")
     kind = piece.get("type")
     if kind == "Replace":
         return _replacement(piece)
+    if kind == "TemplateProcessing" and sum("Sequence" in item for item in piece["single"]) != 1:
+        raise ValueError("the post-processor repeats the text")
     if kind == "Prepend":  # to every stretch between two added tokens
         return 1 + len(piece.get("prepend") or "")
     if kind == "Precompiled":

@@ -46,6 +46,8 @@ enum {
   SPINS = 64        /* pauses before a waiting thread yields */
 };
 
+#define MAX_HIDDEN 1e15 /* numbers between a slot's two products */
+
 static OrtApi ort;
 static const Kernels *kernels;
 
@@ -159,6 +161,9 @@ static OrtStatus *read_slot(const Slot *slot, const OrtKernelContext *context, s
       if ((size_t)span.rank > w->max_rank) w->max_rank = span.rank;
     }
   }
+  /* An impossible size is refused before it overflows. */
+  if ((double)w->sequences * w->tokens * slot->parts * w->n * w->max_rank > MAX_HIDDEN)
+    return no_memory();
   w->pieces = (w->max_rank + HIDDEN - 1) / HIDDEN;
   w->down_tasks = w->sequences * w->blocks * slot->parts * w->n * w->pieces;
   w->stride = slot->parts * w->n * w->max_rank;
@@ -363,6 +368,8 @@ static OrtStatus *linear_create(const OrtCustomOp *op, OrtApi api, const OrtKern
   OrtStatus *status = linear->has_slot ? read_slot_attributes(info, &linear->slot) : NULL;
   if (!status && linear->bits != 4 && linear->bits != 8)
     status = refuse("Linear: a matrix has 4 or 8 bits");
+  if (!status && (linear->means & ~1 || linear->has_slot & ~1))
+    status = refuse("Linear: means and slot are 0 or 1");
   if (status) free(linear);
   *kernel = status ? NULL : linear;
   return status;

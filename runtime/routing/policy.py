@@ -158,9 +158,10 @@ def load_router(bundle: Bundle) -> Router | None:
     entry = bundle.manifest.router
     if entry is None:
         return None
-    graph, head = bundle.router()
+    graph, head, check_length = bundle.router()
+    tokenizer = bundle.tokenizer(ROUTER_TOKENIZER)
     try:
-        return Router(graph, head, bundle.tokenizer(ROUTER_TOKENIZER), entry.settings)
+        return Router(graph, head, tokenizer, entry.settings, check_length)
     except RouterError as error:
         raise BundleError(error.cause, error.remedy) from error
 

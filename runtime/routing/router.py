@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
+from dlp_edge.bundle.graph_allowlist import CheckLength
 from dlp_edge.bundle.manifest import RouterSettings
 from dlp_edge.bundle.router_head import RouterHead
 from dlp_edge.errors import RouterError
@@ -45,6 +46,7 @@ class Router:
         head: the last layer: one row for each label, then the out-of-scope rows.
         tokenizer: the router's own (router_tokenizer.json).
         settings: labels, input lengths and temperature.
+        check_length: raises ValueError for a number of tokens that the graph may not be run with.
 
     Raises:
         RouterError: the parts do not load or do not fit together.
@@ -52,7 +54,12 @@ class Router:
     """
 
     def __init__(
-        self, model: bytes, head: RouterHead, tokenizer: Tokenizer, settings: RouterSettings
+        self,
+        model: bytes,
+        head: RouterHead,
+        tokenizer: Tokenizer,
+        settings: RouterSettings,
+        check_length: CheckLength | None = None,
     ) -> None:
         check_settings(settings)
         if len(settings.labels) > len(head.bias):
@@ -72,6 +79,7 @@ class Router:
         self._encoder = RouterInputEncoder(tokenizer, settings)
         self._settings = settings
         self._head = head
+        self._check_length = check_length
         self.classify("")  # fails early if graph, tokenizer and last layer do not match
 
     @property
@@ -90,7 +98,7 @@ class Router:
         """A router with another last layer that shares this one's session."""
         other = object.__new__(Router)
         other._session, other._encoder = self._session, self._encoder
-        other.tokenizer = self.tokenizer
+        other.tokenizer, other._check_length = self.tokenizer, self._check_length
         other._head, other._settings = head, settings
         return other
 
@@ -135,6 +143,8 @@ class Router:
 
     def _features(self, ids: list[int]) -> npt.NDArray[np.float32]:
         try:
+            if self._check_length is not None:
+                self._check_length(len(ids))
             with native_calls:
                 (output,) = self._session.run(
                     ["features"], {"input_ids": np.array([ids], np.int64)}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 from tokenizers import Tokenizer
 
@@ -43,7 +43,11 @@ class PromptEncoder:
         Every other text is returned, and so encoded, as it is.
         """
         text = text.replace(CUT, "")
-        return text if self._special is None else self._special.sub(rf"\g<0>{CUT}", text)
+        starts = sorted(start for token in self._special for start in _places(token, text))
+        if not starts:
+            return text
+        cuts = [0, *(start + 1 for start in starts), len(text)]
+        return CUT.join(text[start:end] for start, end in pairwise(cuts))
 
     def encode(self, rendered: str, room: int) -> list[int]:
         """The ids of a rendered prompt, for a context of `room` tokens.
@@ -83,13 +87,26 @@ class PromptEncoder:
         return ids
 
     @cached_property
-    def _special(self) -> re.Pattern[str] | None:
-        """Matches the first character of every special token; None if there are none."""
+    def _special(self) -> list[str]:
+        """The special tokens, without those that begin with another: so at most one begins at any
+        place of a text. A search for each takes time in proportion to the text; a pattern of all
+        could take the product of their lengths."""
         added = self.tokenizer.get_added_tokens_decoder()
         ends = self.backbone.eos_token_ids
-        texts = [token.content for id_, token in added.items() if token.special or id_ in ends]
-        longer = [re.escape(text) for text in texts if len(text) > 1]  # one character has no inside
-        return re.compile(f"(?={'|'.join(longer)}).", re.DOTALL) if longer else None
+        texts = (token.content for id_, token in added.items() if token.special or id_ in ends)
+        kept: list[str] = []
+        for text in sorted(text for text in texts if len(text) > 1):  # one has no inside
+            if not kept or not text.startswith(kept[-1]):
+                kept.append(text)
+        return kept
+
+
+def _places(part: str, text: str) -> Iterator[int]:
+    """The places where a part begins in a text, overlapping ones too."""
+    at = text.find(part)
+    while at >= 0:
+        yield at
+        at = text.find(part, at + 1)
 
 
 def check_length(characters: int, room: int) -> None:

@@ -256,6 +256,72 @@ def test_a_slots_attributes_must_fit() -> None:
         run("Linear", inputs, bits=8, slot=1, first=2**63 - 1, starts=[2], columns=[30])
 
 
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"bits": 0}, {"bits": -4}, {"bits": 2**32 + 4}, {"bits": 2**63 - 1}, {"bits": [8]},
+        {"means": 2}, {"means": -1}, {"means": 2**32}, {"slot": 2}, {"slot": 2**32},
+        {"first": -1}, {"first": -(2**63)}, {"first": 2**63 - 3}, {"first": 2**62},
+        {"starts": [-1]}, {"starts": [2**63 - 1]}, {"starts": [-(2**63)]}, {"starts": 3},
+        {"columns": [-1]}, {"columns": [2**63 - 1]}, {"columns": [-(2**63)]},
+        {"starts": [2**62], "columns": [2**62]}, {"starts": [1] * 100, "columns": [1] * 100},
+    ],
+)  # fmt: skip
+def test_a_strangers_attributes_are_errors(attributes: dict[str, Any]) -> None:
+    inputs = slot_inputs(np.random.default_rng(0), (1, 3), 20, [30], 2)
+    fitting: dict[str, Any] = {"bits": 8, "slot": 1, "first": 1, "starts": [2], "columns": [30]}
+    coded = {
+        name: [n % 2**64 for n in value] if isinstance(value, list) else value % 2**64
+        for name, value in attributes.items()
+    }
+    with pytest.raises(Exception, match=r"Linear|Slot|attribute|not large enough"):
+        run("Linear", inputs, **{**fitting, **coded})
+    assert np.isfinite(run("Linear", inputs, **fitting)).all()
+
+
+@pytest.mark.parametrize("name", ["x", "levels", "scales", "adapters", "spans", "weights"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda array: None,
+        lambda array: array[..., :0],
+        lambda array: array[:0],
+        lambda array: array.reshape(-1),
+        lambda array: array[..., None],
+        lambda array: array.reshape(1, 1, 1, 1, 1, *array.shape),
+        lambda array: array.astype(np.uint8 if array.dtype != np.uint8 else np.float32),
+        lambda array: array.astype(np.int64 if array.dtype != np.int64 else np.float16),
+    ],
+    ids=["missing", "empty", "none", "flat", "an axis more", "many axes", "type", "other type"],
+)
+def test_a_strangers_inputs_are_errors(name: str, change: Any) -> None:
+    inputs = slot_inputs(np.random.default_rng(0), (1, 3), 20, [30], 2)
+    fitting = {"bits": 8, "slot": 1, "first": 1, "starts": [2], "columns": [30]}
+    array = inputs[name]
+    assert array is not None
+    changed = change(array)
+    if changed is not None and changed.shape == array.shape and changed.dtype == array.dtype:
+        pytest.skip("flat already")
+    with pytest.raises(Exception, match=r"Linear|Slot|[Ii]nput|type|Type"):
+        run("Linear", {**inputs, name: changed}, **fitting)
+
+
+def test_a_strangers_spans_ask_for_no_impossible_room() -> None:
+    """A million tokens of one number, and spans of a million rows."""
+    inputs = slot_inputs(np.random.default_rng(0), (1, 3), 1, [1], 1)
+    numbers = np.zeros(1 << 20, np.float16)
+    spans = np.zeros((1, 3, 4096, 3), np.int64)
+    spans[..., 2] = len(numbers)
+    inputs |= {
+        "x": np.zeros((1, 1 << 20, 1), np.float32),
+        "adapters": numbers,
+        "spans": spans,
+        "weights": np.zeros(spans.shape[:3], np.float32),
+    }
+    with pytest.raises(Exception, match="Failed to allocate"):
+        run("Linear", inputs, bits=8, slot=1, first=1, starts=[0], columns=[1])
+
+
 def test_an_onnxruntime_without_the_api_is_refused() -> None:
     """The library is given an OrtApiBase whose only API is version 1, or none at all."""
     assert LIBRARY is not None

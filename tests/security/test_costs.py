@@ -10,12 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.security.attacks.costs import ATTACKS
+from tests.security.attacks import costs, graph_costs, template_costs, tokenizer_costs
 from tests.security.attacks.forge import Attack
 from tests.testing.paths import ROOT
 
 pytestmark = pytest.mark.slow
 
+ATTACKS = {
+    **costs.ATTACKS,
+    **graph_costs.ATTACKS,
+    **template_costs.ATTACKS,
+    **tokenizer_costs.ATTACKS,
+}
 MAX_SECONDS = 5.0
 MAX_MEGABYTES = 200
 

@@ -85,15 +85,15 @@ TEMPLATES = {
 }
 
 
-def _templated(template: str) -> Attack:
+def templated(template: str) -> Attack:
     return edited(lambda manifest: manifest.update(chat_template=template))
 
 
-def _normalizer(*steps: Document) -> Callable[[Document], object]:
+def normalizer(*steps: Document) -> Callable[[Document], object]:
     return lambda d: d.update(normalizer={"type": "Sequence", "normalizers": list(steps)})
 
 
-def _replace(old: str, new: str) -> Document:
+def replacement(old: str, new: str) -> Document:
     return {"type": "Replace", "pattern": {"String": old}, "content": new}
 
 
@@ -146,7 +146,7 @@ def _unigram(document: Document) -> None:
     )
 
 
-def _added(**changes: Any) -> Callable[[Document], object]:
+def added(**changes: Any) -> Callable[[Document], object]:
     token = {
         "id": 1, "content": "a", "single_word": False, "lstrip": False, "rstrip": False,
         "normalized": False, "special": False, **changes,
@@ -156,11 +156,11 @@ def _added(**changes: Any) -> Callable[[Document], object]:
 
 NFKD = {"type": "NFKD"}
 TOKENIZERS: dict[str, Callable[[Document], object]] = {
-    "growth by decomposition": _normalizer(_replace("a", "\ufdfa" * 64), NFKD),
-    "growth by composition": _normalizer(_replace("a", "\ufdfa" * 64), {"type": "NFKC"}),
-    "growth before bytes": _normalizer(_replace("a", "\U0001f600" * 60), {"type": "ByteLevel"}),
-    "growth of Chinese": _normalizer(
-        _replace("a", "\u4e16" * 60),
+    "growth by decomposition": normalizer(replacement("a", "\ufdfa" * 64), NFKD),
+    "growth by composition": normalizer(replacement("a", "\ufdfa" * 64), {"type": "NFKC"}),
+    "growth before bytes": normalizer(replacement("a", "\U0001f600" * 60), {"type": "ByteLevel"}),
+    "growth of Chinese": normalizer(
+        replacement("a", "\u4e16" * 60),
         {
             "type": "BertNormalizer",
             "clean_text": True,
@@ -169,14 +169,14 @@ TOKENIZERS: dict[str, Callable[[Document], object]] = {
             "lowercase": True,
         },
     ),
-    "growth by dots": _normalizer(_replace("a", "\u0130" * 64), {"type": "Lowercase"}),
+    "growth by dots": normalizer(replacement("a", "\u0130" * 64), {"type": "Lowercase"}),
     "growth by empty matches": lambda d: d.update(
         normalizer={"type": "Replace", "pattern": {"Regex": "(?=a)"}, "content": "x" * 64}
     ),
     "growth in decoding": lambda d: d.update(
         decoder={
             "type": "Sequence",
-            "decoders": [{"type": "Fuse"}, *([_replace("a", "a" * 16)] * 6)],
+            "decoders": [{"type": "Fuse"}, *([replacement("a", "a" * 16)] * 6)],
         }
     ),
     "word pieces of any length": _word_piece(10**9),
@@ -187,8 +187,8 @@ TOKENIZERS: dict[str, Callable[[Document], object]] = {
     "an unknown token of a megabyte": _unknown,
     "a token of four megabytes": _long_token,
     "unigrams of all lengths": _unigram,
-    "an added token that strips left": _added(lstrip=True),
-    "an added token that is a word": _added(single_word=True),
+    "an added token that strips left": added(lstrip=True),
+    "an added token that is a word": added(single_word=True),
     **{
         f"pattern {pattern!r}": _pattern(pattern)
         for pattern in (
@@ -228,12 +228,12 @@ def _doubled(operator: str, constant: bool) -> Callable[[Any], object]:
                 node = helper.make_node(operator, [name, name], [new])
             model.graph.node.append(node)
             name = new
-        _keep(model, name)
+        keep(model, name)
 
     return change
 
 
-def _keep(model: Any, name: str) -> None:
+def keep(model: Any, name: str) -> None:
     """Adds nothing of a value to the first output, so that no optimizer removes its node."""
     graph = model.graph
     output = graph.output[0].name
@@ -270,7 +270,7 @@ def _outer(model: Any) -> None:
     for index in range(12):
         name = f"product_{index}"
         graph.node.append(helper.make_node("MatMul", [name, name], [f"product_{index + 1}"]))
-    _keep(model, "product_12")
+    keep(model, "product_12")
 
 
 def _many(count: int) -> Callable[[Any], object]:
@@ -280,7 +280,7 @@ def _many(count: int) -> Callable[[Any], object]:
         for index in range(count):
             name = f"many_{index}"
             model.graph.node.append(helper.make_node("Mul", [name, name], [f"many_{index + 1}"]))
-        _keep(model, f"many_{count}")
+        keep(model, f"many_{count}")
 
     return change
 
@@ -295,7 +295,7 @@ def _broadcast(model: Any) -> None:
         numpy_helper.from_array(np.ones((1, 20_000), np.float32), "cost_row_1")
     )
     graph.node.append(helper.make_node("Mul", ["cost_column", "cost_row_1"], ["table"]))
-    _keep(model, "table")
+    keep(model, "table")
 
 
 def _gathered(model: Any) -> None:
@@ -305,7 +305,7 @@ def _gathered(model: Any) -> None:
     zeros = np.zeros(40_000, np.int64)
     graph.initializer.append(numpy_helper.from_array(zeros, "which"))
     graph.node.append(helper.make_node("Gather", ["rows", "which"], ["gathered"], axis=0))
-    _keep(model, "gathered")
+    keep(model, "gathered")
 
 
 BOTH = {
@@ -326,7 +326,7 @@ def _pad(model: Any) -> None:
     kind = {"to": TensorProto.FLOAT}
     graph.node.append(helper.make_node("Cast", ["input_ids"], ["cost_ids"], **kind))
     graph.node.append(helper.make_node("Pad", ["cost_ids", "pads"], ["padded"]))
-    _keep(model, "padded")
+    keep(model, "padded")
 
 
 ROUTER = {"a padding of 2^29": _pad}
@@ -354,12 +354,12 @@ def _expanded(operator: str) -> Callable[[Any], object]:
         graph.node.append(
             helper.make_node("Unsqueeze", ["cost_float", "cost_axis"], ["expanded_row"])
         )
-        _keep(model, "expanded_row")
+        keep(model, "expanded_row")
 
     return change
 
 
-def _as_albert(change: Callable[[Any], object]) -> Attack:
+def as_albert(change: Callable[[Any], object]) -> Attack:
     """A router that claims the architecture with operators on shapes."""
 
     def constant(model: Any) -> None:
@@ -387,7 +387,7 @@ ATTACKS: dict[str, Attack] = {
     for name, change in TOKENIZERS.items()
     if (what, name) != ("router tokenizer", "a token of four megabytes")
 }
-ATTACKS |= {f"template: {name}": _templated(text) for name, text in TEMPLATES.items()}
+ATTACKS |= {f"template: {name}": templated(text) for name, text in TEMPLATES.items()}
 ATTACKS |= {
     f"{what}: {name}": replaced(file, on_model(change))
     for what, file in (("backbone", "backbone.onnx"), ("router", "router.onnx"))
@@ -395,6 +395,5 @@ ATTACKS |= {
 }
 ATTACKS |= {f"router: {name}": replaced("router.onnx", on_model(c)) for name, c in ROUTER.items()}
 ATTACKS |= {
-    f"albert: {name}": _as_albert(_expanded(name))
-    for name in ("Range", "ConstantOfShape", "Expand")
+    f"albert: {name}": as_albert(_expanded(name)) for name in ("Range", "ConstantOfShape", "Expand")
 }

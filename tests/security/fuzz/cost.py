@@ -1,8 +1,10 @@
-"""A fuzzer that maximises cost: python -m tests.security.fuzz.cost SECONDS [SEED].
+"""A fuzzer that maximises cost: python -m tests.security.fuzz.cost SECONDS [SEED [STATE]].
 
-Chains of components of tokenizers and of steps of templates are mutated; of each kind, the most
-expensive chain so far is kept and mutated on. A chain that is accepted and takes more than the
-limits is printed, and the process exits with 1.
+Chains of components of tokenizers, of steps of templates and of operators of graphs are mutated;
+of each kind, the most expensive chain so far is kept and mutated on. Each chain is tried in a
+process of its own with limits. A chain that is accepted and takes more than the limits, or that
+kills the process, is printed, and the fuzzer exits with 1. STATE is a file from which a later run
+goes on, and which holds what was found.
 """
 
 from __future__ import annotations
@@ -13,12 +15,14 @@ import random
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dlp_edge.errors import DlpEdgeError
 from dlp_edge.untrusted.chat_template import ChatTemplate
 from dlp_edge.untrusted.tokenizer_file import load_tokenizer
+from tests.security.fuzz import graph_chains
 from tests.testing.paths import TINY
 
 MAX_SECONDS = 5.0
@@ -81,18 +85,27 @@ def _render(chain: list[Any]) -> None:
         ChatTemplate(start + "".join(chain)).render([{"role": "user", "content": "a b " * 4_000}])
 
 
-_KINDS: dict[str, tuple[Callable[[list[Any]], None], Callable[[random.Random], Any]]] = {
-    "tokenizer": (_tokenize, _component),
-    "template": (_render, lambda rng: rng.choice(_STEPS)),
+# How to try a chain, with the megabytes that it may take in addition; and how to make a link.
+_Try = Callable[[list[Any]], tuple[Callable[[], object], int]]
+_KINDS: dict[str, tuple[_Try, Callable[[random.Random], Any]]] = {
+    "tokenizer": (lambda chain: (lambda: _tokenize(chain), 0), _component),
+    "template": (lambda chain: (lambda: _render(chain), 0), lambda rng: rng.choice(_STEPS)),
+    **{
+        kind: (
+            partial(graph_chains.prepared, kind),
+            partial(graph_chains.step, operators=graph_chains.operators_of(kind)),
+        )
+        for kind in graph_chains.KINDS
+    },
 }
 
 
-def measure(call: Callable[[list[Any]], None], chain: list[Any]) -> tuple[float, int]:
-    """CPU seconds, and megabytes of the peak above the start."""
+def measure(call: Callable[[], object], allowed: int) -> tuple[float, int]:
+    """CPU seconds, and megabytes of the peak above the start and what is allowed."""
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     baseline, begun = _kilobytes("VmRSS"), time.process_time()
-    call(chain)
-    return time.process_time() - begun, (_kilobytes("VmHWM") - baseline) >> 10
+    call()
+    return time.process_time() - begun, ((_kilobytes("VmHWM") - baseline) >> 10) - allowed
 
 
 def _kilobytes(field: str) -> int:
@@ -115,30 +128,59 @@ def _mutated(rng: random.Random, chain: list[Any], make: Callable[[random.Random
     return new[:200]
 
 
-def run(seconds: float, seed: int) -> int:
+class _Search:
+    """The most expensive chain of each kind so far, and what was found; kept in a file."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self.best: dict[str, tuple[float, list[Any]]] = {kind: (0.0, []) for kind in _KINDS}
+        self.worst = dict.fromkeys(_KINDS, (0.0, 0))
+        self.tried = dict.fromkeys(_KINDS, 0)
+        self.seconds = 0.0
+        self.found: list[dict[str, Any]] = []
+        if path is not None and path.exists():
+            self.__dict__.update(json.loads(path.read_text()))
+
+    def save(self) -> None:
+        if self._path is not None:
+            kept = {name: value for name, value in vars(self).items() if name != "_path"}
+            self._path.write_text(json.dumps(kept))
+
+    def try_one(self, kind: str, rng: random.Random) -> None:
+        prepare, make = _KINDS[kind]
+        fresh = rng.random() < 0.2
+        chain = _mutated(rng, [] if fresh else self.best[kind][1], make)
+        took, memory, died = graph_chains.in_child(lambda: measure(*prepare(chain)))
+        self.tried[kind] += 1
+        self.worst[kind] = (max(self.worst[kind][0], took), max(self.worst[kind][1], memory))
+        cost = took / MAX_SECONDS + memory / MAX_MEGABYTES
+        if cost >= self.best[kind][0] * (0.99 if fresh else 1):
+            self.best[kind] = (cost, chain)
+        if took > MAX_SECONDS or memory > MAX_MEGABYTES or died:
+            self.found.append({"kind": kind, "took": took, "memory": memory, "chain": chain})
+            print(f"{kind}: {took:.1f} s, {memory} MB {died}: {chain!r}"[:4_000], flush=True)
+            self.best[kind] = (0.0, [])
+
+
+def run(seconds: float, seed: int, state: Path | None = None) -> int:
     """Fuzzes for a time; returns the number of chains over the limits."""
-    rng, found, tried = random.Random(seed), 0, 0
-    best: dict[str, tuple[float, list[Any]]] = {kind: (0.0, []) for kind in _KINDS}
-    worst = dict.fromkeys(_KINDS, (0.0, 0))
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        for kind, (call, make) in _KINDS.items():
-            fresh = rng.random() < 0.2
-            chain = _mutated(rng, [] if fresh else best[kind][1], make)
-            took, memory = measure(call, chain)
-            tried += 1
-            worst[kind] = (max(worst[kind][0], took), max(worst[kind][1], memory))
-            cost = took / MAX_SECONDS + memory / MAX_MEGABYTES
-            if cost >= best[kind][0] * (0.99 if fresh else 1):
-                best[kind] = (cost, chain)
-            if took > MAX_SECONDS or memory > MAX_MEGABYTES:
-                found += 1
-                print(f"{kind}: {took:.1f} s, {memory} MB: {chain!r}"[:4_000], flush=True)
-                best[kind] = (0.0, [])
-    print(f"{tried} chains; most seconds and megabytes: {worst}; over the limits: {found}")
+    rng, search = random.Random(seed), _Search(state)
+    begun = time.monotonic()
+    before, saved = search.seconds, begun
+    while time.monotonic() - begun < seconds:
+        for kind in _KINDS:
+            search.try_one(kind, rng)
+        search.seconds = before + time.monotonic() - begun
+        if time.monotonic() - saved > 60:
+            saved = time.monotonic()
+            search.save()
+    search.save()
+    found = len(search.found)
+    print(f"{sum(search.tried.values())} chains {search.tried} in {search.seconds:.0f} s; ", end="")
+    print(f"most seconds and megabytes: {search.worst}; over the limits: {found}")
     return found
 
 
 if __name__ == "__main__":
     number = int(sys.argv[2]) if len(sys.argv) > 2 else 1
-    sys.exit(bool(run(float(sys.argv[1]), number)))
+    sys.exit(bool(run(float(sys.argv[1]), number, Path(sys.argv[3]) if sys.argv[3:] else None)))
