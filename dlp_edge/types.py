@@ -220,6 +220,19 @@ class AdapterInfo:
 
 
 @dataclass(frozen=True)
+class Activity:
+    """What a Runtime is doing.
+
+    Attributes:
+        running: requests under way.
+        waiting: requests that wait for room beside them.
+    """
+
+    running: int
+    waiting: int
+
+
+@dataclass(frozen=True)
 class Estimate:
     """Memory that a loaded bundle takes, in bytes.
 

@@ -8,10 +8,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn
 
 from dlp_edge.errors import UsageError
+from dlp_edge.runtime.batching.scheduler import Scheduler
 from dlp_edge.runtime.engine.interrupt import Interrupt
 from dlp_edge.runtime.loaded_bundle import LoadedBundle
 from dlp_edge.runtime.memory import release_memory
-from dlp_edge.runtime.stream import OpenStreams, RequestLock, closed_error
+from dlp_edge.runtime.stream import OpenStreams, closed_error
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -23,10 +24,10 @@ class Lifetime:
     A process that ends without `close` is taken care of by `dlp_edge.native_calls`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_parallel: int) -> None:
         self._process = os.getpid()
         self._closing = Interrupt()
-        self._lock = RequestLock()
+        self._scheduler = Scheduler(max_parallel)
         self._streams = OpenStreams(self._closing)
         self._loaded: LoadedBundle | None = None
 
@@ -39,9 +40,10 @@ class Lifetime:
             return
         self._closing.set()
         self._end_streams()
-        self._lock.acquire(self._end_streams)
+        self._scheduler.acquire(self._end_streams)
         self._loaded = None
-        self._lock.release()
+        self._scheduler.release()
+        self._scheduler.close()
         release_memory()
 
     def _end_streams(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dlp_edge.bundle import files
@@ -12,14 +12,14 @@ from dlp_edge.bundle.manifest import Manifest
 from dlp_edge.errors import ContextLengthError, UsageError
 from dlp_edge.runtime.decoding.answer import Answer, Vocabulary
 from dlp_edge.runtime.decoding.engine import Engine, make_engine
-from dlp_edge.runtime.decoding.loop import run_batch, stream_answer
+from dlp_edge.runtime.decoding.loop import run_batch
 from dlp_edge.runtime.decoding.request_answers import RequestAnswers
 from dlp_edge.runtime.decoding.scoring import log_likelihoods
 from dlp_edge.runtime.engine.backbone import Backbone, open_backbone
 from dlp_edge.runtime.engine.device import Device
 from dlp_edge.runtime.engine.interrupt import Interrupt
 from dlp_edge.runtime.engine.ort_errors import ANSWERING, memory_for
-from dlp_edge.runtime.memory import check_address_space, check_memory
+from dlp_edge.runtime.memory import available, cache_bytes, check_address_space, check_memory
 from dlp_edge.runtime.request import RequestOptions, with_one_seed
 from dlp_edge.runtime.request_plan import plan_requests, route_requests
 from dlp_edge.runtime.routing.policy import load_router, load_splitter, policy_for
@@ -35,10 +35,11 @@ from dlp_edge.runtime.text.prompt import (
     too_long,
 )
 from dlp_edge.runtime.text.tokenizer import TextTokenizer
-from dlp_edge.types import AdapterInfo, Chunk, Likelihood, Message, Request
+from dlp_edge.types import AdapterInfo, Likelihood, Message, Request
 from dlp_edge.untrusted.chat_template import ChatTemplate
 
 Progress = Callable[[str, float], None]
+MAX_ROWS_OF_A_DEVICE = 8  # whose memory is taken whole, not as it is used
 MAX_SIDE_BY_SIDE = 8  # requests of one prompt; the others begin as these end
 
 
@@ -91,21 +92,15 @@ class LoadedBundle:
         options = with_one_seed(options)
         return RequestAnswers(requests, history, lambda said: self.prepare(said, options))
 
-    def stream(
-        self, answer: Answer | RequestAnswers, engine: Callable[[], Engine], interrupt: Interrupt
-    ) -> Iterator[Chunk]:
-        """Generates what `prepare_stream` gave.
-
-        Args:
-            engine: the one of a single answer; several have one of their own beside it.
-        """
-        if isinstance(answer, Answer):
-            return stream_answer(engine(), answer, interrupt)
-        sequences = min(MAX_SIDE_BY_SIDE, len(answer))
-        beside = make_engine(
-            self.backbone, self.stack, answer.cache_room, sequences, beside=self.engine
+    def pool(self, rows: int) -> Engine:
+        """An engine of several sequences, as many as fit into half of the free memory."""
+        size = cache_bytes(self.backbone.entry, self.engine.decoder.max_context)
+        if self.backbone.device.kind != "cpu":
+            rows = min(rows, MAX_ROWS_OF_A_DEVICE)
+        rows = max(1, min(rows, available() // 2 // size))
+        return make_engine(
+            self.backbone, self.stack, self.engine.decoder.max_context, rows, beside=self.engine
         )
-        return answer.stream(beside, interrupt)
 
     def requests(self, prompt: str, options: RequestOptions) -> tuple[Request, ...]:
         """See `Runtime.requests`."""

@@ -233,6 +233,11 @@ class Answer:
         """The router's for the prompt; None where it was not asked, or not yet."""
         return self._starts[0].written_by.decision if self._starts else None
 
+    @property
+    def fusion(self) -> dict[str, float]:
+        """The adapters that write the newest sentence."""
+        return self._starts[-1].written_by.weights
+
     def record(self, **amounts: float) -> None:
         """Adds seconds and counts to the timings."""
         now = {key: getattr(self.timings, key) + amount for key, amount in amounts.items()}

@@ -35,10 +35,26 @@ class Engine:
     ) -> tuple[Logits, int]:
         """Reads a prompt; returns the logits [V] after it, and how many of its tokens the cache
         had already."""
-        # The last token is read again in any case: its logits are wanted.
-        reused = self.decoder.reuse(prompt[:-1], sequence) if self.reuse else 0
-        self.decoder.truncate(reused, sequence)
+        reused = self.take_over(prompt, sequence)
         return self.decoder.prefill(prompt[reused:], sequence, interrupt), reused
+
+    def take_over(self, prompt: Sequence[int], sequence: int, home: Decoder | None = None) -> int:
+        """Keeps what the cache has of a prompt under the present fusion, if the engine reuses, and
+        drops the rest; returns the number of tokens kept.
+
+        Args:
+            home: another decoder whose first sequence may have more of it, to be copied.
+        """
+        decoder, wanted = self.decoder, prompt[:-1]  # the last token's logits are wanted
+        label = decoder.labels[sequence]
+        kept = decoder.shared(wanted, label, sequence) if self.reuse else 0
+        there = home.shared(wanted, label) if home is not None else 0
+        if home is not None and there > kept:
+            decoder.copy_cache(home, 0, sequence, there)
+            decoder.labels[sequence] = label
+            return there
+        decoder.truncate(kept, sequence)
+        return kept
 
     def recompute(self, history: Sequence[int], sequence: int, interrupt: Interrupt) -> None:
         """Reads all of a sequence again, under its present fusion."""

@@ -112,13 +112,17 @@ class Decoder:
         Returns:
             The number of tokens kept.
         """
-        written, label = self._written[sequence], self.labels[sequence]
+        kept = self.shared(ids, self.labels[sequence], sequence)
+        self.truncate(kept, sequence)
+        return kept
+
+    def shared(self, ids: Sequence[int], label: Hashable, sequence: int = 0) -> int:
+        """How many of the first tokens a sequence's cache has of `ids`, under that fusion."""
         kept = 0
-        for token, cached in zip(ids, written, strict=False):
+        for token, cached in zip(ids, self._written[sequence], strict=False):
             if cached != (token, label):
                 break
             kept += 1
-        self.truncate(kept, sequence)
         return kept
 
     def move(self, source: int, target: int) -> None:
@@ -127,11 +131,15 @@ class Decoder:
             buffer.copy_tokens(buffer, source, target, int(self.lengths[source]))
         self._copy_state(self, source, target)
 
-    def copy_cache(self, other: Decoder) -> None:
-        """Copy the cache of another decoder's first sequence."""
+    def copy_cache(
+        self, other: Decoder, source: int = 0, target: int = 0, length: int | None = None
+    ) -> None:
+        """Copy the first `length` tokens (all, if None) of another decoder's sequence."""
+        length = int(other.lengths[source]) if length is None else length
         for name, buffer in self._cache.items():
-            buffer.copy_tokens(other._cache[name], 0, 0, int(other.lengths[0]))
-        self._copy_state(other, 0, 0)
+            buffer.copy_tokens(other._cache[name], source, target, length)
+        self._copy_state(other, source, target)
+        self.truncate(length, target)
 
     def _copy_state(self, other: Decoder, source: int, target: int) -> None:
         self.lengths[target] = other.lengths[source]

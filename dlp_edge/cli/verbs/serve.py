@@ -37,6 +37,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     group.add_argument("--max-body", type=count(1), default=1 << 20, metavar="BYTES")
     group.add_argument("--max-messages", type=count(1), default=256, metavar="N")
     group.add_argument(
+        "--max-parallel",
+        type=count(1),
+        default=16,
+        metavar="N",
+        help="requests that are answered side by side (16)",
+    )
+    group.add_argument(
         "--max-waiting", type=count(0), default=16, metavar="N", help="queue size; beyond it 429"
     )
     options.add_engine(parser)
@@ -60,13 +67,14 @@ def run(arguments: argparse.Namespace) -> int:
     limits = Limits(
         body=arguments.max_body,
         messages=arguments.max_messages,
+        parallel=arguments.max_parallel,
         waiting=arguments.max_waiting,
         new_tokens=arguments.max_context,
     )
     # The port first: whether it is free is known at once, loading takes a while.
     with (
         listen(arguments.host, arguments.port, access.key is not None) as sock,
-        open_runtime(arguments) as runtime,
+        open_runtime(arguments, max_parallel=arguments.max_parallel) as runtime,
     ):
         models = models_of(runtime)
         answering = Answering(runtime, models, limits, _report)
@@ -76,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
             print(json.dumps({"url": url, "models": list(models)}), flush=True)
         else:
             print(url, flush=True)
-        Server(app, answering, limits.waiting).run(sockets=[sock])
+        Server(app, answering, limits.parallel + limits.waiting).run(sockets=[sock])
     return 0
 
 
