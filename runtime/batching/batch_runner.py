@@ -83,9 +83,10 @@ class BatchRunner:
                 self._give(job, job.due(), True)
 
     def _deliver(self, batch: Batch, generated: Sequence[tuple[Member, list[Chunk]]]) -> None:
-        for member, chunks in generated:
+        for member, _ in reversed(generated):  # the last row first, so that few rows move
             if member.answer.done:
                 batch.leave(member)
+        for member, chunks in generated:
             if not member.job.abandoned:
                 with member.job.mutex:
                     member.job.hold(member.answer, chunks)
