@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn
 
@@ -40,11 +42,26 @@ class Lifetime:
             return
         self._closing.set()
         self._end_streams()
-        self._scheduler.acquire(self._end_streams)
-        self._loaded = None
-        self._scheduler.release()
+        with self._alone(given_up=self._end_streams):
+            self._loaded = None
         self._scheduler.close()
         release_memory()
+
+    @contextlib.contextmanager
+    def _alone(
+        self, wait: bool = True, given_up: Callable[[], bool] | None = None
+    ) -> Iterator[None]:
+        """Uses the engine while no request does.
+
+        Raises:
+            UsageError: the Runtime was closed meanwhile.
+        """
+        if not self._scheduler.acquire(given_up or self._closing.is_set, wait):
+            raise closed_error()
+        try:
+            yield
+        finally:
+            self._scheduler.release()
 
     def _end_streams(self) -> bool:
         """Ends all streams; False, since closing is never given up."""

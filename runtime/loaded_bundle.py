@@ -19,7 +19,14 @@ from dlp_edge.runtime.engine.backbone import Backbone, open_backbone
 from dlp_edge.runtime.engine.device import Device
 from dlp_edge.runtime.engine.interrupt import Interrupt
 from dlp_edge.runtime.engine.ort_errors import ANSWERING, memory_for
-from dlp_edge.runtime.memory import available, cache_bytes, check_address_space, check_memory
+from dlp_edge.runtime.engine.prefix_cache import PrefixCache
+from dlp_edge.runtime.memory import (
+    CacheBudgets,
+    available,
+    cache_bytes,
+    check_address_space,
+    check_memory,
+)
 from dlp_edge.runtime.request import RequestOptions, with_one_seed
 from dlp_edge.runtime.request_plan import plan_requests, route_requests
 from dlp_edge.runtime.routing.policy import load_router, load_splitter, policy_for
@@ -56,6 +63,7 @@ class LoadedBundle:
     vocabulary: Vocabulary
     engine: Engine
     caches: SessionCaches
+    budgets: CacheBudgets
 
     @memory_for(ANSWERING)
     def prepare(self, prompt: str | Sequence[Message], options: RequestOptions) -> Answer:
@@ -98,8 +106,9 @@ class LoadedBundle:
         if self.backbone.device.kind != "cpu":
             rows = min(rows, MAX_ROWS_OF_A_DEVICE)
         rows = max(1, min(rows, available() // 2 // size))
+        room, prefixes = self.engine.decoder.max_context, self.engine.prefixes
         return make_engine(
-            self.backbone, self.stack, self.engine.decoder.max_context, rows, beside=self.engine
+            self.backbone, self.stack, room, rows, beside=self.engine, prefixes=prefixes
         )
 
     def requests(self, prompt: str, options: RequestOptions) -> tuple[Request, ...]:
@@ -168,7 +177,7 @@ class LoadedBundle:
             self.backbone,
             self.vocabulary,
             self.engine.decoder.max_context,
-            self.caches.budget,
+            self.budgets,
         )
 
 
@@ -185,7 +194,7 @@ def load(
     bundle: Bundle,
     device: Device,
     max_context: int,
-    cache_budget: int | None,
+    budgets: CacheBudgets,
     on_progress: Progress,
 ) -> LoadedBundle:
     """Loads and checks all parts of a bundle; `on_progress` is called with (stage, fraction).
@@ -213,7 +222,7 @@ def load(
     backbone = open_backbone(path, entry, device, model, weights, lambda: bundle.weights(graph))
     room = min(max_context, entry.context_length)
     return _assemble(
-        bundle.manifest, stack, encoder, router, splitter, backbone, vocabulary, room, cache_budget
+        bundle.manifest, stack, encoder, router, splitter, backbone, vocabulary, room, budgets
     )
 
 
@@ -226,15 +235,22 @@ def _assemble(
     backbone: Backbone,
     vocabulary: Vocabulary,
     max_context: int,
-    cache_budget: int | None,
+    budgets: CacheBudgets,
 ) -> LoadedBundle:
     """Engines over the bundle's adapters, beside its other parts."""
     if backbone.custom_operators:
         stack = converted(stack, "float16")  # as they are read; the rest is given back
-    engine = make_engine(backbone, stack, max_context)
-    caches = SessionCaches(
-        lambda: make_engine(backbone, stack, max_context, reuse=True, beside=engine), cache_budget
-    )
+    # Other devices' caches cannot be copied in parts.
+    keeps = budgets.prefixes and backbone.device.kind == "cpu"
+    prefixes = PrefixCache(budgets.prefixes) if keeps else None
+    engine = make_engine(backbone, stack, max_context, prefixes=prefixes)
+
+    def make_for_session() -> Engine:
+        return make_engine(
+            backbone, stack, max_context, reuse=True, beside=engine, prefixes=prefixes
+        )
+
+    caches = SessionCaches(make_for_session, budgets.sessions)
     return LoadedBundle(
-        manifest, encoder, router, backbone, stack, splitter, vocabulary, engine, caches
+        manifest, encoder, router, backbone, stack, splitter, vocabulary, engine, caches, budgets
     )

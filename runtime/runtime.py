@@ -13,7 +13,7 @@ from dlp_edge.bundle.bundle import Bundle
 from dlp_edge.bundle.edition import read_current
 from dlp_edge.bundle.manifest import Manifest
 from dlp_edge.bundle.signing import TrustedKey
-from dlp_edge.checks import check_positive
+from dlp_edge.checks import check_number, check_positive
 from dlp_edge.errors import UsageError
 from dlp_edge.runtime.adapters.edit import Examples, add_skill, remove_skill
 from dlp_edge.runtime.batching.job import Job
@@ -21,13 +21,13 @@ from dlp_edge.runtime.engine.device import choose_device
 from dlp_edge.runtime.engine.ort_errors import ANSWERING, CHANGING, LOADING, let_go, memory_for
 from dlp_edge.runtime.lifetime import Lifetime
 from dlp_edge.runtime.loaded_bundle import LoadedBundle, Progress, adapter_infos, load
-from dlp_edge.runtime.memory import estimate, release_memory, trim
+from dlp_edge.runtime.memory import CacheBudgets, estimate, release_memory, trim
 from dlp_edge.runtime.options import GenerateOptions, RouteOptions, check_callable
 from dlp_edge.runtime.request import parse_batch, parse_options
 from dlp_edge.runtime.routing.policy import routed
 from dlp_edge.runtime.routing.router import Router
 from dlp_edge.runtime.session import Session, SessionBackend, load_session
-from dlp_edge.runtime.stream import AsyncStream, Stream, closed_error
+from dlp_edge.runtime.stream import AsyncStream, Stream
 from dlp_edge.runtime.text.prompt import check_messages, check_prompt
 from dlp_edge.runtime.text.tokenizer import TextTokenizer
 from dlp_edge.types import (
@@ -59,6 +59,8 @@ class Runtime(Lifetime):
         on_progress: called with (stage, fraction) while loading; an exception that it raises
             stops the loading and propagates.
         cache_budget: bytes for all sessions' KV caches; beyond it the least recently used goes.
+        prefix_cache: bytes for the KV caches of prefixes that requests share (on CPUs). Rounding
+            then depends on what came before; 0 (default) keeps none.
         max_parallel: the most answers that are generated side by side; others wait. Fewer where
             their KV caches would take more than half of the free memory.
         trusted_key: an Ed25519 public key (a PEM file, its content, or the raw 32 bytes) that the
@@ -82,13 +84,15 @@ class Runtime(Lifetime):
         on_progress: Progress | None = None,
         cache_budget: int | None = None,
         max_parallel: int = 16,
+        prefix_cache: int = 0,
         trusted_key: str | os.PathLike[str] | bytes | None = None,
     ) -> None:
         started = perf_counter()
         check_callable("on_progress", on_progress)
         report = on_progress or (lambda stage, fraction: None)
-        check_positive("max_parallel", max_parallel)
+        check_number("prefix_cache", prefix_cache, whole=True)
         numbers = {"max_context": max_context, "threads": threads, "cache_budget": cache_budget}
+        numbers["max_parallel"] = max_parallel
         for name, value in numbers.items():
             if value is not None:
                 check_positive(name, value)
@@ -101,7 +105,8 @@ class Runtime(Lifetime):
                 def read(bundle: Bundle) -> LoadedBundle:
                     self._bundle = bundle
                     chosen = choose_device(device, bundle.manifest.target, threads)
-                    return load(bundle, chosen, max_context, cache_budget, report)
+                    budgets = CacheBudgets(cache_budget, prefix_cache)
+                    return load(bundle, chosen, max_context, budgets, report)
 
                 self._loaded = read_current(path, read, self._trusted)
                 self.device = self._loaded.backbone.device
@@ -258,12 +263,8 @@ class Runtime(Lifetime):
         """
         loaded = self._open()
         parsed = parse_options(options, loaded.manifest)
-        if not self._scheduler.acquire(self._closing.is_set, parsed.wait):
-            raise closed_error()
-        try:
+        with self._alone(parsed.wait):
             return loaded.score(prompt, continuations, ends, parsed)
-        finally:
-            self._scheduler.release()
 
     def count_tokens(self, text: str) -> int:
         """The number of the backbone's tokens in a text, without the chat template.
@@ -337,14 +338,11 @@ class Runtime(Lifetime):
                 "this Runtime takes signed bundles only, and a change would end the signature",
                 "Change a copy of the bundle without a trusted key, and sign it",
             )
-        self._scheduler.acquire(lambda: False)
-        try:
+        with self._alone():
             loaded = self._open()
             bundle = write(loaded.router)
             self._loaded = loaded.with_edition(bundle)
             self._bundle = bundle
-        finally:
-            self._scheduler.release()
 
     def _session_backend(self) -> SessionBackend:
         return SessionBackend(self._open, self._scheduler, self._streams, self._closing)

@@ -37,6 +37,7 @@ class Stream:
         on_end: Callable[[Reply], None] = lambda reply: None,
     ) -> None:
         self._job = job
+        self._scheduler = scheduler
         # Not a method: an abandoned stream must be freed at once, so nothing refers back to it.
         self._chunks = _generate(job, scheduler, wait, on_end)
 
@@ -61,6 +62,7 @@ class Stream:
     def cancel(self) -> None:
         """Stops the answer, in the middle of a pass if need be; callable from any thread."""
         self._job.interrupt.set()
+        self._scheduler.wake(self._job)
 
     def close(self) -> None:
         """Stops the answer and releases the engine: at once, or at the next token if another thread

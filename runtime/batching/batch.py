@@ -122,6 +122,8 @@ class Batch:
             member.unread = rest
             if rest:
                 return []
+        if member.is_new:
+            self._engine.remember(member.row)
         step = self._take(member, logits) if member.is_new and logits is not None else None
         member.is_new = False
         self._promote(member)
@@ -160,8 +162,10 @@ class Batch:
             self.reading.remove(member)
         if job.error is not None:
             engine.decoder.truncate(0, member.row)  # it may hold what went wrong
-        elif job.keeps:
-            job.home().decoder.copy_cache(engine.decoder, member.row)
+        else:
+            engine.remember(member.row)
+            if job.keeps:
+                job.home().decoder.copy_cache(engine.decoder, member.row)
         if member in self.running:
             self._close_gap(member)
 

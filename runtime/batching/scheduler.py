@@ -20,7 +20,8 @@ from dlp_edge.runtime.batching.job import Job
 from dlp_edge.types import Activity, Chunk
 
 LINGER = 1.0  # seconds for which the engine thread waits for more work before it ends
-POLL = 0.05  # seconds between two looks at whether a waiting request was given up
+POLL = 0.05  # seconds between two looks at whether an exclusive caller was given up
+PATIENCE = 1.0  # seconds between two looks of a consumer who is told no news
 
 
 @dataclass(eq=False)
@@ -74,6 +75,12 @@ class Scheduler:
         finally:
             if not job.done:
                 self._give_up(job)
+
+    def wake(self, job: Job) -> None:
+        """Tells the consumer of a request that it was cancelled."""
+        with self._lock:
+            if job in self._news:
+                self._news[job].notify_all()
 
     def acquire(self, given_up: Callable[[], bool], wait: bool = True) -> bool:
         """Waits until nobody else uses the engine, polling `given_up`; False once that is True.
@@ -137,7 +144,7 @@ class Scheduler:
                 if not alone or self._driver is not None:
                     if not alone:
                         self._start_thread()
-                    self._news_of(job).wait(POLL)
+                    self._news_of(job).wait(PATIENCE)
                     continue
                 self._driver, job.begun = threading.get_ident(), True
             self._drive_alone(job)

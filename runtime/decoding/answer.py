@@ -223,7 +223,7 @@ class Answer:
             for start, end in zip(self._starts, edges[1:], strict=True)
             if start.offset < len(self._text)
         )
-        usage = Usage(len(self.prompt_ids), len(self.tokens))
+        usage = Usage(len(self.prompt_ids), len(self.tokens), self.timings.reused)
         tokens = tuple(self._reported)
         reason, seed = self._finish_reason, self._seed
         return Reply(self._text, sentences, usage, self.timings, reason, tokens, seed)

@@ -57,6 +57,7 @@ def answer_steps(
             finally:
                 decoder.truncate(cached)  # drops the draft's other tokens
             if answer.done:
+                engine.remember(0)
                 return
             draft = answer.draft(VERIFY_TOKENS)
             if step.fusion is not None:  # a sentence starts under other adapters

@@ -140,6 +140,7 @@ class RequestAnswers:
         usage = Usage(
             sum(reply.usage.prompt_tokens for reply in replies),
             sum(reply.usage.completion_tokens for reply in replies),
+            sum(reply.usage.cached_tokens for reply in replies),
         )
         return Reply(
             text="".join(sentence.text for sentence in sentences),

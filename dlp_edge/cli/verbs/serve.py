@@ -44,6 +44,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="requests that are answered side by side (16)",
     )
     group.add_argument(
+        "--prefix-cache",
+        type=count(0),
+        default=256 << 20,
+        metavar="BYTES",
+        help="memory for prefixes that requests share (256 MiB); 0 keeps none",
+    )
+    group.add_argument(
         "--max-waiting", type=count(0), default=16, metavar="N", help="queue size; beyond it 429"
     )
     options.add_engine(parser)
@@ -74,7 +81,9 @@ def run(arguments: argparse.Namespace) -> int:
     # The port first: whether it is free is known at once, loading takes a while.
     with (
         listen(arguments.host, arguments.port, access.key is not None) as sock,
-        open_runtime(arguments, max_parallel=arguments.max_parallel) as runtime,
+        open_runtime(
+            arguments, max_parallel=arguments.max_parallel, prefix_cache=arguments.prefix_cache
+        ) as runtime,
     ):
         models = models_of(runtime)
         answering = Answering(runtime, models, limits, _report)
