@@ -159,8 +159,9 @@ class Runtime(Lifetime):
 
     @property
     def activity(self) -> Activity:
-        """The number of requests that are answered now, and of those that wait."""
-        return self._scheduler.activity()
+        """How many requests are answered now, how many wait, and what is kept for others."""
+        prefixes = self._open().engine.prefixes
+        return self._scheduler.activity(prefixes.bytes if prefixes is not None else 0)
 
     def generate(
         self, prompt: str | Sequence[Message], **options: Unpack[GenerateOptions]
