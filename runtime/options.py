@@ -84,7 +84,8 @@ class GenerateOptions(RouteOptions, total=False):
         before. `auto`: likewise, but a request that leans on the one before ("say that like a
         pirate") is answered after it, as a further turn; and a prompt under a `json_schema` or
         pinned `adapters` is answered whole. Limits, stop strings and schemas hold for each request.
-    wait: False raises BusyError instead of waiting for a running request (default True).
+    wait: False raises BusyError instead of waiting for room beside running requests (default
+        True).
     """
 
     max_new_tokens: int

@@ -18,6 +18,7 @@ from dlp_edge.runtime.stream import AsyncStream
 from dlp_edge.server.body import read_json
 from dlp_edge.server.chat_request import ChatRequest, Models, parse_request
 from dlp_edge.server.http_errors import HttpError, to_http_error
+from dlp_edge.server.metrics import Metrics, note_reply
 from dlp_edge.server.openai_schema import AnswerDocuments, Document
 from dlp_edge.server.request_queue import RequestQueue
 
@@ -29,13 +30,15 @@ class Limits:
     Attributes:
         body: bytes of a request.
         messages: messages of a conversation.
-        waiting: requests that wait while one is answered.
+        parallel: requests that are answered at the same time.
+        waiting: requests that wait for one of these to end.
         new_tokens: of an answer whose request sets no limit.
         send_seconds: for which a client may leave its connection full before it counts as gone.
     """
 
     body: int = 1 << 20
     messages: int = 256
+    parallel: int = 16
     waiting: int = 16
     new_tokens: int = 4096
     send_seconds: float = 30.0
@@ -46,6 +49,9 @@ class Answering:
 
     Args:
         on_error: called with what went wrong on our side.
+
+    Attributes:
+        metrics: what it counts.
     """
 
     def __init__(
@@ -59,8 +65,9 @@ class Answering:
         self._runtime = runtime
         self._models = models
         self._limits = limits
-        self._queue = RequestQueue(limits.waiting)
-        self._running: AsyncStream | None = None
+        self._queue = RequestQueue(limits.waiting, limits.parallel)
+        self._running: set[AsyncStream] = set()
+        self.metrics = Metrics(self._gauges)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
@@ -87,11 +94,11 @@ class Answering:
             await _unless_disconnected(request.receive, work)
 
     async def stop(self, grace: float) -> None:
-        """Turns away who waits, and ends the answer under way after `grace` seconds."""
+        """Turns away who waits, and ends the answers under way after `grace` seconds."""
         self._queue.closed = True
         await asyncio.sleep(grace)
-        if self._running is not None:
-            self._running.cancel()
+        for stream in self._running:
+            stream.cancel()
 
     async def _send_whole(
         self, order: ChatRequest, stream: AsyncStream, request: Request, send: Send
@@ -135,13 +142,22 @@ class Answering:
         """The turn of one request, after which its stream is over in any case."""
         try:
             async with self._queue.slot():
-                self._running = stream
+                self._running.add(stream)
                 try:
                     yield
                 finally:
-                    self._running = None
+                    self._running.remove(stream)
         finally:
             await stream.aclose()
+            note_reply(stream.reply)
+
+    def _gauges(self) -> dict[str, float]:
+        running = self._queue.running
+        return {
+            "requests_running": running,
+            "requests_waiting": self._queue.held - running,
+            "prefix_cache_bytes": self._runtime.activity.prefix_bytes,
+        }
 
 
 class _Events:

@@ -18,6 +18,7 @@ from dlp_edge.server.access_middleware import Access, Guard
 from dlp_edge.server.answering import Answering
 from dlp_edge.server.chat_request import Models
 from dlp_edge.server.http_errors import HttpError
+from dlp_edge.server.metrics import Observed
 from dlp_edge.server.openai_schema import model_document, model_list
 
 
@@ -59,9 +60,11 @@ def build_app(runtime: Runtime, answering: Answering, models: Models, access: Ac
             allow_headers=["*"],
         )
         middleware.insert(0, cors)
+    middleware.insert(0, Middleware(Observed, answering.metrics))  # outermost: it sees refusals
     return Starlette(
         routes=[
             Route("/health", health),
+            Route("/metrics", answering.metrics.endpoint),
             Route("/v1/models", list_models),
             Route("/v1/models/{name:path}", show_model),
             Route("/v1/chat/completions", answering, methods=["POST"]),

@@ -223,7 +223,7 @@ class Answer:
             for start, end in zip(self._starts, edges[1:], strict=True)
             if start.offset < len(self._text)
         )
-        usage = Usage(len(self.prompt_ids), len(self.tokens))
+        usage = Usage(len(self.prompt_ids), len(self.tokens), self.timings.reused)
         tokens = tuple(self._reported)
         reason, seed = self._finish_reason, self._seed
         return Reply(self._text, sentences, usage, self.timings, reason, tokens, seed)
@@ -232,6 +232,11 @@ class Answer:
     def first_decision(self) -> RouteDecision | None:
         """The router's for the prompt; None where it was not asked, or not yet."""
         return self._starts[0].written_by.decision if self._starts else None
+
+    @property
+    def fusion(self) -> dict[str, float]:
+        """The adapters that write the newest sentence."""
+        return self._starts[-1].written_by.weights
 
     def record(self, **amounts: float) -> None:
         """Adds seconds and counts to the timings."""

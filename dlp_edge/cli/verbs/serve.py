@@ -37,6 +37,23 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     group.add_argument("--max-body", type=count(1), default=1 << 20, metavar="BYTES")
     group.add_argument("--max-messages", type=count(1), default=256, metavar="N")
     group.add_argument(
+        "--max-parallel",
+        type=count(1),
+        default=16,
+        metavar="N",
+        help="requests that are answered side by side (16)",
+    )
+    group.add_argument(
+        "--prefix-cache",
+        type=count(0),
+        default=256 << 20,
+        metavar="BYTES",
+        help="memory for prefixes that requests share (256 MiB); 0 keeps none",
+    )
+    group.add_argument(
+        "--log-requests", action="store_true", help="a JSON line per request on standard error"
+    )
+    group.add_argument(
         "--max-waiting", type=count(0), default=16, metavar="N", help="queue size; beyond it 429"
     )
     options.add_engine(parser)
@@ -50,8 +67,11 @@ def run(arguments: argparse.Namespace) -> int:
         from dlp_edge.server.answering import Answering, Limits
         from dlp_edge.server.app import build_app, models_of
         from dlp_edge.server.listening import Server, listen, url_of
+        from dlp_edge.server.metrics import log_requests
     from dlp_edge.cli.loading import open_runtime
 
+    if arguments.log_requests:
+        log_requests()
     access = Access(
         hosts=frozenset(name.lower() for name in arguments.allow_host),
         origins=frozenset(arguments.allow_origin),
@@ -60,13 +80,16 @@ def run(arguments: argparse.Namespace) -> int:
     limits = Limits(
         body=arguments.max_body,
         messages=arguments.max_messages,
+        parallel=arguments.max_parallel,
         waiting=arguments.max_waiting,
         new_tokens=arguments.max_context,
     )
     # The port first: whether it is free is known at once, loading takes a while.
     with (
         listen(arguments.host, arguments.port, access.key is not None) as sock,
-        open_runtime(arguments) as runtime,
+        open_runtime(
+            arguments, max_parallel=arguments.max_parallel, prefix_cache=arguments.prefix_cache
+        ) as runtime,
     ):
         models = models_of(runtime)
         answering = Answering(runtime, models, limits, _report)
@@ -76,7 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
             print(json.dumps({"url": url, "models": list(models)}), flush=True)
         else:
             print(url, flush=True)
-        Server(app, answering, limits.waiting).run(sockets=[sock])
+        Server(app, answering, limits.parallel + limits.waiting).run(sockets=[sock])
     return 0
 
 
