@@ -22,6 +22,7 @@ from dlp_edge.server.http_errors import HttpError
 from dlp_edge.server.interfaces.completions import COMPLETIONS
 from dlp_edge.server.interfaces.interface import CHAT
 from dlp_edge.server.openai_schema import Document, model_document
+from dlp_edge.server.pages import page_routes
 
 INTERFACES = {"/v1/chat/completions": CHAT, "/v1/completions": COMPLETIONS}
 
@@ -77,6 +78,7 @@ def build_app(runtime: Runtime, answering: Answering, models: Models, access: Ac
         middleware.insert(0, cors)
     return Starlette(
         routes=[
+            *page_routes(),
             Route("/health", health),
             Route("/v1/models", list_models),
             Route("/v1/models/{name:path}", show_model),
