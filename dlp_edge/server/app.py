@@ -21,10 +21,15 @@ from dlp_edge.server.chat_request import Models
 from dlp_edge.server.http_errors import HttpError
 from dlp_edge.server.interfaces.completions import COMPLETIONS
 from dlp_edge.server.interfaces.interface import CHAT
+from dlp_edge.server.interfaces.responses import RESPONSES
 from dlp_edge.server.openai_schema import Document, model_document
 from dlp_edge.server.pages import page_routes
 
-INTERFACES = {"/v1/chat/completions": CHAT, "/v1/completions": COMPLETIONS}
+INTERFACES = {
+    "/v1/chat/completions": CHAT,
+    "/v1/completions": COMPLETIONS,
+    "/v1/responses": RESPONSES,
+}
 
 
 def models_of(runtime: Runtime) -> Models:

@@ -116,7 +116,7 @@ def parse_request(
         raise wrong("stream_options", "is no object")
     return ChatRequest(
         model=body["model"],
-        messages=_messages(body.get("messages"), max_messages),
+        messages=parse_messages(body.get("messages"), max_messages),
         options=cast("GenerateOptions", options),
         stream=flag("stream", body),
         include_usage=flag("include_usage", stream_options),
@@ -186,10 +186,10 @@ def _tool_choice(given: object) -> object:
     return function.get("name", "")
 
 
-def json_schema(given: object) -> dict[str, Any] | None:
+def json_schema(given: object, param: str = "response_format") -> dict[str, Any] | None:
     """The schema that a `response_format` asks for; None for text."""
     if not isinstance(given, dict):
-        raise wrong("response_format", "is no object")
+        raise wrong(param, "is no object")
     if given.get("type") == "text":
         return None
     if given.get("type") == "json_object":
@@ -197,9 +197,7 @@ def json_schema(given: object) -> dict[str, Any] | None:
     named = given.get("json_schema")
     schema = named.get("schema") if isinstance(named, dict) else None
     if given.get("type") != "json_schema" or not isinstance(schema, dict):
-        raise wrong(
-            "response_format", "is neither text nor json_object nor json_schema with a schema"
-        )
+        raise wrong(param, "is neither text nor json_object nor json_schema with a schema")
     return schema
 
 
@@ -214,29 +212,34 @@ def own_options(body: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
-def _messages(given: object, most: int) -> list[Message]:
+def parse_messages(given: object, most: int, param: str = "messages") -> list[Message]:
+    """A conversation in OpenAI's form.
+
+    Args:
+        param: where it stands in the request.
+    """
     if not isinstance(given, list) or not given:
-        raise wrong("messages", "is no list of messages")
+        raise wrong(param, "is no list of messages")
     if len(given) > most:
-        raise wrong("messages", f"has {len(given)} messages, {most} are allowed. Send fewer")
-    return [_message(message) for message in given]
+        raise wrong(param, f"has {len(given)} messages, {most} are allowed. Send fewer")
+    return [_message(message, param) for message in given]
 
 
-def _message(given: object) -> Message:
+def _message(given: object, param: str) -> Message:
     if not isinstance(given, dict):
-        raise wrong("messages", "holds something that is no message")
+        raise wrong(param, "holds something that is no message")
     role = given.get("role")
     if not isinstance(role, str) or role not in _ROLES:
-        raise wrong("messages", f"has the role {role!a}. Use: {', '.join(_ROLES)}")
+        raise wrong(param, f"has the role {role!a}. Use: {', '.join(_ROLES)}")
     content = given.get("content")
     if given.get("function_call"):
-        raise wrong("messages", "has a function_call. Send tool_calls")
+        raise wrong(param, "has a function_call. Send tool_calls")
     if content is None and role == "assistant":  # as OpenAI's own clients send back
         content = ""
     if isinstance(content, list):
         content = "".join(_part(part) for part in content)
     if not isinstance(content, str):
-        raise wrong("messages", "has a content that is no text")
+        raise wrong(param, "has a content that is no text")
     checked = {"role": _ROLES[role], "content": content}
     if given.get("tool_calls"):
         checked["tool_calls"] = given["tool_calls"]
