@@ -36,6 +36,7 @@ from dlp_edge.runtime.text.prompt import (
     too_long,
 )
 from dlp_edge.runtime.text.tokenizer import TextTokenizer
+from dlp_edge.runtime.text.tools import characters_of
 from dlp_edge.types import AdapterInfo, Chunk, Likelihood, Message, Request
 from dlp_edge.untrusted.chat_template import ChatTemplate
 
@@ -71,13 +72,13 @@ class LoadedBundle:
         user_text = last_user_text(messages)
         check_address_space()
         room = self.engine.decoder.max_context
-        check_length(sum(len(message["content"]) for message in messages), room)
+        use = options.tools
+        check_length(characters_of(messages, () if use is None else use.tools), room)
         ids = self._encode(prompt, messages, options, room)
         if not ids:
             raise UsageError("the chat template makes an empty prompt of this", "Give it some text")
         if len(ids) >= room:
             raise too_long(f"{len(ids)} tokens", room)
-        use = options.tools
         tools = None if use is None else AnswerTools(use, self.encoder.call_format)
         return Answer(self.vocabulary, ids, user_text, options.decoding, policy, room, tools)
 

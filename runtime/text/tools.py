@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ from dlp_edge.errors import UsageError
 from dlp_edge.types import Message
 
 MAX_TOOLS = 128
+MAX_ITEMS = 10_000  # values in a schema, or in the arguments of a call
+MAX_DEPTH = 64  # of what is nested in them
 CHOICES = ("auto", "none", "required")  # no names of tools
 _NAME = re.compile(r"[A-Za-z0-9_./:-]{1,64}")
 _ASKED = "Write {name, parameters} with a JSON schema of type object, or OpenAI's form of it"
@@ -136,6 +138,7 @@ def _parse_tool(given: object) -> Tool:
         raise UsageError(f"the parameters of {name} are no schema of an object", _ASKED)
     try:
         json.dumps([description, parameters], ensure_ascii=False).encode()
+        _check_size(parameters)
     except (TypeError, ValueError, RecursionError) as error:
         raise UsageError(f"{name} cannot be written as JSON ({error})", _ASKED) from error
     return Tool(name, description or "", {"type": "object", **parameters})
@@ -229,6 +232,7 @@ def _arguments(call: Mapping[str, Any]) -> Any:
     try:
         arguments = json.loads(given or "{}") if isinstance(given, str) else given
         json.dumps(arguments, ensure_ascii=False).encode()
+        _check_size(arguments)
     except (TypeError, ValueError, RecursionError):
         arguments = None
     if not isinstance(arguments, Mapping):
@@ -237,6 +241,34 @@ def _arguments(call: Mapping[str, Any]) -> Any:
             "Send back what the model wrote",
         )
     return arguments
+
+
+def _check_size(value: object) -> None:
+    """Raises ValueError for JSON with more values, or deeper nested ones, than is allowed."""
+    level, count = [value], 0
+    for _ in range(MAX_DEPTH):
+        count += len(level)
+        if not level or count > MAX_ITEMS:
+            break
+        inner = (each.values() if isinstance(each, Mapping) else each for each in level)
+        level = [
+            item
+            for each in inner
+            if not isinstance(each, str) and isinstance(each, Iterable)
+            for item in each
+        ]
+    if level:
+        raise ValueError(f"more than {MAX_ITEMS} values, or more than {MAX_DEPTH} levels of them")
+
+
+def characters_of(messages: Sequence[Message], tools: Sequence[Tool]) -> int:
+    """The characters of a conversation and its tools, without what a template adds."""
+    said = sum(len(message["content"]) for message in messages)
+    calls = [message["tool_calls"] for message in messages if message.get("tool_calls")]
+    written = [
+        json.dumps(each, ensure_ascii=False) for each in (calls, [t.function for t in tools])
+    ]
+    return said + sum(len(text) for text in written if text != "[]")
 
 
 _PROBE = Tool("probe_tool", "Probes.", {"type": "object", "properties": {"x": {"type": "integer"}}})
