@@ -40,6 +40,8 @@ if TYPE_CHECKING:
         Sentence,
         Timings,
         Token,
+        ToolCall,
+        ToolCallPiece,
         Usage,
     )
 
@@ -54,7 +56,7 @@ _NAMES = {
     ),
     "dlp_edge.types": (
         "AdapterInfo Chunk Estimate Likelihood Message Reply RouteDecision Sentence Timings Token "
-        "Usage"
+        "ToolCall ToolCallPiece Usage"
     ),
     "dlp_edge.runtime.options": "GenerateOptions RouteOptions",
     "dlp_edge.runtime.runtime": "Runtime",
@@ -89,6 +91,8 @@ __all__ = [
     "Stream",
     "Timings",
     "Token",
+    "ToolCall",
+    "ToolCallPiece",
     "Usage",
     "UsageError",
     "__version__",

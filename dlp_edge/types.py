@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from typing import Any, Literal
 
-FinishReason = Literal["stop", "length", "repetition", "cancelled"]
+FinishReason = Literal["stop", "length", "repetition", "cancelled", "tool_calls"]
 SelectRule = Literal["nucleus", "threshold", "top_k"]
 WeighRule = Literal["softmax", "renormalise"]
 KvPolicy = Literal["keep", "recompute"]
 RouteEvery = Literal["sentence", "prompt"]
 RequestsMode = Literal["together", "apart", "auto"]
 Overflow = Literal["error", "drop_oldest"]
-Message = Mapping[str, str]
-"""One chat message: {"role": "system" | "user" | "assistant", "content": text}."""
+Message = Mapping[str, Any]
+"""One chat message: {"role": "system" | "user" | "assistant" | "tool", "content": text}. One of the
+assistant may have `tool_calls`, as OpenAI's; `ToolCall.message` is one of them."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,48 @@ class Token:
 
 
 @dataclass(frozen=True)
+class ToolCall:
+    """A call of one of a request's tools.
+
+    Attributes:
+        arguments_text: the arguments as the model wrote them: JSON that follows the tool's schema.
+    """
+
+    id: str
+    name: str
+    arguments_text: str
+
+    @cached_property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments, parsed."""
+        parsed: dict[str, Any] = json.loads(self.arguments_text)
+        return parsed
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The call as it stands in a message's `tool_calls`."""
+        function = {"name": self.name, "arguments": self.arguments_text}
+        return {"id": self.id, "type": "function", "function": function}
+
+
+@dataclass(frozen=True)
+class ToolCallPiece:
+    """A piece of a streamed call.
+
+    Attributes:
+        index: of the call in the answer, from 0.
+        arguments_text: what follows of the arguments; empty in a call's first piece.
+    """
+
+    index: int
+    id: str
+    name: str
+    arguments_text: str
+
+
+@dataclass(frozen=True)
 class Chunk:
-    """A piece of streamed text: whole characters, never empty.
+    """A piece of streamed text: whole characters, and empty only beside a `tool_call`.
 
     Attributes:
         text: the new text.
@@ -81,6 +124,7 @@ class Chunk:
         fusion: adapter name -> weight for that sentence.
         tokens: those generated since the previous chunk, if `logprobs` is set.
         request: index of the request that it answers; 0 unless the prompt was split.
+        tool_call: a piece of a call, where the model calls a tool.
     """
 
     text: str
@@ -88,6 +132,7 @@ class Chunk:
     fusion: dict[str, float]
     tokens: tuple[Token, ...] = ()
     request: int = 0
+    tool_call: ToolCallPiece | None = None
 
 
 @dataclass(frozen=True)
@@ -174,6 +219,7 @@ class Reply:
         requests: those that the prompt was split into; empty if it was answered whole.
         seed: what sampling began with: the seed that was asked for, or the one that was drawn;
             None for a greedy answer. The same seed gives the same answer again.
+        tool_calls: the tools that the model calls, each complete. `text` is what it says besides.
     """
 
     text: str
@@ -184,6 +230,7 @@ class Reply:
     tokens: tuple[Token, ...] = ()
     seed: int | None = None
     requests: tuple[AnsweredRequest, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
 
     @property
     def prefill_rate(self) -> float:

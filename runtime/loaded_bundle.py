@@ -15,6 +15,7 @@ from dlp_edge.runtime.decoding.engine import Engine, make_engine
 from dlp_edge.runtime.decoding.loop import run_batch
 from dlp_edge.runtime.decoding.request_answers import RequestAnswers
 from dlp_edge.runtime.decoding.scoring import log_likelihoods
+from dlp_edge.runtime.decoding.tool_calls import AnswerTools
 from dlp_edge.runtime.engine.backbone import Backbone, open_backbone
 from dlp_edge.runtime.engine.device import Device
 from dlp_edge.runtime.engine.interrupt import Interrupt
@@ -42,6 +43,7 @@ from dlp_edge.runtime.text.prompt import (
     too_long,
 )
 from dlp_edge.runtime.text.tokenizer import TextTokenizer
+from dlp_edge.runtime.text.tools import characters_of
 from dlp_edge.types import AdapterInfo, Likelihood, Message, Request
 from dlp_edge.untrusted.chat_template import ChatTemplate
 
@@ -79,13 +81,30 @@ class LoadedBundle:
         user_text = last_user_text(messages)
         check_address_space()
         room = self.engine.decoder.max_context
-        check_length(sum(len(message["content"]) for message in messages), room)
-        ids = self.encoder.encode(self.encoder.render(messages), room)
+        use = options.tools
+        check_length(characters_of(messages, () if use is None else use.tools), room)
+        ids = self._encode(prompt, messages, options, room)
         if not ids:
             raise UsageError("the chat template makes an empty prompt of this", "Give it some text")
         if len(ids) >= room:
             raise too_long(f"{len(ids)} tokens", room)
-        return Answer(self.vocabulary, ids, user_text, options.decoding, policy, room)
+        tools = None if use is None else AnswerTools(use, self.encoder.call_format)
+        return Answer(self.vocabulary, ids, user_text, options.decoding, policy, room, tools)
+
+    def _encode(
+        self,
+        prompt: str | Sequence[Message],
+        messages: Sequence[Message],
+        options: RequestOptions,
+        room: int,
+    ) -> list[int]:
+        """The ids of a prompt: through the chat template, or as it is (`raw`)."""
+        if options.raw:
+            if not isinstance(prompt, str):
+                raise UsageError("a raw prompt is a text", "Give a text, or leave out raw")
+            return self.encoder.encode(prompt, room, raw=True)
+        tools = () if options.tools is None else options.tools.tools
+        return self.encoder.encode(self.encoder.render(messages, tools), room)
 
     @memory_for(ANSWERING)
     def prepare_stream(

@@ -20,6 +20,7 @@ from dlp_edge.types import (
 Adapters = str | Sequence[str] | Mapping[str, float]
 OnRoute = Callable[[RouteDecision, str], Adapters | None]
 Schema = Mapping[str, Any] | str | type
+ToolSpec = Mapping[str, Any]
 
 # What the options are called elsewhere.
 _OTHER_NAMES = {
@@ -34,6 +35,7 @@ _OTHER_NAMES = {
     "response_format": "json_schema",
     "top_logprobs": "logprobs",
     "adapter": "adapters",
+    "functions": "tools",
 }
 LARGEST_WEIGHT = 1e3  # a larger one overflows the logits
 
@@ -67,6 +69,12 @@ class GenerateOptions(RouteOptions, total=False):
     stop_tokens: token ids that end it, besides the backbone's own.
     json_schema: the answer is JSON that follows this schema, or this Pydantic class's (extra
         `json`).
+    tools: functions that the model may call instead of answering, or besides (extra `json`): each
+        {"name", "description"?, "parameters"}, or in OpenAI's form; `parameters` is a JSON schema
+        that the arguments then follow. See `Reply.tool_calls`.
+    tool_choice: `auto` (default) leaves it to the model, `required` makes it call one, a name makes
+        it call that one, and `none` hides the tools.
+    parallel_tool_calls: whether an answer may hold several calls (default True).
     logprobs: report each token's log probability and those of this many top tokens.
     adapters: None routes; a name, names or {name: weight} pins; {} is the base model.
     on_route: called with each `RouteDecision` and the text so far; adapters that it returns (as
@@ -84,6 +92,8 @@ class GenerateOptions(RouteOptions, total=False):
         before. `auto`: likewise, but a request that leans on the one before ("say that like a
         pirate") is answered after it, as a further turn; and a prompt under a `json_schema` or
         pinned `adapters` is answered whole. Limits, stop strings and schemas hold for each request.
+    raw: the prompt, a text, is continued as it is: no chat template, and special tokens in it count
+        (default False).
     wait: False raises BusyError instead of waiting for room beside running requests (default
         True).
     """
@@ -99,6 +109,9 @@ class GenerateOptions(RouteOptions, total=False):
     stop_tokens: Sequence[int]
     repetition_stop: bool
     json_schema: Schema | None
+    tools: Sequence[ToolSpec] | None
+    tool_choice: str | None
+    parallel_tool_calls: bool
     logprobs: int | None
     adapters: Adapters | None
     on_route: OnRoute | None
@@ -107,6 +120,7 @@ class GenerateOptions(RouteOptions, total=False):
     kv: KvPolicy
     speculate: bool
     requests: RequestsMode
+    raw: bool
     wait: bool
 
 

@@ -22,6 +22,7 @@ from dlp_edge.runtime.options import (
     parse_weights,
     texts,
 )
+from dlp_edge.runtime.text.tools import ToolUse, parse_tools
 from dlp_edge.types import KvPolicy, Message, RequestsMode, RouteEvery
 
 SEED_BITS = 32  # of a seed that is drawn: short enough to note down
@@ -109,12 +110,16 @@ class RequestOptions:
     Attributes:
         wait: whether to wait for the request that is running.
         requests: how several requests in one prompt are answered.
+        tools: None if the model may call none.
+        raw: whether the prompt is continued as it is.
     """
 
     decoding: Decoding
     routing: Routing
     wait: bool
     requests: RequestsMode
+    tools: ToolUse | None = None
+    raw: bool = False
 
 
 def parse_options(options: Mapping[str, Any], manifest: Manifest) -> RequestOptions:
@@ -127,11 +132,22 @@ def parse_options(options: Mapping[str, Any], manifest: Manifest) -> RequestOpti
     requests = options.get("requests", "together")
     if requests not in get_args(RequestsMode):
         raise UsageError(f"requests is {requests!r}", f"Use {', '.join(get_args(RequestsMode))}")
+    raw = options.get("raw", False)
+    if not isinstance(raw, bool):
+        raise UsageError(f"raw is {raw!r}", "Use True or False")
+    tools = parse_tools(
+        options.get("tools"), options.get("tool_choice"), options.get("parallel_tool_calls", True)
+    )
+    if tools is not None and (raw or requests == "apart"):
+        other = "raw" if raw else 'requests="apart"'
+        raise UsageError(f"tools do not go with {other}", "Leave out one of them")
     return RequestOptions(
         _parse_decoding(options),
         _parse_routing(options, manifest),
         options.get("wait", True),
         requests,
+        tools,
+        raw,
     )
 
 

@@ -52,11 +52,12 @@ def plan_requests(
     Raises:
         UsageError: `requests="apart"`, and the bundle has no request splitter.
     """
-    if options.requests == "together" or messages[-1]["role"] != "user":
+    if options.requests == "together" or options.raw or messages[-1]["role"] != "user":
         return None
     if options.requests == "auto":
-        # One JSON document is asked for, or the application has decided who answers.
-        if options.decoding.json_schema is not None or options.routing.pinned is not None:
+        # One JSON document or call is asked for, or the application has decided who answers.
+        decided = options.decoding.json_schema is not None or options.routing.pinned is not None
+        if decided or options.tools is not None:
             return None
     elif splitter is None:
         raise UsageError(

@@ -243,7 +243,10 @@ class Session:
 
             def remember(reply: Reply) -> None:
                 if reply.usage.completion_tokens:
-                    self._messages = [*messages, {"role": "assistant", "content": reply.text}]
+                    said: dict[str, Any] = {"role": "assistant", "content": reply.text}
+                    if reply.tool_calls:
+                        said["tool_calls"] = [call.message for call in reply.tool_calls]
+                    self._messages = [*messages, said]
                     self.dropped += dropped
 
             stream = start(self, remember)

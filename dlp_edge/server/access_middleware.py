@@ -21,6 +21,7 @@ from dlp_edge.server.http_errors import HttpError
 # What is read of a refused request, so that a small one gets its answer; the connection ends then.
 REFUSED_BYTES = 64 << 10
 REFUSED_SECONDS = 0.5
+PUBLIC = ("/", "/health", "/docs", "/openapi.json")
 _HOST = re.compile(
     r"(?:\[([0-9A-Fa-f:.]{2,45})\]|([A-Za-z0-9](?:[A-Za-z0-9._-]{0,252})))(?::\d{1,5})?"
 )
@@ -65,11 +66,12 @@ class Guard:
         host, origin = headers.get("host", ""), headers.get("origin")
         if not _is_own_name(host, self._access.hosts):
             return HttpError(403, f"The host {host!a} is not allowed. Allow it with --allow-host.")
-        if origin is not None and origin not in self._access.origins:
+        own = {f"http://{host}", f"https://{host}"}  # of the page at /, also behind a TLS proxy
+        if origin is not None and origin not in self._access.origins | own:
             return HttpError(
                 403, f"Pages of {origin!a} are not allowed. Allow them with --allow-origin."
             )
-        if self._access.key is None or scope["path"] == "/health":
+        if self._access.key is None or _is_public(scope["path"]):
             return None
         if not _carries(headers.get("authorization", ""), self._access.key):
             return HttpError(
@@ -79,6 +81,11 @@ class Guard:
                 headers={"WWW-Authenticate": "Bearer"},
             )
         return None
+
+
+def _is_public(path: str) -> bool:
+    """Whether a path needs no key: it shows nothing of the bundle, and asks nothing of it."""
+    return path in PUBLIC or path.startswith("/page/")
 
 
 def _is_own_name(host: str, allowed: frozenset[str]) -> bool:

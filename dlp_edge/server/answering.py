@@ -1,4 +1,4 @@
-"""`POST /v1/chat/completions`: from a body to an answer, whole or as server-sent events."""
+"""From a request's body to an answer, whole or as server-sent events."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dlp_edge.runtime.runtime import Runtime
 from dlp_edge.runtime.stream import AsyncStream
 from dlp_edge.server.body import read_json
-from dlp_edge.server.chat_request import ChatRequest, Models, parse_request
+from dlp_edge.server.chat_request import Models
 from dlp_edge.server.http_errors import HttpError, to_http_error
+from dlp_edge.server.interfaces.interface import Documents, Interface
 from dlp_edge.server.metrics import Metrics, note_reply
-from dlp_edge.server.openai_schema import AnswerDocuments, Document
+from dlp_edge.server.openai_schema import Document
 from dlp_edge.server.request_queue import RequestQueue
 
 
@@ -45,7 +46,7 @@ class Limits:
 
 
 class Answering:
-    """The ASGI endpoint that generates.
+    """Answers requests of every interface.
 
     Args:
         on_error: called with what went wrong on our side.
@@ -69,28 +70,39 @@ class Answering:
         self._running: set[AsyncStream] = set()
         self.metrics = Metrics(self._gauges)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def endpoint(self, interface: Interface) -> ASGIApp:
+        """The ASGI application of a path that generates."""
+        return _Endpoint(self, interface)
+
+    async def answer(
+        self, interface: Interface, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Answers one request."""
         request = Request(scope, receive)
         try:
             body = await read_json(request, self._limits.body)
-            await self._serve(body, request, send)
+            await self._serve(interface, body, request, send)
         except ClientDisconnect:
             pass
         except Exception as error:  # all of which is raised before a response began
             await self._http_error(error).response()(scope, receive, send)
 
-    async def _serve(self, body: Mapping[str, Any], request: Request, send: Send) -> None:
+    async def _serve(
+        self, interface: Interface, body: Mapping[str, Any], request: Request, send: Send
+    ) -> None:
         limits = self._limits
-        order = parse_request(body, self._models, limits.messages, limits.new_tokens)
+        order = interface.parse(body, self._models, limits.messages, limits.new_tokens)
+        documents = interface.documents(order)
         with self._queue.place():
             # On a thread, because reading a long prompt takes its time.
             stream = AsyncStream(
                 await asyncio.to_thread(self._runtime.stream, order.messages, **order.options)
             )
             if order.stream:
-                work = self._send_pieces(order, stream, _Events(send, limits.send_seconds))
+                events = _Events(send, limits.send_seconds, interface.named)
+                work = self._send_pieces(documents, stream, events)
             else:
-                work = self._send_whole(order, stream, request, send)
+                work = self._send_whole(documents, stream, request, send)
             await _unless_disconnected(request.receive, work)
 
     async def stop(self, grace: float) -> None:
@@ -101,22 +113,23 @@ class Answering:
             stream.cancel()
 
     async def _send_whole(
-        self, order: ChatRequest, stream: AsyncStream, request: Request, send: Send
+        self, documents: Documents, stream: AsyncStream, request: Request, send: Send
     ) -> None:
         async with self._slot(stream):
             async for _ in stream:
                 pass
-        document = AnswerDocuments(order.model).whole(stream.reply)
+        document = documents.whole(stream.reply)
         await JSONResponse(document)(request.scope, request.receive, send)
 
-    async def _send_pieces(self, order: ChatRequest, stream: AsyncStream, events: _Events) -> None:
-        documents = AnswerDocuments(order.model)
+    async def _send_pieces(
+        self, documents: Documents, stream: AsyncStream, events: _Events
+    ) -> None:
         try:
             async with self._slot(stream):
                 async for chunk in stream:
                     if not events.begun:
-                        await events.send(documents.first())
-                    await events.send(documents.piece(chunk))
+                        await events.send(*documents.first())
+                    await events.send(*documents.piece(chunk))
         except ClientDisconnect:
             raise
         except Exception as error:
@@ -125,10 +138,8 @@ class Answering:
             await events.send(self._http_error(error).document)
         else:
             if not events.begun:  # an answer without text
-                await events.send(documents.first())
-            await events.send(documents.last(stream.reply))
-            if order.include_usage:
-                await events.send(documents.usage(stream.reply))
+                await events.send(*documents.first())
+            await events.send(*documents.last(stream.reply))
         await events.end()
 
     def _http_error(self, error: Exception) -> HttpError:
@@ -160,28 +171,48 @@ class Answering:
         }
 
 
-class _Events:
-    """Server-sent events, the first of which begins the response."""
+class _Endpoint:
+    """A path that generates."""
 
-    def __init__(self, send: Send, seconds: float) -> None:
+    def __init__(self, answering: Answering, interface: Interface) -> None:
+        self._answering = answering
+        self._interface = interface
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._answering.answer(self._interface, scope, receive, send)
+
+
+class _Events:
+    """Server-sent events, the first of which begins the response.
+
+    Args:
+        named: see `Interface`.
+    """
+
+    def __init__(self, send: Send, seconds: float, named: bool) -> None:
         self.begun = False
         self._send = send
         self._seconds = seconds
+        self._named = named
 
-    async def send(self, document: Document) -> None:
+    async def send(self, *documents: Document) -> None:
         """Raises ClientDisconnect where the client takes nothing any more."""
         if not self.begun:
             self.begun = True
             headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache")]
             await self._send({"type": "http.response.start", "status": 200, "headers": headers})
-        await self._write(json.dumps(document, ensure_ascii=False, separators=(",", ":")))
+        await self._write("".join(map(self._event, documents)))
 
     async def end(self) -> None:
-        await self._write("[DONE]", more=False)
+        await self._write("" if self._named else "data: [DONE]\n\n", more=False)
 
-    async def _write(self, data: str, more: bool = True) -> None:
-        body = f"data: {data}\n\n".encode()
-        message = {"type": "http.response.body", "body": body, "more_body": more}
+    def _event(self, document: Document) -> str:
+        data = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
+        name = document.get("type", "error") if self._named else None
+        return f"data: {data}\n\n" if name is None else f"event: {name}\ndata: {data}\n\n"
+
+    async def _write(self, text: str, more: bool = True) -> None:
+        message = {"type": "http.response.body", "body": text.encode(), "more_body": more}
         try:
             await asyncio.wait_for(self._send(message), self._seconds)
         except asyncio.TimeoutError:

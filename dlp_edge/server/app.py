@@ -16,10 +16,21 @@ from starlette.routing import Route
 from dlp_edge.runtime.runtime import Runtime
 from dlp_edge.server.access_middleware import Access, Guard
 from dlp_edge.server.answering import Answering
+from dlp_edge.server.body import drain
 from dlp_edge.server.chat_request import Models
 from dlp_edge.server.http_errors import HttpError
+from dlp_edge.server.interfaces.completions import COMPLETIONS
+from dlp_edge.server.interfaces.interface import CHAT
+from dlp_edge.server.interfaces.responses import RESPONSES
 from dlp_edge.server.metrics import Observed
-from dlp_edge.server.openai_schema import model_document, model_list
+from dlp_edge.server.openai_schema import Document, model_document
+from dlp_edge.server.pages import page_routes
+
+INTERFACES = {
+    "/v1/chat/completions": CHAT,
+    "/v1/completions": COMPLETIONS,
+    "/v1/responses": RESPONSES,
+}
 
 
 def models_of(runtime: Runtime) -> Models:
@@ -41,15 +52,26 @@ def build_app(runtime: Runtime, answering: Answering, models: Models, access: Ac
     async def health(request: Request) -> Response:
         return JSONResponse({"status": "ok"})
 
+    adapters = {adapter.name: adapter for adapter in runtime.adapters}
+
+    def describe(name: str) -> Document:
+        pinned = models[name]
+        return model_document(name, created, adapters[pinned] if isinstance(pinned, str) else None)
+
     async def list_models(request: Request) -> Response:
-        return JSONResponse(model_list(models, created))
+        return JSONResponse({"object": "list", "data": [describe(name) for name in models]})
+
+    async def refuse_embeddings(request: Request) -> Response:
+        await drain(request.receive)
+        what = "Embeddings are not served: a bundle's graph gives logits, no hidden states."
+        return HttpError(501, what, code="not_supported").response()
 
     async def show_model(request: Request) -> Response:
         name = request.path_params["name"]
         if name not in models:
             what = f"The model {name!a} does not exist."
             return HttpError(404, what, "model", "model_not_found").response()
-        return JSONResponse(model_document(name, created))
+        return JSONResponse(describe(name))
 
     middleware = [Middleware(Guard, access)]
     if access.origins:  # outside the guard, so that an allowed page can read a refusal
@@ -63,11 +85,16 @@ def build_app(runtime: Runtime, answering: Answering, models: Models, access: Ac
     middleware.insert(0, Middleware(Observed, answering.metrics))  # outermost: it sees refusals
     return Starlette(
         routes=[
+            *page_routes(),
             Route("/health", health),
             Route("/metrics", answering.metrics.endpoint),
             Route("/v1/models", list_models),
             Route("/v1/models/{name:path}", show_model),
-            Route("/v1/chat/completions", answering, methods=["POST"]),
+            Route("/v1/embeddings", refuse_embeddings, methods=["POST"]),
+            *(
+                Route(path, answering.endpoint(interface), methods=["POST"])
+                for path, interface in INTERFACES.items()
+            ),
         ],
         middleware=middleware,
         exception_handlers={HTTPException: _refuse_path},

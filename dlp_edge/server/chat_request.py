@@ -6,7 +6,7 @@ change the answer and is not supported is refused, never ignored; unknown ones a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -35,17 +35,27 @@ _OWN = (
     "requests",
 )
 MOST_LOGPROBS = 20
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+MOST_STOPS = 64  # stop strings: each is looked for at every token
+LONGEST_STOP = 1000
+_ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+}
 # Unsupported parameters and the values with which they ask for nothing.
 _NEUTRAL: dict[str, tuple[object, ...]] = {
     "n": (1,),
-    "tools": ([],),
     "functions": ([],),
+    "function_call": ("none", "auto"),
     "logit_bias": ({},),
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
     "modalities": (["text"],),
     "audio": (),
+    "prediction": (),
+    "web_search_options": (),
 }
 
 
@@ -58,6 +68,7 @@ class ChatRequest:
     """A request for an answer.
 
     Attributes:
+        messages: the conversation, or a text.
         model: as the client named it.
         options: for `Runtime.stream`.
         stream: whether the answer is wanted piece by piece.
@@ -65,7 +76,7 @@ class ChatRequest:
     """
 
     model: str
-    messages: list[Message]
+    messages: list[Message] | str
     options: GenerateOptions
     stream: bool
     include_usage: bool
@@ -87,12 +98,43 @@ def parse_request(
         HttpError: 400 something is wrong, 404 no such model.
     """
     body = {name: value for name, value in body.items() if value is not None}
-    for name, neutral in _NEUTRAL.items():
-        if name in body and body[name] not in neutral:
-            raise _wrong(name, "is not supported with this value. Leave it out")
+    refuse_unsupported(body, _NEUTRAL)
+    options = common_options(body, models)
+    options["logprobs"] = _logprobs(body)
+    options["json_schema"] = json_schema(body.get("response_format", {"type": "text"}))
+    options["max_new_tokens"] = most_tokens(
+        body, ("max_completion_tokens", "max_tokens"), max_new_tokens
+    )
+    if body.get("tools", []) != []:
+        options["tools"] = body["tools"]
+        options["tool_choice"] = _tool_choice(body.get("tool_choice", "auto"))
+        options["parallel_tool_calls"] = body.get("parallel_tool_calls", True)
+    options["requests"] = "auto"
+    options.update(own_options(body))
+    stream_options = body.get("stream_options", {})
+    if not isinstance(stream_options, dict):
+        raise wrong("stream_options", "is no object")
+    return ChatRequest(
+        model=body["model"],
+        messages=parse_messages(body.get("messages"), max_messages),
+        options=cast("GenerateOptions", options),
+        stream=flag("stream", body),
+        include_usage=flag("include_usage", stream_options),
+    )
+
+
+def refuse_unsupported(body: Mapping[str, Any], neutral: Mapping[str, tuple[object, ...]]) -> None:
+    """Raises HttpError for a parameter that asks for something that is not supported."""
+    for name, values in neutral.items():
+        if name in body and body[name] not in values:
+            raise wrong(name, "is not supported with this value. Leave it out")
+
+
+def common_options(body: Mapping[str, Any], models: Models) -> dict[str, Any]:
+    """The options that OpenAI's interfaces share: the model's adapters, sampling, stop strings."""
     model = body.get("model")
     if not isinstance(model, str):
-        raise _wrong("model", "is missing or no text. GET /v1/models lists the names")
+        raise wrong("model", "is missing or no text. GET /v1/models lists the names")
     if model not in models:
         names = ", ".join(models)
         raise HttpError(
@@ -101,31 +143,23 @@ def parse_request(
     options: dict[str, Any] = {own: body[name] for name, own in _NAMES.items() if name in body}
     if type(options.get("seed")) is int:
         options["seed"] %= 1 << 63  # OpenAI's may be negative
-    options["logprobs"] = _logprobs(body)
-    options["json_schema"] = _json_schema(body.get("response_format", {"type": "text"}))
-    options["max_new_tokens"] = _most_tokens(body, max_new_tokens)
+    stops = options.get("stop")
+    listed = [stops] if isinstance(stops, str) else stops if isinstance(stops, list) else []
+    if len(listed) > MOST_STOPS:
+        raise wrong("stop", f"has {len(listed)} strings, {MOST_STOPS} are allowed")
+    if any(isinstance(stop, str) and len(stop) > LONGEST_STOP for stop in listed):
+        raise wrong("stop", f"has a string of more than {LONGEST_STOP} characters")
     options["adapters"] = models[model]
-    options["requests"] = "auto"
-    options.update(_own_options(body.get("dlp_edge", {})))
-    stream_options = body.get("stream_options", {})
-    if not isinstance(stream_options, dict):
-        raise _wrong("stream_options", "is no object")
-    return ChatRequest(
-        model=model,
-        messages=_messages(body.get("messages"), max_messages),
-        options=cast("GenerateOptions", options),
-        stream=_flag("stream", body),
-        include_usage=_flag("include_usage", stream_options),
-    )
+    return options
 
 
-def _most_tokens(body: Mapping[str, Any], default: int) -> int:
-    """The most tokens of the answer, under either of OpenAI's names."""
-    for name in ("max_completion_tokens", "max_tokens"):
+def most_tokens(body: Mapping[str, Any], names: Sequence[str], default: int) -> int:
+    """The most tokens of the answer, under any of OpenAI's names."""
+    for name in names:
         if name in body:
             count = body[name]
             if type(count) is not int or count < 1:
-                raise _wrong(name, f"is {count!a}. Choose 1 or more, or leave it out")
+                raise wrong(name, f"is {count!a}. Choose 1 or more, or leave it out")
             return count
     return default
 
@@ -134,18 +168,28 @@ def _logprobs(body: Mapping[str, Any]) -> int | None:
     """How many alternatives are wanted beside each token's log probability; None for neither."""
     count = body.get("top_logprobs", 0)
     if type(count) is not int or not 0 <= count <= MOST_LOGPROBS:
-        raise _wrong("top_logprobs", f"is no whole number from 0 to {MOST_LOGPROBS}")
-    if _flag("logprobs", body):
+        raise wrong("top_logprobs", f"is no whole number from 0 to {MOST_LOGPROBS}")
+    if flag("logprobs", body):
         return count
     if count:
-        raise _wrong("top_logprobs", "needs logprobs to be true")
+        raise wrong("top_logprobs", "needs logprobs to be true")
     return None
 
 
-def _json_schema(given: object) -> dict[str, Any] | None:
+def _tool_choice(given: object) -> object:
+    """OpenAI's choice as the Runtime's: a word, or the name of the tool."""
+    if not isinstance(given, dict):
+        return given
+    function = given.get("function")
+    if given.get("type") != "function" or not isinstance(function, dict):
+        raise wrong("tool_choice", "is neither auto, none, required nor a function")
+    return function.get("name", "")
+
+
+def json_schema(given: object, param: str = "response_format") -> dict[str, Any] | None:
     """The schema that a `response_format` asks for; None for text."""
     if not isinstance(given, dict):
-        raise _wrong("response_format", "is no object")
+        raise wrong(param, "is no object")
     if given.get("type") == "text":
         return None
     if given.get("type") == "json_object":
@@ -153,60 +197,69 @@ def _json_schema(given: object) -> dict[str, Any] | None:
     named = given.get("json_schema")
     schema = named.get("schema") if isinstance(named, dict) else None
     if given.get("type") != "json_schema" or not isinstance(schema, dict):
-        raise _wrong(
-            "response_format", "is neither text nor json_object nor json_schema with a schema"
-        )
+        raise wrong(param, "is neither text nor json_object nor json_schema with a schema")
     return schema
 
 
-def _own_options(given: object) -> dict[str, Any]:
+def own_options(body: Mapping[str, Any]) -> dict[str, Any]:
     """Options of the Runtime that OpenAI's interface has no name for."""
+    given = body.get("dlp_edge", {})
     if not isinstance(given, dict):
-        raise _wrong("dlp_edge", "is no object")
+        raise wrong("dlp_edge", "is no object")
     for name in given:
         if name not in _OWN:
-            raise _wrong("dlp_edge", f"has no option {name!a}. It has: {', '.join(_OWN)}")
+            raise wrong("dlp_edge", f"has no option {name!a}. It has: {', '.join(_OWN)}")
     return given
 
 
-def _messages(given: object, most: int) -> list[Message]:
+def parse_messages(given: object, most: int, param: str = "messages") -> list[Message]:
+    """A conversation in OpenAI's form.
+
+    Args:
+        param: where it stands in the request.
+    """
     if not isinstance(given, list) or not given:
-        raise _wrong("messages", "is no list of messages")
+        raise wrong(param, "is no list of messages")
     if len(given) > most:
-        raise _wrong("messages", f"has {len(given)} messages, {most} are allowed. Send fewer")
-    return [_message(message) for message in given]
+        raise wrong(param, f"has {len(given)} messages, {most} are allowed. Send fewer")
+    return [_message(message, param) for message in given]
 
 
-def _message(given: object) -> Message:
+def _message(given: object, param: str) -> Message:
     if not isinstance(given, dict):
-        raise _wrong("messages", "holds something that is no message")
+        raise wrong(param, "holds something that is no message")
     role = given.get("role")
     if not isinstance(role, str) or role not in _ROLES:
-        raise _wrong("messages", f"has the role {role!a}. Use: {', '.join(_ROLES)}")
+        raise wrong(param, f"has the role {role!a}. Use: {', '.join(_ROLES)}")
     content = given.get("content")
+    if given.get("function_call"):
+        raise wrong(param, "has a function_call. Send tool_calls")
     if content is None and role == "assistant":  # as OpenAI's own clients send back
         content = ""
     if isinstance(content, list):
         content = "".join(_part(part) for part in content)
     if not isinstance(content, str):
-        raise _wrong("messages", "has a content that is no text")
-    return {"role": _ROLES[role], "content": content}
+        raise wrong(param, "has a content that is no text")
+    checked = {"role": _ROLES[role], "content": content}
+    if given.get("tool_calls"):
+        checked["tool_calls"] = given["tool_calls"]
+    return checked
 
 
 def _part(given: object) -> str:
     """The text of one part of a content that is a list of parts."""
     text = given.get("text") if isinstance(given, dict) and given.get("type") == "text" else None
     if not isinstance(text, str):
-        raise _wrong("messages", "has a part that is no text. Send text only")
+        raise wrong("messages", "has a part that is no text. Send text only")
     return text
 
 
-def _flag(name: str, body: Mapping[str, Any]) -> bool:
+def flag(name: str, body: Mapping[str, Any]) -> bool:
     value = body.get(name) or False
     if not isinstance(value, bool):
-        raise _wrong(name, "is neither true nor false")
+        raise wrong(name, "is neither true nor false")
     return value
 
 
-def _wrong(param: str, what: str) -> HttpError:
+def wrong(param: str, what: str) -> HttpError:
     return HttpError(400, f"{param} {what}.", param)

@@ -2,66 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from time import time
 from typing import Any
 from uuid import uuid4
 
-from dlp_edge.types import Chunk, FinishReason, Reply, Token
+from dlp_edge.types import AdapterInfo, Chunk, FinishReason, Reply, Token, ToolCallPiece
 
 Document = dict[str, Any]
 # An answer that the server itself cut short is shorter than it was to be.
-_FINISH: dict[FinishReason, str] = {
+FINISH: dict[FinishReason, str] = {
     "stop": "stop",
     "length": "length",
     "repetition": "stop",
     "cancelled": "length",
+    "tool_calls": "tool_calls",
 }
 
 _LEAST = -9999.0  # OpenAI's number for what is as good as impossible; JSON has no infinity
 
 
 class AnswerDocuments:
-    """What is sent about one answer; all documents share its id."""
+    """What is sent about one answer; all documents share its id.
 
-    def __init__(self, model: str) -> None:
+    Args:
+        include_usage: whether a stream ends with the token counts.
+    """
+
+    def __init__(self, model: str, include_usage: bool = False) -> None:
+        self._include_usage = include_usage
         self._reported = 0  # tokens whose log probabilities were sent
         self._common = {"id": f"chatcmpl-{uuid4().hex}", "created": int(time()), "model": model}
 
-    def first(self) -> Document:
-        """The chunk that opens a stream."""
-        return self._chunk({"role": "assistant", "content": ""})
+    def first(self) -> list[Document]:
+        """What opens a stream."""
+        return [self._chunk({"role": "assistant", "content": ""})]
 
-    def piece(self, chunk: Chunk) -> Document:
+    def piece(self, chunk: Chunk) -> list[Document]:
+        """What is sent of a chunk."""
         self._reported += len(chunk.tokens)
         own = {"sentence": chunk.sentence, "fusion": chunk.fusion, "request": chunk.request}
-        return self._chunk({"content": chunk.text}, chunk.tokens, dlp_edge=own)
+        delta: Document = {"content": chunk.text}
+        if chunk.tool_call is not None:
+            delta = {"tool_calls": [_call_delta(chunk.tool_call)]}
+        return [self._chunk(delta, chunk.tokens, dlp_edge=own)]
 
-    def last(self, reply: Reply) -> Document:
-        """The chunk that closes a stream, with the log probabilities of tokens without text."""
-        finish = _FINISH[reply.finish_reason]
-        return self._chunk({}, reply.tokens[self._reported :], finish, dlp_edge=_about(reply))
-
-    def usage(self, reply: Reply) -> Document:
-        """What follows the last chunk for `stream_options.include_usage`."""
-        return {**self._chunk({}), "choices": [], "usage": _usage(reply)}
+    def last(self, reply: Reply) -> list[Document]:
+        """What closes a stream, with the log probabilities of tokens without text."""
+        finish = FINISH[reply.finish_reason]
+        rest = reply.tokens[self._reported :]
+        closing = [self._chunk({}, rest, finish, dlp_edge=about(reply))]
+        if self._include_usage:
+            closing.append({**self._chunk({}), "choices": [], "usage": usage_of(reply)})
+        return closing
 
     def whole(self, reply: Reply) -> Document:
         """The answer in one document."""
-        message = {"role": "assistant", "content": reply.text, "refusal": None}
+        message: Document = {"role": "assistant", "content": reply.text, "refusal": None}
+        if reply.tool_calls:
+            message["content"] = reply.text or None
+            message["tool_calls"] = [call.message for call in reply.tool_calls]
         choice = {
             "index": 0,
             "message": message,
             "logprobs": _logprobs(reply.tokens),
-            "finish_reason": _FINISH[reply.finish_reason],
+            "finish_reason": FINISH[reply.finish_reason],
         }
         return {
             **self._common,
             "object": "chat.completion",
             "choices": [choice],
-            "usage": _usage(reply),
-            "dlp_edge": _about(reply),
+            "usage": usage_of(reply),
+            "dlp_edge": about(reply),
         }
 
     def _chunk(
@@ -85,15 +98,24 @@ class AnswerDocuments:
         }
 
 
-def model_document(name: str, created: int) -> Document:
-    return {"id": name, "object": "model", "created": created, "owned_by": "dlp-edge"}
+def _call_delta(piece: ToolCallPiece) -> Document:
+    """A call's first piece names it, the others carry its arguments."""
+    function = {"arguments": piece.arguments_text}
+    if piece.arguments_text:
+        return {"index": piece.index, "function": function}
+    function["name"] = piece.name
+    return {"index": piece.index, "id": piece.id, "type": "function", "function": function}
 
 
-def model_list(names: Iterable[str], created: int) -> Document:
-    return {"object": "list", "data": [model_document(name, created) for name in names]}
+def model_document(name: str, created: int, adapter: AdapterInfo | None = None) -> Document:
+    """A name that requests may have as `model`; `adapter` is the one that it pins."""
+    own = None if adapter is None else asdict(adapter)
+    document = {"id": name, "object": "model", "created": created, "owned_by": "dlp-edge"}
+    return {**document, "dlp_edge": {"adapter": own}}
 
 
-def _usage(reply: Reply) -> Document:
+def usage_of(reply: Reply) -> Document:
+    """The token counts of an answer."""
     prompt, completion = reply.usage.prompt_tokens, reply.usage.completion_tokens
     return {
         "prompt_tokens": prompt,
@@ -103,7 +125,8 @@ def _usage(reply: Reply) -> Document:
     }
 
 
-def _about(reply: Reply) -> Document:
+def about(reply: Reply) -> Document:
+    """What the field `dlp_edge` says of a whole answer."""
     return {
         "sentences": [asdict(sentence) for sentence in reply.sentences],
         "timings": asdict(reply.timings),

@@ -39,9 +39,6 @@ def _sources() -> tuple[str, ...]:
 def _pages() -> tuple[str, ...]:
     """The pages of Python's manual, and the descriptions of installed packages."""
     pages = [page for _, page in sorted(pydoc_data.topics.topics.items())]
-    descriptions = {
-        str(package.metadata["Name"]): str(package.metadata.get_payload())
-        for package in metadata.distributions()
-    }
-    pages += [text for _, text in sorted(descriptions.items())]
+    described = (package.read_text("METADATA") or "" for package in metadata.distributions())
+    pages += sorted({text.partition("\n\n")[2] for text in described})  # after the headers
     return tuple(page for page in pages if len(page) > SHORTEST)

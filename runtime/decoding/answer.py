@@ -17,7 +17,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from dlp_edge.errors import NonFiniteError
-from dlp_edge.runtime.decoding.json_constraint import JsonConstraint, grammar_tokenizer
+from dlp_edge.runtime.decoding.json_constraint import grammar_tokenizer
 from dlp_edge.runtime.decoding.prompt_lookup import PromptLookup
 from dlp_edge.runtime.decoding.sampling import (
     largest_ids,
@@ -25,6 +25,7 @@ from dlp_edge.runtime.decoding.sampling import (
     make_sampler,
     penalise,
 )
+from dlp_edge.runtime.decoding.tool_calls import AnswerTools, ToolCallParser, constraint_of
 from dlp_edge.runtime.request import Decoding, seed_of
 from dlp_edge.runtime.routing.policy import RoutingPolicy, SentenceFusion
 from dlp_edge.runtime.text.detokenizer import Detokenizer, StopMatcher
@@ -93,6 +94,7 @@ class Answer:
         prompt_ids: the whole prompt, template included.
         user_text: what the router reads of it.
         room: tokens that the cache holds, prompt and answer together.
+        tools: those that the model may call.
 
     Attributes:
         tokens: the answer's, the newest last.
@@ -110,6 +112,7 @@ class Answer:
         decoding: Decoding,
         policy: RoutingPolicy,
         room: int,
+        tools: AnswerTools | None = None,
     ) -> None:
         self.prompt_ids = prompt_ids
         self.room = room
@@ -131,10 +134,9 @@ class Answer:
         )
         self._seen = np.zeros(vocabulary.size, np.bool_)
         self._seen[list(prompt_ids)] = True
-        self._constraint = (
-            None
-            if decoding.json_schema is None
-            else JsonConstraint(vocabulary.for_grammars, decoding.json_schema)
+        self._calls = None if tools is None else ToolCallParser(tools.form)
+        self._constraint = constraint_of(
+            decoding.json_schema, tools, lambda: vocabulary.for_grammars
         )
         self._reported: list[Token] = []
         self._reported_in_chunks = 0  # of these
@@ -142,7 +144,7 @@ class Answer:
         self._splitter = SentenceSplitter()
         self._stops = StopMatcher(decoding.stop)
         # JSON under a schema ends by itself, and may hold equal items.
-        watched = decoding.repetition_stop and self._constraint is None
+        watched = decoding.repetition_stop and decoding.json_schema is None
         self._repetition = RepetitionDetector() if watched else None
         self._generated = ""  # all text, also what is held back for stop strings
         self._text = ""  # what was given out
@@ -184,14 +186,15 @@ class Answer:
         piece = self._detokenizer.step(token)
         before = len(self._generated)
         self._generated += piece
-        starts = self._splitter.feed(piece)
-        loop_end = self._repetition.feed(self._generated, starts) if self._repetition else None
-        if loop_end is not None:
-            return Step(self._end_loop(piece[: loop_end - before]))
-        fusion = self._enter_sentences(starts)
-        text = self._stops.feed(piece)
+        fusion = None
+        if self._calls is None or not self._calls.begun:  # a call is written under one fusion
+            starts = self._splitter.feed(piece)
+            loop_end = self._repetition.feed(self._generated, starts) if self._repetition else None
+            if loop_end is not None:
+                return Step(self._end_loop(piece[: loop_end - before]))
+            fusion = self._enter_sentences(starts)
+        chunks = self._read(piece)
         self.record(decode=perf_counter() - started)
-        chunks = self._emit(text)
         if self._stops.matched:
             self._end("stop")
         elif len(self.tokens) >= self.limit:
@@ -208,8 +211,9 @@ class Answer:
 
     def finish(self) -> list[Chunk]:
         """The text that was held back, once no token follows."""
-        rest = self._detokenizer.finish()
-        return self._emit(self._stops.feed(rest) + self._stops.finish())
+        chunks = self._read(self._detokenizer.finish())
+        held = "" if self._calls is None else self._calls.finish()
+        return chunks + self._emit(self._stops.feed(held) + self._stops.finish())
 
     def reply(self) -> Reply:
         """The answer so far."""
@@ -225,8 +229,13 @@ class Answer:
         )
         usage = Usage(len(self.prompt_ids), len(self.tokens), self.timings.reused)
         tokens = tuple(self._reported)
+        calls = () if self._calls is None else tuple(self._calls.calls)
         reason, seed = self._finish_reason, self._seed
-        return Reply(self._text, sentences, usage, self.timings, reason, tokens, seed)
+        if calls and reason == "stop":
+            reason = "tool_calls"
+        return Reply(
+            self._text, sentences, usage, self.timings, reason, tokens, seed, tool_calls=calls
+        )
 
     @property
     def first_decision(self) -> RouteDecision | None:
@@ -310,6 +319,25 @@ class Answer:
         if written_by.decision is not None:
             self.record(router=perf_counter() - started, routings=1)
 
+    def _read(self, piece: str) -> list[Chunk]:
+        """The chunks of newly generated text: of what the model says, and of its calls."""
+        if self._calls is None:
+            return self._emit(self._stops.feed(piece))
+        said, pieces = self._calls.feed(piece)
+        chunks = self._emit(self._stops.feed(said))
+        if pieces and not self._stops.matched:
+            chunks += self._emit(self._stops.finish())
+            at, fusion = len(self._starts) - 1, self._starts[-1].written_by.weights
+            for call in pieces:
+                chunks.append(Chunk("", at, dict(fusion), self._unreported(), tool_call=call))
+        return chunks
+
+    def _unreported(self) -> tuple[Token, ...]:
+        """The tokens that no chunk has carried yet."""
+        tokens = tuple(self._reported[self._reported_in_chunks :])
+        self._reported_in_chunks = len(self._reported)
+        return tokens
+
     def _emit(self, text: str) -> list[Chunk]:
         """Adds text to the answer, as one chunk per sentence."""
         return list(self._chunks(text))
@@ -321,7 +349,5 @@ class Answer:
         for left, right in zip([start, *cuts], [*cuts, end], strict=True):
             if left < right:
                 index = max(i for i, at in enumerate(self._starts) if at.offset <= left)
-                tokens = tuple(self._reported[self._reported_in_chunks :])
-                self._reported_in_chunks = len(self._reported)
                 fusion = dict(self._starts[index].written_by.weights)  # a copy for the consumer
-                yield Chunk(self._text[left:right], index, fusion, tokens)
+                yield Chunk(self._text[left:right], index, fusion, self._unreported())

@@ -6,17 +6,28 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
 from tokenizers import Tokenizer
 
 from dlp_edge.bundle.manifest import BackboneEntry
 from dlp_edge.errors import BundleError, ContextLengthError, UsageError
+from dlp_edge.runtime.text.tools import (
+    DEFAULT_FORMAT,
+    CallFormat,
+    Tool,
+    as_plain,
+    check_calls,
+    for_template,
+    learn_format,
+    needs_tools,
+)
 from dlp_edge.types import Message
 from dlp_edge.untrusted.chat_template import ChatTemplate
 
 # What is before and after is encoded apart. A noncharacter, which no interchanged text contains.
 CUT = "\U0010fffe"
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
 # Characters a token: text of any language has fewer than 8 on average, and no text 32.
 USUAL_CHARACTERS = 8
 MOST_CHARACTERS = 32
@@ -31,10 +42,52 @@ class PromptEncoder:
     tokenizer: Tokenizer
     backbone: BackboneEntry
 
-    def render(self, messages: Sequence[Message]) -> str:
+    def render(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> str:
         """The prompt as text, to be encoded by `encode`; see `ChatTemplate.render`."""
-        literal = [{**message, "content": self.literal(message["content"])} for message in messages]
-        return self.template.render(literal, self.backbone.bos_token, self.backbone.eos_token)
+        if tools or any(needs_tools(message) for message in messages):
+            if tools and self.template.is_plain:
+                raise UsageError(
+                    "the bundle has no chat template, so its model cannot be told of tools",
+                    "Export it with one, or leave out tools",
+                )
+            if self._own_format is None:
+                messages, tools = as_plain(messages, tools), ()
+        return self._render(messages, tools)
+
+    @property
+    def call_format(self) -> CallFormat:
+        """How the model is told to write calls."""
+        return self._own_format or DEFAULT_FORMAT
+
+    @cached_property
+    def _own_format(self) -> CallFormat | None:
+        """The template's; None if it knows no tools, or none in a form that is known."""
+        if not self.template.reads_tools:
+            return None
+        return learn_format(self._render, self._first_special)
+
+    def _render(self, messages: Sequence[Message], tools: Sequence[Tool]) -> str:
+        return self.template.render(
+            [self._literal_in(for_template(message)) for message in messages],
+            self.backbone.bos_token,
+            self.backbone.eos_token,
+            [self._literal_in({"type": "function", "function": tool.function}) for tool in tools],
+        )
+
+    def _literal_in(self, value: Any) -> Any:
+        """The value with all its texts, keys included, as `literal` has them."""
+        if isinstance(value, str):
+            return self.literal(value)
+        if isinstance(value, Mapping):
+            return {self._literal_in(key): self._literal_in(each) for key, each in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self._literal_in(each) for each in value]
+        return value
+
+    def _first_special(self, text: str) -> int:
+        """Where the first special token starts; the text's length if there is none."""
+        places = (text.find(token) for token in self._special)
+        return min((place for place in places if place >= 0), default=len(text))
 
     def literal(self, text: str) -> str:
         """The text with a CUT inside whatever reads like a special token.
@@ -49,23 +102,28 @@ class PromptEncoder:
         cuts = [0, *(start + 1 for start in starts), len(text)]
         return CUT.join(text[start:end] for start, end in pairwise(cuts))
 
-    def encode(self, rendered: str, room: int) -> list[int]:
+    def encode(self, rendered: str, room: int, raw: bool = False) -> list[int]:
         """The ids of a rendered prompt, for a context of `room` tokens.
 
         A text that is far too long is refused without encoding it all.
+
+        Args:
+            raw: whether it is a text without a template, which may begin with a special token of
+                the tokenizer's.
 
         Raises:
             ContextLengthError: it has far more tokens than the context; a few more are returned.
             BundleError: the backbone has no such id.
         """
         check_length(len(rendered), room)
+        alone = raw or self.template.is_plain
         stop = room * USUAL_CHARACTERS
         while stop < len(rendered):
-            count = len(self._ids(rendered[:stop], self.template.is_plain))
+            count = len(self._ids(rendered[:stop], alone))
             if count > room + CUT_TOKENS:
                 raise too_long(f"more than {room} tokens", room)
             stop *= 2
-        ids = self._ids(rendered, self.template.is_plain)
+        ids = self._ids(rendered, alone)
         known = self.backbone.vocab_size
         if max(ids, default=0) >= known:
             raise BundleError(
@@ -160,6 +218,7 @@ def check_messages(messages: Sequence[Message]) -> list[Message]:
         if message["role"] not in ROLES:
             raise UsageError(f"unknown role {message['role']!r}", f"Use {', '.join(ROLES)}")
         check_encoding(message["role"] + message["content"])
+        check_calls(message)
     return list(messages)
 
 

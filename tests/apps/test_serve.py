@@ -17,9 +17,14 @@ from tests.testing.serving import HELLO, Served
 def test_models(served: Served) -> None:
     client = served.client()
     assert [model.id for model in client.models.list()] == ["auto", "base", "sums", "sql", "email"]
-    assert client.models.retrieve("sql").id == "sql"
-    with pytest.raises(openai.NotFoundError):
-        client.models.retrieve("nobody")
+    sql = client.models.retrieve("sql")
+    assert sql.id == "sql"
+    assert sql.model_extra["dlp_edge"]["adapter"]["rank"] == 8  # type: ignore[index]
+    auto = client.models.retrieve("auto")
+    assert auto.model_extra["dlp_edge"] == {"adapter": None}  # type: ignore[comparison-overlap]
+    for name in ("nobody", "sql/sql", "../health", "sql%2F"):
+        with pytest.raises(openai.NotFoundError):
+            client.models.retrieve(name)
     status, _, body = served.ask("GET", "/health")
     assert (status, json.loads(body)) == (200, {"status": "ok"})
 
@@ -140,7 +145,20 @@ def test_json_by_schema(served: Served) -> None:
         ({"model": "nobody"}, 404, "model"),
         ({"model": None}, 400, "model"),
         ({"n": 2}, 400, "n"),
-        ({"tools": [{"type": "function"}]}, 400, "tools"),
+        ({"tools": [{"type": "function"}]}, 400, None),
+        ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, 400, None),
+        ({"tools": {"name": "x"}}, 400, None),
+        ({"tools": [{"name": "a b"}]}, 400, None),
+        ({"tools": [{"name": "required"}]}, 400, None),
+        ({"tools": [{"name": "x"}, {"name": "x"}]}, 400, None),
+        ({"tools": [{"name": f"x{i}"} for i in range(129)]}, 400, None),
+        ({"tools": [{"name": "x", "parameters": {"type": "string"}}]}, 400, None),
+        ({"tools": [{"name": "x", "parameters": {"properties": 1}}]}, 400, None),
+        ({"tools": [{"name": "x"}], "tool_choice": "y"}, 400, None),
+        ({"tools": [{"name": "x"}], "tool_choice": {"type": "any"}}, 400, "tool_choice"),
+        ({"tools": [{"name": "x"}], "parallel_tool_calls": 1}, 400, None),
+        ({"tools": [{"name": "x"}], "dlp_edge": {"requests": "apart"}}, 400, None),
+        ({"functions": [{"name": "x"}]}, 400, "functions"),
         ({"logit_bias": {"5": 1}}, 400, "logit_bias"),
         ({"presence_penalty": 0.5}, 400, "presence_penalty"),
         ({"top_logprobs": 2}, 400, "top_logprobs"),
@@ -158,7 +176,12 @@ def test_json_by_schema(served: Served) -> None:
         ({"messages": None}, 400, "messages"),
         ({"messages": ["x"]}, 400, "messages"),
         ({"messages": HELLO * 21}, 400, "messages"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, 400, "messages"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, 400, None),
+        ({"messages": [{"role": "function", "content": "x"}]}, 400, "messages"),
+        ({"messages": [*HELLO, {"role": "assistant", "tool_calls": [1]}]}, 400, None),
+        ({"messages": [*HELLO, {"role": "assistant", "tool_calls": "x"}]}, 400, None),
+        ({"messages": [*HELLO, {"role": "assistant", "function_call": {"a": 1}}]}, 400, "messages"),
+        ({"messages": [{**HELLO[0], "tool_calls": [{"function": {"name": "x"}}]}]}, 400, None),
         ({"messages": [{"role": "user", "content": 1}]}, 400, "messages"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "messages"),
         ({"messages": [{"role": "user", "content": "x" * 600}]}, 400, "messages"),
@@ -171,6 +194,8 @@ def test_json_by_schema(served: Served) -> None:
         ({"max_completion_tokens": -1}, 400, "max_completion_tokens"),
         ({"max_tokens": 10**400}, 400, None),
         ({"stop": [""]}, 400, None),
+        ({"stop": ["x"] * 1000}, 400, "stop"),
+        ({"stop": "x" * 5000}, 400, "stop"),
         ({"dlp_edge": {"adapters": "nobody"}}, 400, None),
         ({"dlp_edge": {"what": 1}}, 400, "dlp_edge"),
         ({"dlp_edge": []}, 400, "dlp_edge"),
@@ -200,7 +225,8 @@ JSON = st.recursive(
 )
 FIELDS = (
     "model messages max_tokens max_completion_tokens temperature top_p top_k seed stop stream "
-    "stream_options n tools logprobs top_logprobs response_format min_p stop_token_ids dlp_edge"
+    "stream_options n tools tool_choice logprobs top_logprobs response_format min_p "
+    "stop_token_ids dlp_edge"
 ).split()
 
 
@@ -223,13 +249,14 @@ def test_bodies_that_are_no_json_object(served: Served, body: bytes) -> None:
 
 def test_what_is_not_served(served: Served) -> None:
     for method, path, status in [
-        ("GET", "/", 404),
-        ("POST", "/v1/completions", 404),
+        ("GET", "/v2", 404),
+        ("POST", "/v1/embeddings", 501),
         ("GET", "/v1/chat/completions", 405),
         ("DELETE", "/v1/models", 405),
     ]:
         found, _, answer = served.ask(method, path)
         assert found == status
-        assert json.loads(answer)["error"]["type"] == "invalid_request_error"
+        kind = "server_error" if status == 501 else "invalid_request_error"
+        assert json.loads(answer)["error"]["type"] == kind
     form = (("Content-Type", "text/plain"),)
     assert served.ask("POST", "/v1/chat/completions", b"{}", form)[0] == 415

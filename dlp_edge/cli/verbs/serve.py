@@ -6,17 +6,26 @@ import argparse
 import json
 import os
 import traceback
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 from dlp_edge.cli import options, output
 from dlp_edge.cli.verbs.export import require_extra
+
+if TYPE_CHECKING:
+    from socket import socket
+
+    from dlp_edge.runtime.runtime import Runtime
+    from dlp_edge.server.access_middleware import Access
+    from dlp_edge.server.answering import Limits
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
         "serve",
-        help="answer OpenAI's chat requests over HTTP",
-        description="Serves /v1/chat/completions, /v1/models and /health. Model names: auto "
-        "(routed), base, and each adapter. Prints its address once it is ready.",
+        help="answer OpenAI's chat requests over HTTP, with a page to chat on",
+        description="Serves OpenAI's interface below /v1 and a page to chat on at /. Model names: "
+        "auto (routed), base, and each adapter. Prints its address once it is ready.",
     )
     options.add_bundle(parser)
     group = parser.add_argument_group("server")
@@ -64,9 +73,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(arguments: argparse.Namespace) -> int:
     with require_extra("serve"):
         from dlp_edge.server.access_middleware import Access
-        from dlp_edge.server.answering import Answering, Limits
-        from dlp_edge.server.app import build_app, models_of
-        from dlp_edge.server.listening import Server, listen, url_of
+        from dlp_edge.server.answering import Limits
+        from dlp_edge.server.listening import listen, url_of
         from dlp_edge.server.metrics import log_requests
     from dlp_edge.cli.loading import open_runtime
 
@@ -91,16 +99,39 @@ def run(arguments: argparse.Namespace) -> int:
             arguments, max_parallel=arguments.max_parallel, prefix_cache=arguments.prefix_cache
         ) as runtime,
     ):
-        models = models_of(runtime)
-        answering = Answering(runtime, models, limits, _report)
-        app = build_app(runtime, answering, models, access)
         url = url_of(sock)
-        if arguments.json:  # on one line: a program reads it while the server runs on
-            print(json.dumps({"url": url, "models": list(models)}), flush=True)
-        else:
-            print(url, flush=True)
-        Server(app, answering, limits.parallel + limits.waiting).run(sockets=[sock])
+
+        def announce(models: Iterable[str]) -> None:
+            if arguments.json:  # on one line: a program reads it while the server runs on
+                print(json.dumps({"url": url, "models": list(models)}), flush=True)
+            else:
+                print(url, flush=True)
+
+        serve_on(sock, runtime, access, limits, announce)
     return 0
+
+
+def serve_on(
+    sock: socket,
+    runtime: Runtime,
+    access: Access,
+    limits: Limits,
+    announce: Callable[[Iterable[str]], None],
+) -> None:
+    """Serves a Runtime until ctrl-C or SIGTERM.
+
+    Args:
+        announce: called with the models once all is ready.
+    """
+    from dlp_edge.server.answering import Answering
+    from dlp_edge.server.app import build_app, models_of
+    from dlp_edge.server.listening import Server
+
+    models = models_of(runtime)
+    answering = Answering(runtime, models, limits, _report)
+    app = build_app(runtime, answering, models, access)
+    announce(models)
+    Server(app, answering, limits.parallel + limits.waiting).run(sockets=[sock])
 
 
 def _report(error: Exception) -> None:
