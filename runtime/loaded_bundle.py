@@ -32,7 +32,6 @@ from dlp_edge.runtime.text.prompt import (
     check_prompt,
     last_user_text,
     to_messages,
-    too_long,
 )
 from dlp_edge.runtime.text.tokenizer import TextTokenizer
 from dlp_edge.types import AdapterInfo, Chunk, Likelihood, Message, Request
@@ -70,12 +69,7 @@ class LoadedBundle:
         user_text = last_user_text(messages)
         check_address_space()
         room = self.engine.decoder.max_context
-        check_length(sum(len(message["content"]) for message in messages), room)
-        ids = self.encoder.encode(self.encoder.render(messages), room)
-        if not ids:
-            raise UsageError("the chat template makes an empty prompt of this", "Give it some text")
-        if len(ids) >= room:
-            raise too_long(f"{len(ids)} tokens", room)
+        ids = self.encoder.prompt_ids(messages, room)
         return Answer(self.vocabulary, ids, user_text, options.decoding, policy, room)
 
     @memory_for(ANSWERING)

@@ -109,10 +109,10 @@ class RequestAnswers:
         """Generates all answers; the chunks of the first come at once, those of another when all
         before it are out."""
         self._known()[0].requested_at = self.requested_at
-        for given in stream_batch(engine, self._next, interrupt):
+        for given in stream_batch(engine, self.next_answer, interrupt):
             for answer, chunks in given:
-                self._held[self._answers.index(answer)] += chunks
-            yield from self._due()
+                self.hold(answer, chunks)
+            yield from self.due()
 
     def reply(self) -> Reply:
         """What has been given out so far."""
@@ -156,8 +156,8 @@ class RequestAnswers:
             request.text, request.start, request.end, decision, request.leans_on, shown, reason
         )
 
-    def _next(self) -> Answer | None:
-        """The first request that waits for no other's answer."""
+    def next_answer(self) -> Answer | None:
+        """The answer to the first request that waits for no other's; None if there is none now."""
         for index in tuple(self._waiting):
             before = self._requests[index].leans_on
             if before is None or self._is_done(before):
@@ -184,7 +184,11 @@ class RequestAnswers:
         answer = self._answers[index]
         return index not in self._waiting and (answer is None or answer.done)
 
-    def _due(self) -> Iterator[Chunk]:
+    def hold(self, answer: Answer, chunks: Sequence[Chunk]) -> None:
+        """Keeps new chunks of an answer until they are due."""
+        self._held[self._answers.index(answer)] += chunks
+
+    def due(self) -> Iterator[Chunk]:
         """The chunks that may be given out, in the order of the requests."""
         while self._current < len(self):
             held, self._held[self._current] = self._held[self._current], []

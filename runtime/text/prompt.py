@@ -9,7 +9,7 @@ from functools import cached_property
 
 from tokenizers import Tokenizer
 
-from dlp_edge.bundle.manifest import BackboneEntry
+from dlp_edge.bundle.manifest import TextBackbone
 from dlp_edge.errors import BundleError, ContextLengthError, UsageError
 from dlp_edge.types import Message
 from dlp_edge.untrusted.chat_template import ChatTemplate
@@ -29,7 +29,7 @@ class PromptEncoder:
 
     template: ChatTemplate
     tokenizer: Tokenizer
-    backbone: BackboneEntry
+    backbone: TextBackbone
 
     def render(self, messages: Sequence[Message]) -> str:
         """The prompt as text, to be encoded by `encode`; see `ChatTemplate.render`."""
@@ -68,6 +68,24 @@ class PromptEncoder:
                 f"the tokenizer gives the id {max(ids)}, the backbone knows {known}",
                 "Export the bundle again",
             )
+        return ids
+
+    def prompt_ids(self, messages: Sequence[Message], room: int) -> list[int]:
+        """The ids of a conversation's prompt, which leave room for an answer.
+
+        Args:
+            room: tokens of the context, prompt and answer together.
+
+        Raises:
+            ContextLengthError: it fills the context.
+            UsageError: it has no tokens.
+        """
+        check_length(sum(len(message["content"]) for message in messages), room)
+        ids = self.encode(self.render(messages), room)
+        if not ids:
+            raise UsageError("the chat template makes an empty prompt of this", "Give it some text")
+        if len(ids) >= room:
+            raise too_long(f"{len(ids)} tokens", room)
         return ids
 
     def encode_text(self, text: str) -> list[int]:
