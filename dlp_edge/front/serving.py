@@ -25,9 +25,13 @@ GRACE_SECONDS = 30  # in which the answers under way may end when the front stop
 
 
 class FrontServer(uvicorn.Server):
-    """Answers until ctrl-C or SIGTERM; then it takes nothing new, and ends what is under way."""
+    """Answers until ctrl-C or SIGTERM; then it takes nothing new, and ends what is under way.
 
-    def __init__(self, app: ASGIApp, queue: FrontQueue, limits: Limits) -> None:
+    Attributes:
+        pool: the servers behind it.
+    """
+
+    def __init__(self, app: ASGIApp, pool: UpstreamPool, queue: FrontQueue, limits: Limits) -> None:
         config = uvicorn.Config(
             app,
             loop="asyncio",
@@ -43,6 +47,7 @@ class FrontServer(uvicorn.Server):
             timeout_graceful_shutdown=GRACE_SECONDS,
         )
         super().__init__(config)
+        self.pool = pool
         self._queue = queue
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -69,7 +74,7 @@ def make_front(
     models = models_of(skills.manifest)
     answering = FrontAnswering(skills, models, pool, metrics, limits, on_error)
     app = build_app(answering, models, pool, metrics, access)
-    return FrontServer(app, answering.queue, limits)
+    return FrontServer(app, pool, answering.queue, limits)
 
 
 def serve_front(

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -44,7 +45,11 @@ def read_skill(folder: Path) -> tuple[dict[str, Any], dict[str, Pair]]:
     if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or unsupported:
         raise ValueError(f"{folder.name} is no plain LoRA adapter")
     sides: dict[str, dict[str, Matrix]] = defaultdict(dict)
-    for key, tensor in load_file(folder / WEIGHTS).items():
+    try:
+        tensors = load_file(folder / WEIGHTS)
+    except SafetensorError as error:
+        raise ValueError(f"{folder.name}/{WEIGHTS} is damaged ({error})") from error
+    for key, tensor in tensors.items():
         match = _KEY.fullmatch(key)
         if match is None:
             raise ValueError(f"{folder.name} has the weights {key}")
