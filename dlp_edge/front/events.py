@@ -47,7 +47,11 @@ class Events:
 
 
 async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
-    """Does the work, and gives it up when the client goes away."""
+    """Does the work, and gives it up when the client goes away.
+
+    Raises:
+        ClientDisconnect: it went away.
+    """
 
     async def watch() -> None:
         while (await receive())["type"] != "http.disconnect":
@@ -60,5 +64,6 @@ async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, None])
         for task in (watching, working):
             task.cancel()
         await asyncio.wait((watching, working))
-    if not working.cancelled():
-        working.result()
+    if working.cancelled():
+        raise ClientDisconnect
+    working.result()

@@ -205,6 +205,7 @@ def test_a_client_that_leaves_ends_the_completion(front: Fronted, fakes: list[Fa
     assert soon(lambda: all(completion.done.is_set() for completion in asked(fakes)))
     assert any(completion.aborted for completion in asked(fakes))
     assert soon(lambda: "dlp_edge_front_running 0" in metrics(front))
+    assert 'requests_total{status="499"} 1' in metrics(front)
 
 
 def test_a_conversation_stays_with_its_server(
