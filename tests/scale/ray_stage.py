@@ -142,6 +142,10 @@ class Stage:
         return round(time.monotonic() - began, 1)
 
 
+def start_proxy() -> None:
+    serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": PORT})
+
+
 def replica_pids() -> list[int]:
     """The replicas' processes, which Ray names after their class."""
     return [
@@ -273,6 +277,8 @@ async def node_killed(stage: Stage, node: Any) -> None:
 
 async def stay(stage: Stage) -> None:
     """With `sticky`, a session's requests go to one replica, and sessions are spread."""
+    serve.shutdown()  # a proxy keeps the kind of router that it began with
+    start_proxy()
     stage.run(min_replicas=2, max_replicas=2, replicas_per_node=1, sticky=True)
     await stage.until(lambda: stage.replicas() == 2 and len(replica_pids()) == 2, 90)
     busiest: Counter[int] = Counter()
@@ -295,7 +301,7 @@ async def main(bundle: str, figures: Path) -> None:
     node = cluster.add_node(**NODE)
     cluster.wait_for_nodes()
     ray.init(address=cluster.address, log_to_driver=False)
-    serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": PORT})
+    start_proxy()
     timeout = aiohttp.ClientTimeout(total=180)
     try:
         connector = aiohttp.TCPConnector(limit=64)
@@ -305,9 +311,9 @@ async def main(bundle: str, figures: Path) -> None:
                 lambda: load(stage),
                 lambda: cancellation(stage),
                 lambda: replica_killed(stage),
-                lambda: stay(stage),
                 lambda: node_killed(stage, node),
                 lambda: scaling(stage),
+                lambda: stay(stage),
             ]
             for step in steps:
                 await step()

@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-START_SECONDS = 300
+START_SECONDS = 900
 
 
 class VllmServer:

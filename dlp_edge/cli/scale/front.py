@@ -7,6 +7,7 @@ import json
 import os
 import traceback
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from dlp_edge.cli import options, output
 from dlp_edge.cli.verbs.export import require_extra
@@ -71,8 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
         from dlp_edge.server.listening import listen, url_of
 
     for url in arguments.upstream:
-        if not url.startswith(("http://", "https://")):
-            raise UsageError(f"--upstream {url!r} is no URL", "Write http://HOST:PORT")
+        _check_url(url)
     access = Access(
         hosts=frozenset(name.lower() for name in arguments.allow_host),
         key=arguments.key or os.environ.get("DLP_EDGE_KEY") or None,
@@ -103,6 +103,17 @@ def run(arguments: argparse.Namespace) -> int:
             on_error=_report,
         )
     return 0
+
+
+def _check_url(url: str) -> None:
+    """Raises UsageError unless it is the URL of an HTTP server."""
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        good = False
+    if not good:
+        raise UsageError(f"--upstream {url!r} is no URL", "Write http://HOST:PORT")
 
 
 def _report(error: Exception) -> None:
