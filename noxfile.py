@@ -75,6 +75,20 @@ def test_windows(session: nox.Session) -> None:
 
 
 @nox.session
+def test_vllm(session: nox.Session) -> None:
+    """The front over real vLLM servers on the CPU; takes pytest's arguments after `--`."""
+    session.install(*CONSTRAINTS, "-e", ".[export,test]")
+    script = str(ROOT / ".ci" / "vllm")
+    session.run(script, *session.posargs, external=True, env={"PYTHON": python_of(session)})
+
+
+@nox.session
+def test_ray(session: nox.Session) -> None:
+    """The Ray Serve recipe on two nodes of loopback."""
+    session.run(str(ROOT / ".ci" / "ray"), external=True, env={"PYTHON": python_of(session)})
+
+
+@nox.session
 def sanitize(session: nox.Session) -> None:
     """The operator in C under AddressSanitizer and UBSan (Linux, gcc)."""
     session.install(*CONSTRAINTS, "-e", ".[export,test]")

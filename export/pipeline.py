@@ -75,10 +75,10 @@ def export_bundle(
     """
     notify = on_progress or (lambda step, fraction: None)
     check_format(quantisation, target)
-    _check_template(chat_template)
+    check_template(chat_template)
     check_target(out, is_bundle)
     if router is not None:
-        _check_labels(router_labels(router), adapters)
+        check_labels(router_labels(router), adapters)
 
     if Path(backbone).exists():
         plan_export(backbone, quantisation, target).check_memory()
@@ -98,7 +98,7 @@ def export_bundle(
         load_source(backbone, work, lambda done: notify(reading, 0.12 * done)) as source,
     ):
         template = source.chat_template if chat_template is None else chat_template
-        _check_template(template)
+        check_template(template)
         sizes = source.linear_sizes()
         notify("reading the adapters", 0.15)
         loaded = read_adapters(adapters, sizes)
@@ -192,14 +192,16 @@ def _files(staging: Path) -> list[Path]:
     return sorted(path for path in staging.iterdir() if path.is_file())
 
 
-def _check_template(template: str | None) -> None:
+def check_template(template: str | None) -> None:
+    """Raises BackboneError for a chat template that does not render."""
     try:
         ChatTemplate(template).render([{"role": "user", "content": "Hello"}])
     except DlpEdgeError as error:
         raise BackboneError(error.cause, "Give a working one with --chat-template") from error
 
 
-def _check_labels(labels: tuple[str, ...], adapters: Mapping[str, Path]) -> None:
+def check_labels(labels: tuple[str, ...], adapters: Mapping[str, Path]) -> None:
+    """Raises RouterError for a label that is no adapter's name."""
     unknown = sorted(set(labels) - set(adapters))
     if unknown:
         raise RouterError(

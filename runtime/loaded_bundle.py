@@ -40,10 +40,8 @@ from dlp_edge.runtime.text.prompt import (
     check_prompt,
     last_user_text,
     to_messages,
-    too_long,
 )
 from dlp_edge.runtime.text.tokenizer import TextTokenizer
-from dlp_edge.runtime.text.tools import characters_of
 from dlp_edge.types import AdapterInfo, Likelihood, Message, Request
 from dlp_edge.untrusted.chat_template import ChatTemplate
 
@@ -82,29 +80,12 @@ class LoadedBundle:
         check_address_space()
         room = self.engine.decoder.max_context
         use = options.tools
-        check_length(characters_of(messages, () if use is None else use.tools), room)
-        ids = self._encode(prompt, messages, options, room)
-        if not ids:
-            raise UsageError("the chat template makes an empty prompt of this", "Give it some text")
-        if len(ids) >= room:
-            raise too_long(f"{len(ids)} tokens", room)
+        if options.raw:
+            ids = self.encoder.raw_ids(prompt, room)
+        else:
+            ids = self.encoder.prompt_ids(messages, room, () if use is None else use.tools)
         tools = None if use is None else AnswerTools(use, self.encoder.call_format)
         return Answer(self.vocabulary, ids, user_text, options.decoding, policy, room, tools)
-
-    def _encode(
-        self,
-        prompt: str | Sequence[Message],
-        messages: Sequence[Message],
-        options: RequestOptions,
-        room: int,
-    ) -> list[int]:
-        """The ids of a prompt: through the chat template, or as it is (`raw`)."""
-        if options.raw:
-            if not isinstance(prompt, str):
-                raise UsageError("a raw prompt is a text", "Give a text, or leave out raw")
-            return self.encoder.encode(prompt, room, raw=True)
-        tools = () if options.tools is None else options.tools.tools
-        return self.encoder.encode(self.encoder.render(messages, tools), room)
 
     @memory_for(ANSWERING)
     def prepare_stream(

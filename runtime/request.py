@@ -8,7 +8,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
-from dlp_edge.bundle.manifest import Manifest, SelectionRule
+from dlp_edge.bundle.manifest import SelectionRule
+from dlp_edge.bundle.routed_folder import RoutedManifest
 from dlp_edge.checks import check_number
 from dlp_edge.errors import UsageError
 from dlp_edge.runtime.options import (
@@ -122,7 +123,7 @@ class RequestOptions:
     raw: bool = False
 
 
-def parse_options(options: Mapping[str, Any], manifest: Manifest) -> RequestOptions:
+def parse_options(options: Mapping[str, Any], manifest: RoutedManifest) -> RequestOptions:
     """The options of a request to a bundle; what is left out is the default.
 
     Raises:
@@ -167,7 +168,7 @@ def parse_batch(
     prompts: Sequence[str | Sequence[Message]],
     each: Sequence[GenerateOptions] | None,
     common: GenerateOptions,
-    manifest: Manifest,
+    manifest: RoutedManifest,
 ) -> list[RequestOptions]:
     """The options of each prompt of a batch: its own override the common ones.
 
@@ -206,7 +207,7 @@ def _parse_decoding(options: Mapping[str, Any]) -> Decoding:
     return Decoding(**chosen)
 
 
-def _parse_routing(options: Mapping[str, Any], manifest: Manifest) -> Routing:
+def _parse_routing(options: Mapping[str, Any], manifest: RoutedManifest) -> Routing:
     names = [entry.name for entry in manifest.adapters]
     rule = manifest.router.selection if manifest.router else SelectionRule()
     changes = {key: options[key] for key in SelectionRule.__annotations__ if key in options}

@@ -49,9 +49,8 @@ def staged(target: Path, is_ours: Callable[[Path], bool]) -> Iterator[Path]:
             _remove(staging)
             staging.mkdir()
             yield staging
-            for path in staging.iterdir():
-                sync(path)
-            sync_folder(staging)
+            for path in (*staging.rglob("*"), staging):
+                sync_folder(path) if path.is_dir() else sync(path)
             replace_folder(staging, target)
         except OSError as error:
             raise resource_error(target, error) from error

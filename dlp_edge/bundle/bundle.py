@@ -16,8 +16,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
-
 from dlp_edge.bundle import adapter_stack, manifest_parser
 from dlp_edge.bundle.files import (
     ADAPTERS,
@@ -27,10 +25,7 @@ from dlp_edge.bundle.files import (
     MAX_MANIFEST_BYTES,
     REEXPORT,
     REPORT,
-    ROUTER,
-    ROUTER_HEAD,
     ROUTER_TOKENIZER,
-    SPLITTER,
     TOKENIZER,
     UPDATE,
     check_file,
@@ -41,32 +36,25 @@ from dlp_edge.bundle.files import (
     not_a_bundle,
     unreadable,
 )
-from dlp_edge.bundle.graph_allowlist import (
-    CheckLength,
-    check_backbone,
-    check_router,
-    check_splitter,
-)
+from dlp_edge.bundle.graph_allowlist import check_backbone
 from dlp_edge.bundle.manifest import FORMAT, VERSION, Manifest
-from dlp_edge.bundle.router_head import RouterHead, head_from_bytes
+from dlp_edge.bundle.routed_folder import RoutedFolder
 from dlp_edge.bundle.signing import TrustedKey, read_signature
 from dlp_edge.bundle.weight_file import Weights, read_weights
-from dlp_edge.errors import BundleError, RouterError
+from dlp_edge.errors import BundleError
 from dlp_edge.onnx_bytes.reader import Graph
 from dlp_edge.untrusted.chat_template import ChatTemplate
 from dlp_edge.untrusted.regular_file import (
     OnFraction,
-    hash_at_most,
     no_progress,
     open_regular,
     read_at_most,
 )
 from dlp_edge.untrusted.strict_json import parse
-from dlp_edge.untrusted.tokenizer_file import load_tokenizer
 
 
 @dataclass(frozen=True)
-class Bundle:
+class Bundle(RoutedFolder):
     """A bundle with a valid manifest, from `manifest_bytes`, and a complete set of files.
 
     The methods below read the files and check what they return.
@@ -75,40 +63,6 @@ class Bundle:
     folder: Path
     manifest: Manifest
     manifest_bytes: bytes = field(default=b"", repr=False, compare=False)
-
-    def path(self, name: str) -> Path:
-        return self.folder / name
-
-    def read(self, name: str) -> bytes:
-        """Returns the bytes of a file, checked against the manifest.
-
-        Raises:
-            BundleError: the file's size or SHA-256 differs from the manifest.
-        """
-        size = self.manifest.files[name].size
-        try:
-            with open_regular(self.path(name)) as file:
-                data = file.read(size + 1)
-        except OSError as error:
-            raise unreadable(name, error) from error
-        self._compare(name, len(data), hashlib.sha256(data).hexdigest())
-        return data
-
-    def verify(self, name: str, on_progress: OnFraction = no_progress) -> None:
-        """Checks a file's size and SHA-256 without keeping it in memory.
-
-        Args:
-            on_progress: called with the fraction done.
-
-        Raises:
-            BundleError: as `read`.
-        """
-        try:
-            with open_regular(self.path(name)) as file:
-                size, digest = hash_at_most(file, self.manifest.files[name].size, on_progress)
-        except OSError as error:
-            raise unreadable(name, error) from error
-        self._compare(name, size, digest)
 
     def graph(self) -> tuple[bytes, Graph]:
         """Returns the backbone's graph: the bytes for onnxruntime, and the graph as checked."""
@@ -147,66 +101,6 @@ class Bundle:
             raise damaged(ADAPTERS, str(error)) from error
         return loaded
 
-    def router_head(self) -> RouterHead:
-        """Returns the router's last layer. Only for a bundle with a router.
-
-        Raises:
-            BundleError: the file is damaged, or has fewer rows than the router has labels.
-        """
-        try:
-            head = head_from_bytes(self.read(file_name(self.manifest, ROUTER_HEAD)))
-        except RouterError as error:
-            raise BundleError(error.cause, REEXPORT) from error
-        entry = self.manifest.router
-        if entry is not None and len(head.bias) < len(entry.settings.labels):
-            raise damaged(ROUTER_HEAD, "has fewer rows than the router has labels")
-        return head
-
-    def router(self) -> tuple[bytes, RouterHead, CheckLength]:
-        """Returns the router's graph, last layer and check of lengths. Only with a router.
-
-        Raises:
-            BundleError: one of them is damaged, or their sizes differ.
-        """
-        entry = self.manifest.router
-        if entry is None:
-            raise damaged(MANIFEST, "describes no router")
-        data, head = self.read(ROUTER), self.router_head()
-        try:
-            width, check_length = check_router(data, entry)
-        except ValueError as error:
-            raise damaged(ROUTER, f"is not a valid router graph: {error}") from error
-        if width != head.weight.shape[1]:
-            raise damaged(
-                ROUTER, f"has {width} features, its last layer expects {head.weight.shape[1]}"
-            )
-        return data, head, check_length
-
-    def splitter(self) -> bytes:
-        """Returns the request splitter's graph. Only for a bundle with one.
-
-        Raises:
-            BundleError: it is damaged.
-        """
-        data = self.read(SPLITTER)
-        try:
-            check_splitter(data)
-        except ValueError as error:
-            raise damaged(SPLITTER, f"is not a valid request splitter: {error}") from error
-        return data
-
-    def tokenizer(self, name: str) -> Tokenizer:
-        """Returns the tokenizer in TOKENIZER or ROUTER_TOKENIZER.
-
-        Raises:
-            BundleError: the file is not a valid tokenizer, or exceeds the limits on one.
-        """
-        size = self.manifest.backbone.vocab_size if name == TOKENIZER else None
-        try:
-            return load_tokenizer(self.read(name), size)
-        except ValueError as error:
-            raise damaged(name, f"is not a valid tokenizer ({error})") from error
-
     def report(self) -> dict[str, Any]:
         """Returns the measurements made by the export.
 
@@ -241,13 +135,6 @@ class Bundle:
         self.tokenizer(TOKENIZER)
         self.report()
         self.verify(BACKBONE_DATA, on_progress)
-
-    def _compare(self, name: str, size: int, digest: str) -> None:
-        entry = self.manifest.files[name]
-        if size != entry.size:
-            raise damaged(name, f"is not {entry.size} bytes long")
-        if digest != entry.sha256:
-            raise damaged(name, "has been changed since the export")
 
 
 def open_bundle(folder: str | Path, trusted_key: TrustedKey | None = None) -> Bundle:

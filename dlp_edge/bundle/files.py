@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from dlp_edge.bundle.manifest import Manifest, edition_name
+from dlp_edge.bundle.manifest import Manifest, RouterEntry, edition_name
 from dlp_edge.bundle.manifest_parser import LARGEST
 from dlp_edge.errors import BundleError
 from dlp_edge.untrusted.regular_file import check_regular
@@ -80,6 +80,11 @@ def unreadable(name: str, error: OSError) -> BundleError:
     return damaged(name, f"cannot be read ({error.strerror})")
 
 
+def router_files(router: RouterEntry) -> tuple[str, ...]:
+    """Returns the names of a router's files."""
+    return ROUTER_FILES + ((SPLITTER,) if router.splitter else ())
+
+
 def check_names(manifest: Manifest) -> None:
     """Raises BundleError unless the manifest lists exactly a bundle's files, with plausible sizes.
 
@@ -87,7 +92,7 @@ def check_names(manifest: Manifest) -> None:
     """
     wanted: tuple[str, ...] = REQUIRED
     if manifest.router is not None:
-        wanted += ROUTER_FILES + ((SPLITTER,) if manifest.router.splitter else ())
+        wanted += router_files(manifest.router)
     names = {file_name(manifest, name): name for name in wanted}
     for name in sorted(names.keys() - manifest.files.keys()):
         raise BundleError(f"{MANIFEST} does not list {name}", REEXPORT)

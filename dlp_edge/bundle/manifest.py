@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 from dlp_edge.checks import check_number
 from dlp_edge.errors import UsageError
@@ -92,6 +92,19 @@ class Slot:
     input_size: int
     output_size: int
     parts: tuple[SlotPart, ...]
+
+
+class TextBackbone(Protocol):
+    """What rendering and tokenizing a prompt needs to know of a backbone."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def bos_token(self) -> str: ...
+    @property
+    def eos_token(self) -> str: ...
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -194,6 +207,48 @@ class Manifest:
     router: RouterEntry | None
     files: dict[str, FileEntry]
     edition: int = 0
+
+
+@dataclass(frozen=True)
+class ServedBackbone:
+    """A backbone that another server runs; see `BackboneEntry`.
+
+    Attributes:
+        context_length: tokens of prompt and answer together that the server is started for.
+    """
+
+    name: str
+    fingerprint: str
+    context_length: int
+    vocab_size: int
+    bos_token: str
+    eos_token: str
+    eos_token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class RouterManifest:
+    """The `routing.json` of a router folder: what routes and words the requests to a backbone that
+    another server runs.
+
+    Attributes:
+        max_skills: the most adapters of a fusion. Those with the smallest weights are left out.
+        max_rank: the largest rank that such a fusion has, as the server has to be told.
+    """
+
+    created_with: str
+    backbone: ServedBackbone
+    chat_template: str | None
+    adapters: tuple[AdapterEntry, ...]
+    router: RouterEntry | None
+    max_skills: int
+    max_rank: int
+    files: dict[str, FileEntry]
+
+    @property
+    def edition(self) -> int:
+        """A router folder has only one."""
+        return 0
 
 
 def check_adapter_name(name: str, others: Iterable[str] = ()) -> str | None:

@@ -14,6 +14,7 @@ from dlp_edge.bundle.manifest import (
     BackboneEntry,
     Manifest,
     RouterEntry,
+    RouterManifest,
     RouterSettings,
     Slot,
 )
@@ -108,19 +109,31 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 def check(manifest: Manifest) -> None:
     """Raises ValueError for values that an export never writes."""
-    _text("created_with", manifest.created_with)
     _one_of("target", manifest.target, TARGETS)
     _range("edition", manifest.edition, 0, LARGEST["edition"])
-    if manifest.chat_template is not None and len(manifest.chat_template) > MAX_TEMPLATE:
-        raise ValueError(f"chat_template is longer than {MAX_TEMPLATE} characters")
-    for name, entry in manifest.files.items():
-        _range(f"the size of {name[:100]}", entry.size, 0, LARGEST["file"])
-        _sha256(name, entry.sha256)
+    check_routing(manifest)
     _check_backbone(manifest.backbone)
     if (manifest.backbone.dtype == "float16") != (manifest.target == "cuda"):
         raise ValueError(
             f"backbone.dtype {manifest.backbone.dtype} is not supported on {manifest.target}"
         )
+
+
+def check_routing(manifest: Manifest | RouterManifest) -> None:
+    """Raises ValueError for values that a bundle and a router folder share, and no export
+    writes."""
+    _text("created_with", manifest.created_with)
+    if manifest.chat_template is not None and len(manifest.chat_template) > MAX_TEMPLATE:
+        raise ValueError(f"chat_template is longer than {MAX_TEMPLATE} characters")
+    for name, entry in manifest.files.items():
+        _range(f"the size of {name[:100]}", entry.size, 0, LARGEST["file"])
+        _sha256(name, entry.sha256)
+    for name in ("name", "fingerprint", "bos_token", "eos_token"):
+        _text(name, getattr(manifest.backbone, name))
+    for name in ("context_length", "vocab_size"):
+        _range(f"backbone.{name}", getattr(manifest.backbone, name), 1, LARGEST[name])
+    for token in manifest.backbone.eos_token_ids:
+        _range("an eos_token_id", token, 0, manifest.backbone.vocab_size - 1)
     _range("the number of adapters", len(manifest.adapters), 0, LARGEST["adapters"])
     _unique("adapter", (adapter.name for adapter in manifest.adapters))
     for adapter in manifest.adapters:
@@ -135,13 +148,10 @@ def check(manifest: Manifest) -> None:
 
 
 def _check_backbone(entry: BackboneEntry) -> None:
-    for name in ("name", "fingerprint", "architecture", "bos_token", "eos_token"):
-        _text(name, getattr(entry, name))
+    _text("architecture", entry.architecture)
     _one_of("backbone.quantisation", entry.quantisation, FORMATS)
-    for name in ("context_length", "vocab_size", "num_layers", "num_kv_heads", "head_size"):
+    for name in ("num_layers", "num_kv_heads", "head_size"):
         _range(f"backbone.{name}", getattr(entry, name), 1, LARGEST[name])
-    for token in entry.eos_token_ids:
-        _range("an eos_token_id", token, 0, entry.vocab_size - 1)
     _range("the number of slots", len(entry.slots), 0, LARGEST["slots"])
     _unique("slot", (slot.name for slot in entry.slots))
     _unique("module", (part.module for slot in entry.slots for part in slot.parts))

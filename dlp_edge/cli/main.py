@@ -17,6 +17,7 @@ from typing import NoReturn
 from dlp_edge import __version__
 from dlp_edge.cli import output
 from dlp_edge.cli.hub import pull, push
+from dlp_edge.cli.scale import convert, front
 from dlp_edge.cli.verbs import (
     add,
     bench,
@@ -44,6 +45,7 @@ VERBS = (
     export,
     add,
     remove,
+    convert,
     inspect,
     verify,
     sign,
@@ -53,6 +55,7 @@ VERBS = (
     run,
     chat,
     serve,
+    front,
     bench,
     eval,
     completion,

@@ -176,7 +176,18 @@ class Answer:
                 f"the backbone's numbers are not finite after {len(self.tokens)} tokens",
                 "Lower the adapters' weights, or export the bundle again",
             )
-        token = self._choose(logits)
+        return self._accept(self._choose(logits), drafted, started)
+
+    def accept(self, token: int) -> Step:
+        """Goes on with a token that another engine has chosen."""
+        return self._accept(token, None, perf_counter())
+
+    def end(self, reason: FinishReason) -> list[Chunk]:
+        """Ends the answer as another engine has; returns the text that was held back."""
+        self._end(reason)
+        return self.finish()
+
+    def _accept(self, token: int, drafted: int | None, started: float) -> Step:
         if not self.tokens:
             self.record(first_token=perf_counter() - self.requested_at)
         if token in self._ends:

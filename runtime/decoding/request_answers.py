@@ -184,7 +184,6 @@ class RequestAnswers:
         return index not in self._waiting and (answer is None or answer.done)
 
     def _due(self) -> Iterator[Chunk]:
-        """The chunks that may be given out, in the order of the requests."""
         while self._current < len(self):
             held, self._held[self._current] = self._held[self._current], []
             for chunk in held:

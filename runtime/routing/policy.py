@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from dlp_edge.bundle.bundle import Bundle
 from dlp_edge.bundle.files import ROUTER_TOKENIZER
-from dlp_edge.bundle.manifest import Manifest, SelectionRule
+from dlp_edge.bundle.manifest import SelectionRule
+from dlp_edge.bundle.routed_folder import RoutedFolder, RoutedManifest
 from dlp_edge.errors import BundleError, RouterError, UsageError
 from dlp_edge.runtime.options import OnRoute, parse_weights
 from dlp_edge.runtime.request import Routing, RoutingSchedule
@@ -121,7 +121,7 @@ class Routed:
         return (1 - inertia) * new + inertia * old
 
 
-def policy_for(routing: Routing, router: Router | None, manifest: Manifest) -> RoutingPolicy:
+def policy_for(routing: Routing, router: Router | None, manifest: RoutedManifest) -> RoutingPolicy:
     """The policy that a request asks for.
 
     Raises:
@@ -132,7 +132,7 @@ def policy_for(routing: Routing, router: Router | None, manifest: Manifest) -> R
     return routed(routing, router, manifest)
 
 
-def routed(routing: Routing, router: Router | None, manifest: Manifest) -> Routed:
+def routed(routing: Routing, router: Router | None, manifest: RoutedManifest) -> Routed:
     """Routing under a request's options, whatever it pins.
 
     Raises:
@@ -149,7 +149,7 @@ def routed(routing: Routing, router: Router | None, manifest: Manifest) -> Route
     )
 
 
-def load_router(bundle: Bundle) -> Router | None:
+def load_router(bundle: RoutedFolder) -> Router | None:
     """The bundle's router; None where it has none.
 
     Raises:
@@ -166,7 +166,7 @@ def load_router(bundle: Bundle) -> Router | None:
         raise BundleError(error.cause, error.remedy) from error
 
 
-def load_splitter(bundle: Bundle, router: Router | None) -> RequestSplitter | None:
+def load_splitter(bundle: RoutedFolder, router: Router | None) -> RequestSplitter | None:
     """The bundle's request splitter, which shares the router's tokenizer; None where it has none.
 
     Raises:

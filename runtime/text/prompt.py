@@ -10,13 +10,14 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from dlp_edge.bundle.manifest import BackboneEntry
+from dlp_edge.bundle.manifest import TextBackbone
 from dlp_edge.errors import BundleError, ContextLengthError, UsageError
 from dlp_edge.runtime.text.tools import (
     DEFAULT_FORMAT,
     CallFormat,
     Tool,
     as_plain,
+    characters_of,
     check_calls,
     for_template,
     learn_format,
@@ -40,7 +41,7 @@ class PromptEncoder:
 
     template: ChatTemplate
     tokenizer: Tokenizer
-    backbone: BackboneEntry
+    backbone: TextBackbone
 
     def render(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> str:
         """The prompt as text, to be encoded by `encode`; see `ChatTemplate.render`."""
@@ -132,6 +133,35 @@ class PromptEncoder:
             )
         return ids
 
+    def prompt_ids(
+        self, messages: Sequence[Message], room: int, tools: Sequence[Tool] = ()
+    ) -> list[int]:
+        """The ids of a conversation's prompt, which leave room for an answer.
+
+        Args:
+            room: tokens of the context, prompt and answer together.
+
+        Raises:
+            ContextLengthError: it fills the context.
+            UsageError: it has no tokens.
+        """
+        check_length(characters_of(messages, tools), room)
+        ids = self.encode(self.render(messages, tools), room)
+        if not ids:
+            raise UsageError("the chat template makes an empty prompt of this", "Give it some text")
+        return _with_room(ids, room)
+
+    def raw_ids(self, prompt: str | Sequence[Message], room: int) -> list[int]:
+        """As `prompt_ids`, of a text that is continued as it is.
+
+        Raises:
+            ContextLengthError: it fills the context.
+            UsageError: it is no text.
+        """
+        if not isinstance(prompt, str):
+            raise UsageError("a raw prompt is a text", "Give a text, or leave out raw")
+        return _with_room(self.encode(prompt, room, raw=True), room)
+
     def encode_text(self, text: str) -> list[int]:
         """The ids of a text alone, without the template and without control tokens."""
         return self._ids(self.literal(text), False)
@@ -165,6 +195,12 @@ def _places(part: str, text: str) -> Iterator[int]:
     while at >= 0:
         yield at
         at = text.find(part, at + 1)
+
+
+def _with_room(ids: list[int], room: int) -> list[int]:
+    if len(ids) >= room:
+        raise too_long(f"{len(ids)} tokens", room)
+    return ids
 
 
 def check_length(characters: int, room: int) -> None:

@@ -31,6 +31,7 @@ LAYERS = (
     ("dlp_edge.models",),
     ("dlp_edge.export",),
     ("dlp_edge.evaluation", "dlp_edge.bench", "dlp_edge.server", "dlp_edge.demo"),
+    ("dlp_edge.front",),
     ("dlp_edge.cli", "dlp_edge.freezing"),
 )
 LARGEST_FOLDER = 16

@@ -33,6 +33,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="BUNDLE")
     parser.add_argument(
+        "--to",
+        default="bundle",
+        choices=("bundle", "vllm"),
+        help="what to write: a bundle, or a folder that vLLM serves (no --quant, no --target)",
+    )
+    parser.add_argument(
         "--quant",
         default="auto",
         choices=("auto", "int8", "int4", "nf4", "fp16", "fp32"),
@@ -70,6 +76,8 @@ def run(arguments: argparse.Namespace) -> int:
     template = None if given is None else options.read_text(given)
     text = arguments.calibration
     calibration = None if text is None else options.read_text(text)
+    if arguments.to == "vllm":
+        return _export_for_vllm(arguments, adapters, template)
     with require_extra("export"):
         from dlp_edge.export.card import write_card
         from dlp_edge.export.pipeline import export_bundle
@@ -129,6 +137,57 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"time        {report['seconds']:.0f} s")
     print(f"verdict     {report['verdict']}")
     return 0
+
+
+def _export_for_vllm(
+    arguments: argparse.Namespace, adapters: Mapping[str, Path], template: str | None
+) -> int:
+    """Writes a folder for vLLM.
+
+    Raises:
+        UsageError: an option is one of bundles.
+    """
+    of_bundles = {
+        "--quant": arguments.quant != "auto",
+        "--target": arguments.target != "cpu",
+        "--calibration": arguments.calibration is not None,
+        "--fast": arguments.fast,
+        "--card": arguments.card is not None,
+        "--dry-run": arguments.dry_run,
+    }
+    given = [name for name, is_given in of_bundles.items() if is_given]
+    if given:
+        raise UsageError(f"{given[0]} is an option of bundles", "Leave it out with --to vllm")
+    with require_extra("export"):
+        from dlp_edge.export.source import adapter_folder
+        from dlp_edge.export.vllm.pipeline import export_for_vllm
+    with progress_bar(arguments.quiet) as tell:
+        written = export_for_vllm(
+            arguments.backbone,
+            {name: adapter_folder(folder.as_posix()) for name, folder in adapters.items()},
+            arguments.router,
+            arguments.output,
+            chat_template=template,
+            on_progress=tell,
+        )
+    print_vllm_folder(written, arguments)
+    return 0
+
+
+def print_vllm_folder(written: Mapping[str, Any], arguments: argparse.Namespace) -> None:
+    """Prints what was written to `--output` for vLLM."""
+    if arguments.json:
+        output.print_json({"folder": str(arguments.output), **written})
+        return
+    print(f"folder      {arguments.output}")
+    print(f"backbone    {written['backbone']}")
+    print(f"skills      {', '.join(written['skills'])}")
+    print(f"size        {sum(written['bytes'].values()) / 1e6:.0f} MB")
+    print(
+        f"fusions     of {written['max_skills']} skills at most, rank {written['max_rank']} "
+        f"(--max-lora-rank {written['max_lora_rank']})"
+    )
+    print(f"next        {arguments.output / 'serve.md'}")
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""The same skills for vLLM: `export --to vllm` and `convert --to vllm`."""

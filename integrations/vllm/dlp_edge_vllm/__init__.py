@@ -1,0 +1,1 @@
+"""Fused LoRA adapters for vLLM, by name."""
