@@ -13,7 +13,6 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from dlp_edge.front.events import Events, unless_disconnected
 from dlp_edge.front.generation import Chunks, Generation
 from dlp_edge.front.metrics import Metrics
 from dlp_edge.front.pool import UpstreamPool
@@ -22,8 +21,10 @@ from dlp_edge.front.skills import RoutedSkills
 from dlp_edge.front.upstream import UpstreamLostError, UpstreamRefusedError
 from dlp_edge.runtime.decoding.answer import Answer
 from dlp_edge.runtime.decoding.request_answers import RequestAnswers
+from dlp_edge.runtime.text.prompt import to_messages
 from dlp_edge.server.body import read_json
 from dlp_edge.server.chat_request import ChatRequest, Models, parse_request
+from dlp_edge.server.events import Events, unless_disconnected
 from dlp_edge.server.http_errors import HttpError, to_http_error
 from dlp_edge.server.openai_schema import AnswerDocuments
 from dlp_edge.types import Message
@@ -91,8 +92,9 @@ class FrontAnswering:
         options = skills.parse(order.options)
         async with self.queue.slot():
             # On a thread, because reading a long prompt takes its time.
-            answer = await asyncio.to_thread(skills.prepare, order.messages, options)
-            conversation = request.headers.get(CONVERSATION) or conversation_of(order.messages)
+            messages = to_messages(order.messages)
+            answer = await asyncio.to_thread(skills.prepare, messages, options)
+            conversation = request.headers.get(CONVERSATION) or conversation_of(messages)
             generation = Generation(self._pool, self._metrics, options.decoding, conversation)
             chunks = generation.stream(answer)
             if order.stream:
@@ -123,14 +125,15 @@ class FrontAnswering:
         chunks: Chunks,
         send: Send,
     ) -> None:
-        documents, events = AnswerDocuments(order.model), Events(send, self._limits.send_seconds)
+        documents = AnswerDocuments(order.model, order.include_usage)
+        events = Events(send, self._limits.send_seconds)
         try:
             async with aclosing(chunks):
                 async for some in chunks:
                     for chunk in some:
                         if not events.begun:
-                            await events.send(documents.first())
-                        await events.send(documents.piece(chunk))
+                            await events.send(*documents.first())
+                        await events.send(*documents.piece(chunk))
         except ClientDisconnect:
             raise
         except Exception as error:
@@ -139,10 +142,8 @@ class FrontAnswering:
             await events.send(self._http_error(error).document)
         else:
             if not events.begun:  # an answer without text
-                await events.send(documents.first())
-            await events.send(documents.last(answer.reply()))
-            if order.include_usage:
-                await events.send(documents.usage(answer.reply()))
+                await events.send(*documents.first())
+            await events.send(*documents.last(answer.reply()))
             self._count(200)
         await events.end()
 
@@ -182,6 +183,8 @@ def _check_supported(order: ChatRequest) -> None:
     wrong = None
     if options.get("json_schema") is not None:
         wrong = "response_format", "a grammar does not go on under another fusion"
+    elif options.get("tools"):
+        wrong = "tools", "calls are not read from other engines"
     elif options.get("logprobs") is not None:
         wrong = "logprobs", "they are not handed on"
     elif options.get("kv", "recompute") != "recompute":

@@ -21,7 +21,7 @@ from dlp_edge.front.pool import UpstreamPool
 from dlp_edge.server.access_middleware import Access, Guard
 from dlp_edge.server.chat_request import Models
 from dlp_edge.server.http_errors import HttpError
-from dlp_edge.server.openai_schema import model_document, model_list
+from dlp_edge.server.openai_schema import model_document
 
 METRICS_TYPE = "text/plain; version=0.0.4"
 
@@ -67,7 +67,8 @@ def build_app(
         return PlainTextResponse(metrics.text(_gauges(answering, pool)), media_type=METRICS_TYPE)
 
     async def list_models(request: Request) -> Response:
-        return JSONResponse(model_list(models, created))
+        data = [model_document(name, created) for name in models]
+        return JSONResponse({"object": "list", "data": data})
 
     async def show_model(request: Request) -> Response:
         name = request.path_params["name"]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +16,10 @@ from dlp_edge.runtime.runtime import Runtime
 from dlp_edge.runtime.stream import AsyncStream
 from dlp_edge.server.body import read_json
 from dlp_edge.server.chat_request import Models
+from dlp_edge.server.events import Events, unless_disconnected
 from dlp_edge.server.http_errors import HttpError, to_http_error
 from dlp_edge.server.interfaces.interface import Documents, Interface
 from dlp_edge.server.metrics import Metrics, note_reply
-from dlp_edge.server.openai_schema import Document
 from dlp_edge.server.request_queue import RequestQueue
 
 
@@ -99,11 +98,11 @@ class Answering:
                 await asyncio.to_thread(self._runtime.stream, order.messages, **order.options)
             )
             if order.stream:
-                events = _Events(send, limits.send_seconds, interface.named)
+                events = Events(send, limits.send_seconds, interface.named)
                 work = self._send_pieces(documents, stream, events)
             else:
                 work = self._send_whole(documents, stream, request, send)
-            await _unless_disconnected(request.receive, work)
+            await unless_disconnected(request.receive, work)
 
     async def stop(self, grace: float) -> None:
         """Turns away who waits, and ends the answers under way after `grace` seconds."""
@@ -121,9 +120,7 @@ class Answering:
         document = documents.whole(stream.reply)
         await JSONResponse(document)(request.scope, request.receive, send)
 
-    async def _send_pieces(
-        self, documents: Documents, stream: AsyncStream, events: _Events
-    ) -> None:
+    async def _send_pieces(self, documents: Documents, stream: AsyncStream, events: Events) -> None:
         try:
             async with self._slot(stream):
                 async for chunk in stream:
@@ -180,58 +177,3 @@ class _Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._answering.answer(self._interface, scope, receive, send)
-
-
-class _Events:
-    """Server-sent events, the first of which begins the response.
-
-    Args:
-        named: see `Interface`.
-    """
-
-    def __init__(self, send: Send, seconds: float, named: bool) -> None:
-        self.begun = False
-        self._send = send
-        self._seconds = seconds
-        self._named = named
-
-    async def send(self, *documents: Document) -> None:
-        """Raises ClientDisconnect where the client takes nothing any more."""
-        if not self.begun:
-            self.begun = True
-            headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache")]
-            await self._send({"type": "http.response.start", "status": 200, "headers": headers})
-        await self._write("".join(map(self._event, documents)))
-
-    async def end(self) -> None:
-        await self._write("" if self._named else "data: [DONE]\n\n", more=False)
-
-    def _event(self, document: Document) -> str:
-        data = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
-        name = document.get("type", "error") if self._named else None
-        return f"data: {data}\n\n" if name is None else f"event: {name}\ndata: {data}\n\n"
-
-    async def _write(self, text: str, more: bool = True) -> None:
-        message = {"type": "http.response.body", "body": text.encode(), "more_body": more}
-        try:
-            await asyncio.wait_for(self._send(message), self._seconds)
-        except asyncio.TimeoutError:
-            raise ClientDisconnect from None
-
-
-async def _unless_disconnected(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
-    """Does the work, and gives it up when the client goes away."""
-
-    async def watch() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-
-    watching, working = asyncio.create_task(watch()), asyncio.create_task(work)
-    try:
-        await asyncio.wait((watching, working), return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in (watching, working):
-            task.cancel()
-        await asyncio.wait((watching, working))
-    if not working.cancelled():
-        working.result()

@@ -12,34 +12,40 @@ from starlette.types import Receive, Send
 
 from dlp_edge.server.openai_schema import Document
 
-_HEADERS = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache")]
-
 
 class Events:
     """Server-sent events, the first of which begins the response.
 
     Args:
         seconds: for which a client may leave its connection full before it counts as gone.
+        named: whether events carry their documents' `type` as their names, and the last document
+            ends the stream; otherwise `[DONE]` does.
     """
 
-    def __init__(self, send: Send, seconds: float) -> None:
+    def __init__(self, send: Send, seconds: float, named: bool = False) -> None:
         self.begun = False
         self._send = send
         self._seconds = seconds
+        self._named = named
 
-    async def send(self, document: Document) -> None:
+    async def send(self, *documents: Document) -> None:
         """Raises ClientDisconnect where the client takes nothing any more."""
         if not self.begun:
             self.begun = True
-            await self._send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
-        await self._write(json.dumps(document, ensure_ascii=False, separators=(",", ":")), True)
+            headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache")]
+            await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+        await self._write("".join(map(self._event, documents)))
 
     async def end(self) -> None:
-        await self._write("[DONE]", False)
+        await self._write("" if self._named else "data: [DONE]\n\n", more=False)
 
-    async def _write(self, data: str, more: bool) -> None:
-        body = f"data: {data}\n\n".encode()
-        message = {"type": "http.response.body", "body": body, "more_body": more}
+    def _event(self, document: Document) -> str:
+        data = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
+        name = document.get("type", "error") if self._named else None
+        return f"data: {data}\n\n" if name is None else f"event: {name}\ndata: {data}\n\n"
+
+    async def _write(self, text: str, more: bool = True) -> None:
+        message = {"type": "http.response.body", "body": text.encode(), "more_body": more}
         try:
             await asyncio.wait_for(self._send(message), self._seconds)
         except asyncio.TimeoutError:
