@@ -82,7 +82,11 @@ class DenseBackbone:
         built = folder / "built.onnx"  # the graph before the rewrite
         if not built.exists():
             folder.mkdir(exist_ok=True)
-            extra = {"fuse_mlp_gate_up": "true"} if source.architecture in FUSED_MLP else None
+            # The builder can put norms of queries and keys into attention for CUDA, where neither
+            # the comparison with PEFT on the CPU nor the fallback could follow.
+            extra = {"fuse_qk_norm_gqa": "false"}
+            if source.architecture in FUSED_MLP:
+                extra["fuse_mlp_gate_up"] = "true"
             build_graph(source.folder, _PRECISIONS[target], target, folder, extra)
             (folder / BACKBONE).rename(built)
         self.source = source

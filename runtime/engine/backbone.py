@@ -21,6 +21,8 @@ from dlp_edge.runtime.engine.operator_graph import slot_inputs, with_operators
 from dlp_edge.runtime.engine.operators import is_quantised
 from dlp_edge.runtime.engine.verify_graph import make_verify_graph
 
+# MatMulBnb4 copies a table from its stack at each run, which a replayed graph would read again.
+NOT_CAPTURED_FORMATS = ("nf4",)
 VERIFY_TOKENS = 8  # of one verify pass: the last token and up to 7 drafted ones
 
 
@@ -72,7 +74,8 @@ def open_backbone(
     elif not is_quantised(entry):
         device = device.without_operators()
     folder = path.parent if custom or weights is None else None
-    session = open_session(graph, device, weights, folder, device.cuda_graphs)
+    capture = device.cuda_graphs and entry.quantisation not in NOT_CAPTURED_FORMATS
+    session = open_session(graph, device, weights, folder, capture)
     _check_inputs(session, entry, custom)
     in_place = weights if custom and weights else {}
     onnxruntime_reads_files = weights is None

@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from dlp_edge.runtime.engine.ort_errors import engine_errors
+
 Shape = tuple[int, ...]
 Location = tuple[int, Shape]  # address and shape of a bound range
 
@@ -22,7 +24,8 @@ class BoundTensor:
     def __init__(self, array: npt.NDArray[Any], kind: str) -> None:
         self.host = array
         self._kind = kind
-        self._value = ort.OrtValue.ortvalue_from_numpy(array, kind, 0)
+        with engine_errors(kind):
+            self._value = ort.OrtValue.ortvalue_from_numpy(array, kind, 0)
 
     def is_backed_by(self, source: object) -> bool:
         """Whether this tensor wraps that very array."""

@@ -13,7 +13,7 @@ from dlp_edge.bundle.weight_file import Weights
 from dlp_edge.errors import BundleError, DeviceError, UsageError
 from dlp_edge.native_calls import native_calls
 from dlp_edge.runtime.engine.operators import PLAIN_OPERATORS, operators
-from dlp_edge.runtime.engine.ort_errors import first_line, is_out_of_memory
+from dlp_edge.runtime.engine.ort_errors import first_line, is_out_of_memory, out_of_memory
 
 CUDA_GRAPHS_VARIABLE = (
     "DLP_EDGE_CUDA_GRAPHS"  # 1 enables them; untested on a GPU, so off by default
@@ -97,7 +97,7 @@ def open_session(
     Raises:
         BundleError: onnxruntime cannot load the graph.
         DeviceError: onnxruntime fell back to another provider.
-        MemoryError: not enough memory.
+        MemoryError, DeviceMemoryError: not enough memory.
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = device.threads
@@ -123,7 +123,7 @@ def open_session(
             session = _open(model, options, provider, capture, in_place)
     except Exception as error:  # onnxruntime's exceptions have no common base class
         if is_out_of_memory(error):
-            raise MemoryError(first_line(error)) from error
+            raise out_of_memory(error, device.kind) from error
         raise BundleError(
             f"onnxruntime cannot load the graph ({first_line(error)})", "Export the bundle again"
         ) from error
