@@ -179,6 +179,8 @@ class Manifest:
     """Everything a runtime needs to know before it opens any other file of the bundle.
 
     Attributes:
+        target: the devices that it was exported for: "cpu", "cuda" or "webgpu", or several in this
+            order, joined by commas.
         edition: 0 as exported, incremented whenever an adapter is added or removed. It is part
             of the names of the files that such a change replaces (`edition_name`).
     """
@@ -191,6 +193,11 @@ class Manifest:
     router: RouterEntry | None
     files: dict[str, FileEntry]
     edition: int = 0
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The devices that it was exported for."""
+        return tuple(self.target.split(","))
 
 
 def check_adapter_name(name: str) -> str | None:

@@ -47,7 +47,7 @@ def stream_answer(engine: Engine, answer: Answer, interrupt: Interrupt) -> Itera
                 decoder.truncate(cached)  # drops the draft's other tokens
             if answer.done:
                 return
-            draft = answer.draft(VERIFY_TOKENS)
+            draft = answer.draft(VERIFY_TOKENS) if decoder.can_verify else []
             if step.fusion is not None:  # a sentence starts under other adapters
                 _refuse(engine, answer, step.fusion, 0, interrupt)
             started = perf_counter()

@@ -2,7 +2,8 @@
 
 HEADERS is the folder with CUDA's driver_types.h (in the wheel nvidia-cuda-runtime). The libraries
 export what onnxruntime's CUDA provider imports: the functions of `stub.c`, and for all others one
-that returns success. Load them with LD_LIBRARY_PATH=OUT. Needs Linux, gcc and nm.
+that returns success; and NVIDIA's driver library (`nvml.c`). Load them with LD_LIBRARY_PATH=OUT.
+Needs Linux, gcc and nm.
 """
 
 from __future__ import annotations
@@ -14,18 +15,25 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("stub.c")
+SOURCES = {  # the others only return success
+    "libcudart": Path(__file__).with_name("stub.c"),
+    "libnvidia-ml": Path(__file__).with_name("nvml.c"),
+}
 # Loaded by name, whatever the provider imports from them.
-ALWAYS: dict[str, list[str]] = {"libcurand.so.10": [], "libcuda.so.1": ["cuTensorMapEncodeTiled"]}
+ALWAYS: dict[str, list[str]] = {
+    "libcurand.so.10": [],
+    "libcuda.so.1": ["cuTensorMapEncodeTiled"],
+    "libnvidia-ml.so.1": [],
+}
 
 
 def build(headers: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    own = SOURCE.read_text(encoding="utf-8")
     for library, functions in {**imports(provider()), **ALWAYS}.items():
-        is_runtime = library.startswith("libcudart")
-        missing = [f for f in functions if not (is_runtime and re.search(rf"\b{f}\(", own))]
-        code = (own if is_runtime else "void stub_gemm(void);\n") + "".join(map(body, missing))
+        own = SOURCES.get(library.partition(".")[0])
+        code = "void stub_gemm(void);\n" if own is None else own.read_text(encoding="utf-8")
+        missing = [name for name in functions if not re.search(rf"\b{name}\(", code)]
+        code += "".join(map(body, missing))
         source = out / f"{library}.c"
         source.write_text(code, encoding="utf-8")
         options = ["-O1", "-w", "-shared", "-fPIC", "-I", headers, f"-Wl,-soname,{library}"]

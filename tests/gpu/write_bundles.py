@@ -1,8 +1,9 @@
-"""Writes tiny bundles for the GPU tests: `python -m tests.gpu.write_bundles OUT [FAMILY ...]`.
+"""Writes tiny bundles for the GPU tests: `python -m tests.gpu.write_bundles OUT [--webgpu]`.
 
-One of every family and format for CUDA, OUT/FAMILY-FORMAT. They are exported where torch and the
-model builder are, and tested where onnxruntime-gpu is: the two onnxruntimes exclude each other.
-Existing ones are kept.
+For CUDA, one of every family and format, OUT/FAMILY-FORMAT, and some for the CPU as well; with
+--webgpu, some families in every format. They are exported where torch and the model builder are,
+and tested where a GPU's onnxruntime is: the onnxruntimes exclude each other. Existing bundles are
+kept.
 """
 
 from __future__ import annotations
@@ -19,23 +20,38 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "all": {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"},
     "attention": {"r": 8, "lora_alpha": 8, "target_modules": r".*\.(q|v|qkv)_proj"},
 }
+WEBGPU_FAMILIES = ("smollm2", "qwen3", "mistral", "phi3", "granite", "gemma2")
+SHARED_FAMILIES = ("smollm2", "qwen3", "mistral", "phi3", "granite")  # for the CPU and CUDA at once
 
 
-def write(out: Path, family: str) -> None:
+def write(out: Path, family: str, quantisation: str, target: str) -> None:
+    bundle = out / "-".join((family, quantisation, *target.split(",")[1:]))
+    if bundle.exists():
+        return
     sources = out / "sources" / family
-    backbone = sources / "backbone"
-    if not backbone.exists():
-        make_backbone(family, backbone)
+    if not sources.exists():
+        make_backbone(family, sources / "backbone")
         for name, settings in ADAPTERS.items():
-            make_adapter(backbone, sources / name, **settings)
+            make_adapter(sources / "backbone", sources / name, **settings)
     adapters = {name: sources / name for name in ADAPTERS}
-    for quantisation in FORMATS["cuda"]:
-        bundle = out / f"{family}-{quantisation}"
-        if not bundle.exists():
-            export_bundle(str(backbone), adapters, None, bundle, quantisation, "cuda", fast=True)
-            print(bundle.name, flush=True)
+    backbone = str(sources / "backbone")
+    export_bundle(backbone, adapters, None, bundle, quantisation, target, fast=True)
+    print(bundle.name, flush=True)
+
+
+def main(out: Path, webgpu: bool) -> None:
+    if webgpu:
+        for family in WEBGPU_FAMILIES:
+            for quantisation in FORMATS["webgpu"]:
+                write(out, family, quantisation, "cpu,webgpu")
+        return
+    for family in FAMILIES:
+        for quantisation in FORMATS["cuda"]:
+            write(out, family, quantisation, "cuda")
+    for family in SHARED_FAMILIES:
+        for quantisation in FORMATS["cuda"]:
+            write(out, family, quantisation, "cpu,cuda")
 
 
 if __name__ == "__main__":
-    for name in sys.argv[2:] or FAMILIES:
-        write(Path(sys.argv[1]), name)
+    main(Path(sys.argv[1]), webgpu="--webgpu" in sys.argv[2:])
