@@ -89,6 +89,13 @@ def test_ray(session: nox.Session) -> None:
 
 
 @nox.session
+def test_gpu_stub(session: nox.Session) -> None:
+    """Bundles for CUDA on a stub of CUDA: where nodes lie, what is captured (Linux, gcc)."""
+    session.install(*CONSTRAINTS, "-e", ".[export,test]")
+    session.run(str(ROOT / ".ci" / "gpu-stub"), external=True, env={"PYTHON": python_of(session)})
+
+
+@nox.session
 def sanitize(session: nox.Session) -> None:
     """The operator in C under AddressSanitizer and UBSan (Linux, gcc)."""
     session.install(*CONSTRAINTS, "-e", ".[export,test]")

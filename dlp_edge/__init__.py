@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         BusyError,
         ContextLengthError,
         DeviceError,
+        DeviceMemoryError,
         DlpEdgeError,
         ResourceError,
         RouterError,
@@ -52,7 +53,7 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())  # silent unless t
 _NAMES = {
     "dlp_edge.errors": (
         "AdapterError BackboneError BundleError BusyError ContextLengthError DeviceError "
-        "DlpEdgeError ResourceError RouterError UsageError"
+        "DeviceMemoryError DlpEdgeError ResourceError RouterError UsageError"
     ),
     "dlp_edge.types": (
         "AdapterInfo Chunk Estimate Likelihood Message Reply RouteDecision Sentence Timings Token "
@@ -75,6 +76,7 @@ __all__ = [
     "Chunk",
     "ContextLengthError",
     "DeviceError",
+    "DeviceMemoryError",
     "DlpEdgeError",
     "Estimate",
     "GenerateOptions",

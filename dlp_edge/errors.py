@@ -72,5 +72,9 @@ class DeviceError(ResourceError):
     """The requested device or execution provider is not available."""
 
 
+class DeviceMemoryError(DeviceError):
+    """The device's memory ran out; the CPU may have enough."""
+
+
 class BusyError(ResourceError):
     """The runtime is busy with another request, and the call does not wait."""

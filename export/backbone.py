@@ -26,16 +26,18 @@ from dlp_edge.export.quantisation.nf4 import BLOCK as NF4_BLOCK
 from dlp_edge.export.quantisation.nf4 import round_nf4
 from dlp_edge.export.quantisation.quantise import HEAD, Chooser, Quantised, Quantiser, store_half
 from dlp_edge.export.quantisation.quantized_matrix import round_int8
+from dlp_edge.export.report import APART
 from dlp_edge.export.slots import prepare_graph
 from dlp_edge.export.source import Source
 from dlp_edge.export.suppress_output import suppress_output
 from dlp_edge.export.weights import WeightFile
 from dlp_edge.models.architectures import FUSED_MLP
 
-# The weight formats of each target, and its compute type.
+# The weight formats of each target, and the compute type of a graph.
 FORMATS = {
     "cpu": ("int8", "int4", "nf4", "fp16", "fp32"),
     "cuda": ("int8", "int4", "nf4", "fp16"),
+    "webgpu": ("int8", "int4", "fp32"),
 }
 DTYPES: dict[str, Literal["float32", "float16"]] = {"cpu": "float32", "cuda": "float16"}
 _PRECISIONS = {"cpu": "fp32", "cuda": "fp16"}
@@ -43,17 +45,49 @@ _PRECISIONS = {"cpu": "fp32", "cuda": "fp16"}
 OnProgress = Callable[[float], None]
 
 
+def check_target_names(target: str) -> str:
+    """One or several targets, joined by commas, in the order of a manifest.
+
+    Raises:
+        UsageError: one is unknown.
+    """
+    names = target.split(",")
+    for name in names:
+        if name not in FORMATS:
+            raise UsageError(f"unknown target {name!r}", f"Use {', '.join(FORMATS)}, or several")
+    return ",".join(name for name in FORMATS if name in names)
+
+
 def check_format(quantisation: str | None, target: str) -> None:
-    """Raise UsageError if the target does not support the format; None is its default."""
-    if target not in FORMATS:
-        raise UsageError(f"unknown target {target!r}", f"Use {' or '.join(FORMATS)}")
-    if quantisation is not None and quantisation not in FORMATS[target]:
-        known = any(quantisation in formats for formats in FORMATS.values())
+    """Raise UsageError if a target does not support the format; None is the default."""
+    names = check_target_names(target).split(",")
+    common = [name for name in FORMATS["cpu"] if all(name in FORMATS[one] for one in names)]
+    if quantisation is not None and quantisation not in common:
+        known = quantisation in FORMATS["cpu"]
         raise UsageError(
             f"{quantisation} does not go with --target {target}"
             if known
             else f"unknown quantisation {quantisation!r}",
-            f"Use {', '.join(FORMATS[target])}",
+            f"Use {', '.join(common)}",
+        )
+
+
+def graph_target(target: str) -> str:
+    """The target that the model builder writes the graph for: "cuda" in half precision, "cpu" in
+    single precision, which WebGPU runs as it is and CUDA after a conversion at load time."""
+    return "cuda" if target == "cuda" else "cpu"
+
+
+def needs_half(target: str) -> bool:
+    """Whether CUDA is one of several targets."""
+    return "cuda" in target and target != "cuda"
+
+
+def check_half(architecture: str, target: str) -> None:
+    """Raise UsageError for an architecture that needs single precision in places."""
+    if needs_half(target) and architecture.startswith("Gemma"):
+        raise UsageError(
+            f"{architecture} overflows in half precision unless its norms stay in single", APART
         )
 
 
@@ -83,7 +117,11 @@ class DenseBackbone:
         built = folder / "built.onnx"  # the graph before the rewrite
         if not built.exists():
             folder.mkdir(exist_ok=True)
-            extra = {"fuse_mlp_gate_up": "true"} if source.architecture in FUSED_MLP else None
+            # The builder can put norms of queries and keys into attention for CUDA, where neither
+            # the comparison with PEFT on the CPU nor the fallback could follow.
+            extra = {"fuse_qk_norm_gqa": "false"}
+            if source.architecture in FUSED_MLP:
+                extra["fuse_mlp_gate_up"] = "true"
             build_graph(source.folder, _PRECISIONS[target], target, folder, extra)
             move(folder / BACKBONE, built)
         self.source = source

@@ -20,7 +20,14 @@ from dlp_edge.bundle.manifest import BackboneEntry, FileEntry, Manifest
 from dlp_edge.bundle.peft_reader import PeftAdapter, read_adapters
 from dlp_edge.errors import BackboneError, DlpEdgeError, RouterError
 from dlp_edge.export import greedy, report
-from dlp_edge.export.backbone import DenseBackbone, check_format
+from dlp_edge.export.backbone import (
+    DenseBackbone,
+    check_format,
+    check_half,
+    check_target_names,
+    graph_target,
+    needs_half,
+)
 from dlp_edge.export.plan import plan_export
 from dlp_edge.export.router import export_router, router_labels
 from dlp_edge.export.source import Source, dequantised_bytes, load_source
@@ -59,7 +66,8 @@ def export_bundle(
         out: the bundle to write; an existing one is replaced only once the new one is complete.
         quantisation: one of `FORMATS` for the target; None picks the fastest within 1.02 times the
             source's perplexity.
-        target: "cpu" or "cuda", the device that the bundle is for.
+        target: "cpu", "cuda" or "webgpu", the device that the bundle is for; or several, joined by
+            commas, which share one graph in single precision.
         chat_template: Jinja text instead of the backbone's own template.
         on_progress: called with (step, fraction).
         fast: measure the perplexity on less text, and leave out what only the report needs: greedy
@@ -75,6 +83,7 @@ def export_bundle(
     """
     notify = on_progress or (lambda step, fraction: None)
     check_format(quantisation, target)
+    target = check_target_names(target)
     check_template(chat_template)
     check_target(out, is_bundle)
     if router is not None:
@@ -131,6 +140,9 @@ def export_bundle(
             asked,
             lambda done: notify("comparing with transformers and PEFT", 0.78 + 0.2 * done),
         )
+        if needs_half(target):
+            notify("measuring half precision", 0.97)
+            content["half"] = report.measure_half(entry, stacked, staging, _heldout(staging))
         content["remarks"] += _losses(content, quantisation)
         content["seconds"] = time.perf_counter() - start_time
         (staging / files.REPORT).write_text(json.dumps(content, indent=1), encoding="utf-8")
@@ -180,7 +192,8 @@ def _write_backbone(
     staging: Path,
     notify: Progress,
 ) -> BackboneEntry:
-    dense = DenseBackbone(source, modules, target, work / "dense", calibration)
+    check_half(source.architecture, target)
+    dense = DenseBackbone(source, modules, graph_target(target), work / "dense", calibration)
     notify("checking the weights", 0.35)
     chosen = quantisation or dense.default_format()
     step = f"quantising the backbone ({chosen})"
@@ -239,7 +252,7 @@ def _report(
     Accuracy carries over to another target; time does not, so it is left out there.
     """
     found = _run(entry, adapters, stacked, staging, asked)
-    if target != "cpu":
+    if "cpu" not in target.split(","):
         found = replace(found, milliseconds=None)
     measured = report.compare(source, adapters, found, on_progress)
     return {
@@ -283,9 +296,15 @@ def _run(
         answers = greedy.greedy_answers(side_by_side, asked, count)
         del side_by_side
     engine = make_engine(graph, stacked, min(entry.context_length, report.PERPLEXITY_TOKENS))
-    tokenizer = Tokenizer.from_file(str(staging / files.TOKENIZER))
-    text = report.HELDOUT.read_text(encoding="utf-8")
-    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    ids = _heldout(staging)
     return report.run_bundle(
         engine, adapters, ids, list(zip(asked, answers, strict=True)), fast=not asked
     )
+
+
+def _heldout(staging: Path) -> list[int]:
+    """The held-out text in the bundle's tokens."""
+    tokenizer = Tokenizer.from_file(str(staging / files.TOKENIZER))
+    text = report.HELDOUT.read_text(encoding="utf-8")
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+    return ids

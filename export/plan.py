@@ -99,7 +99,7 @@ def plan_export(backbone: str, quantisation: str | None = None, target: str = "c
     bundle = _BODY[chosen] * (parameters - embeddings * largest) + _HEAD[chosen] * largest
     bundle += 0 if shared else _EMBEDDING * largest
     logits = 2 * 4 * PERPLEXITY_TOKENS * max(max(shape) for _, shape in tensors)
-    dense = parameters * (4 if target == "cpu" else 2)
+    dense = parameters * (2 if target == "cuda" else 4)
     return Plan(
         architecture=architecture,
         parameters=parameters,

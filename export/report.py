@@ -5,18 +5,27 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dlp_edge.bundle.adapter_stack import AdapterStack
+from dlp_edge.bundle.files import BACKBONE, BACKBONE_DATA
+from dlp_edge.bundle.graph_allowlist import BACKBONE_OPERATORS
+from dlp_edge.bundle.manifest import BackboneEntry
 from dlp_edge.bundle.peft_reader import PeftAdapter
+from dlp_edge.bundle.weight_file import read_weights
 from dlp_edge.errors import AdapterError, BackboneError
 from dlp_edge.export.reference import Logits, Reference
 from dlp_edge.export.source import Source
-from dlp_edge.runtime.decoding.engine import Engine
+from dlp_edge.onnx_bytes.reader import read_graph
+from dlp_edge.runtime.decoding.engine import Engine, make_engine
+from dlp_edge.runtime.engine.backbone import open_backbone
 from dlp_edge.runtime.engine.decoder import Decoder
+from dlp_edge.runtime.engine.device import choose_device
+from dlp_edge.runtime.engine.half_graph import half_graph, half_weights
 
 HELDOUT = Path(__file__).with_name("heldout.txt")
 PARITY_TOKENS = 200
@@ -35,6 +44,7 @@ ANOTHER_MODEL = 0.7
 # Perplexity ratios up to which a bundle is called good or usable.
 GOOD = 1.02
 USABLE = 1.1
+APART = "Export for CUDA apart: --target cuda"  # where half precision is too little
 
 
 @dataclass(frozen=True)
@@ -219,6 +229,40 @@ def perplexity(logits: Logits, ids: Sequence[int]) -> float:
         top = scores.max()
         losses.append(top + np.log(np.exp(scores - top).sum()) - scores[chosen])
     return float(np.exp(np.mean(losses)))
+
+
+def measure_half(
+    entry: BackboneEntry, stack: AdapterStack, folder: Path, ids: Sequence[int]
+) -> dict[str, Any]:
+    """Perplexity of the base model on a text, in single precision and as CUDA converts a bundle for
+    several targets (`runtime/engine/half_graph.py`), both on the CPU.
+
+    Raises:
+        BackboneError: the conversion loses too much.
+    """
+    ids = list(ids[: min(FAST_TOKENS, entry.context_length)])
+    data, path = (folder / BACKBONE).read_bytes(), folder / BACKBONE_DATA
+    size = path.stat().st_size
+    tensors = read_graph(data, BACKBONE_OPERATORS, BACKBONE_DATA, size).tensors.values()
+    with path.open("rb") as file:
+        weights, _, _ = read_weights(file, size, tensors, lambda fraction: None)
+    device = choose_device("cpu", "cpu", None).without_operators()
+    found = []
+    for kind in ("float32", "float16"):
+        graph = data
+        if kind == "float16":
+            graph, weights = half_graph(data), half_weights(weights)
+        backbone = open_backbone(
+            folder / BACKBONE, replace(entry, dtype=kind), device, graph, weights
+        )
+        engine = make_engine(backbone, stack, len(ids))
+        found.append(perplexity(engine.decoder.all_logits(ids).astype(np.float32), ids))
+    single, half = found
+    if not half <= GOOD * single:  # False for NaN
+        raise BackboneError(
+            f"half precision makes the perplexity {half / single:.3g} times as large", APART
+        )
+    return {"tokens": len(ids) - 1, "single": single, "half": half, "ratio": half / single}
 
 
 def _differences(actual: Logits, expected: Logits) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from dlp_edge.bundle import files
 from dlp_edge.bundle.adapter_stack import AdapterStack, converted
 from dlp_edge.bundle.bundle import Bundle
 from dlp_edge.bundle.manifest import Manifest
-from dlp_edge.errors import ContextLengthError, UsageError
+from dlp_edge.errors import BundleError, ContextLengthError, DeviceError, UsageError
 from dlp_edge.runtime.decoding.answer import Answer, Vocabulary
 from dlp_edge.runtime.decoding.engine import Engine, make_engine
 from dlp_edge.runtime.decoding.loop import run_batch
@@ -17,7 +17,7 @@ from dlp_edge.runtime.decoding.request_answers import RequestAnswers
 from dlp_edge.runtime.decoding.scoring import log_likelihoods
 from dlp_edge.runtime.decoding.tool_calls import AnswerTools
 from dlp_edge.runtime.engine.backbone import Backbone, open_backbone
-from dlp_edge.runtime.engine.device import Device
+from dlp_edge.runtime.engine.device import Device, choose_device, fallback_device
 from dlp_edge.runtime.engine.interrupt import Interrupt
 from dlp_edge.runtime.engine.ort_errors import ANSWERING, memory_for
 from dlp_edge.runtime.engine.prefix_cache import PrefixCache
@@ -27,6 +27,7 @@ from dlp_edge.runtime.memory import (
     cache_bytes,
     check_address_space,
     check_memory,
+    device_bytes,
 )
 from dlp_edge.runtime.request import RequestOptions, with_one_seed
 from dlp_edge.runtime.request_plan import plan_requests, route_requests
@@ -188,6 +189,25 @@ def adapter_infos(manifest: Manifest) -> tuple[AdapterInfo, ...]:
         AdapterInfo(entry.name, entry.rank, entry.target_modules, entry.name in labels)
         for entry in manifest.adapters
     )
+
+
+def load_on(
+    requested: str,
+    bundle: Bundle,
+    threads: int | None,
+    max_context: int,
+    budgets: CacheBudgets,
+    on_progress: Progress,
+) -> LoadedBundle:
+    """Loads a bundle on the device requested ("auto" chooses one); see `load`."""
+    manifest = bundle.manifest
+    needed = device_bytes(manifest, max_context)
+    device = choose_device(requested, manifest.target, threads, needed)
+    try:
+        return load(bundle, device, max_context, budgets, on_progress)
+    except (BundleError, DeviceError) as error:
+        device = fallback_device(requested, device, manifest.target, error)
+    return load(bundle, device, max_context, budgets, on_progress)
 
 
 def load(

@@ -71,6 +71,14 @@ def estimate(path: str | Path, max_context: int) -> Estimate:
     return _estimate(open_bundle(path).manifest, max_context)
 
 
+def device_bytes(manifest: Manifest, max_context: int) -> int:
+    """Bytes that a bundle takes in the memory of a GPU that computes in fp16."""
+    memory = _estimate(manifest, max_context)
+    halves = 2 if manifest.backbone.dtype == "float32" else 1
+    weights = manifest.files[files.BACKBONE_DATA].size
+    return weights + (memory.adapters + memory.cache) // halves
+
+
 def check_memory(bundle: Bundle) -> None:
     """Raise ResourceError if there is not enough memory to load the bundle.
 
@@ -91,7 +99,7 @@ def check_memory(bundle: Bundle) -> None:
 
 def _estimate(manifest: Manifest, max_context: int) -> Estimate:
     backbone = manifest.backbone
-    on_cpu = manifest.target == "cpu"
+    on_cpu = "cpu" in manifest.targets
 
     def size(name: str) -> int:
         entry = manifest.files.get(file_name(manifest, name))

@@ -17,10 +17,9 @@ from dlp_edge.checks import check_number, check_positive
 from dlp_edge.errors import UsageError
 from dlp_edge.runtime.adapters.edit import Examples, add_skill, remove_skill
 from dlp_edge.runtime.batching.job import Job
-from dlp_edge.runtime.engine.device import choose_device
 from dlp_edge.runtime.engine.ort_errors import ANSWERING, CHANGING, LOADING, let_go, memory_for
 from dlp_edge.runtime.lifetime import Lifetime
-from dlp_edge.runtime.loaded_bundle import LoadedBundle, Progress, adapter_infos, load
+from dlp_edge.runtime.loaded_bundle import LoadedBundle, Progress, adapter_infos, load_on
 from dlp_edge.runtime.memory import CacheBudgets, estimate, release_memory, trim
 from dlp_edge.runtime.options import GenerateOptions, RouteOptions, check_callable
 from dlp_edge.runtime.request import parse_batch, parse_options
@@ -53,7 +52,8 @@ class Runtime(Lifetime):
 
     Args:
         path: the bundle's folder.
-        device: "auto" (the bundle's target), "cpu" or "cuda".
+        device: "cuda", "webgpu", "cpu", or "auto": the first of these that the bundle is for and
+            that works here. `rt.device` says which, and `rt.device.reason` why.
         max_context: tokens of prompt and answer together, at most the backbone's own context.
         threads: CPU threads; None takes those that this process may use, 8 at most.
         on_progress: called with (stage, fraction) while loading; an exception that it raises
@@ -69,7 +69,7 @@ class Runtime(Lifetime):
     Raises:
         BundleError: the bundle is missing, damaged, of another version, or not signed with the
             trusted key.
-        DeviceError: the device is missing.
+        DeviceError: the device is missing, or does not work.
         ResourceError: not enough memory.
 
     Thread-safe: requests of several threads are answered side by side.
@@ -104,9 +104,8 @@ class Runtime(Lifetime):
 
                 def read(bundle: Bundle) -> LoadedBundle:
                     self._bundle = bundle
-                    chosen = choose_device(device, bundle.manifest.target, threads)
                     budgets = CacheBudgets(cache_budget, prefix_cache)
-                    return load(bundle, chosen, max_context, budgets, report)
+                    return load_on(device, bundle, threads, max_context, budgets, report)
 
                 self._loaded = read_current(path, read, self._trusted)
                 self.device = self._loaded.backbone.device

@@ -21,8 +21,7 @@ from dlp_edge.bench.machine import copy_bandwidth, peak_memory
 from dlp_edge.bundle.bundle import open_bundle
 from dlp_edge.bundle.files import BACKBONE_DATA
 from dlp_edge.errors import UsageError
-from dlp_edge.runtime.engine.device import choose_device
-from dlp_edge.runtime.loaded_bundle import LoadedBundle, load
+from dlp_edge.runtime.loaded_bundle import LoadedBundle, load_on
 from dlp_edge.runtime.memory import CacheBudgets
 from dlp_edge.runtime.routing.policy import load_router
 
@@ -98,8 +97,8 @@ def measure(
         raise UsageError(
             "the bundle has no slots for adapters", "Measure one exported with adapters"
         )
-    chosen = choose_device(device, manifest.target, threads)
-    loaded = load(bundle, chosen, room, CacheBudgets(), lambda stage, fraction: None)
+    budgets = CacheBudgets()
+    loaded = load_on(device, bundle, threads, room, budgets, lambda stage, fraction: None)
     load_seconds = time.perf_counter() - begun
     routers = {
         name: router
@@ -108,7 +107,7 @@ def measure(
     }
     cases = synthetic_cases(loaded, synthetic) if synthetic else own_cases(loaded, routers)
     samples = _rounds(cases, _work(loaded, prompt_tokens, room), rounds, tell)
-    copying = copy_bandwidth(chosen.threads)
+    copying = copy_bandwidth(loaded.backbone.device.threads)
     weights = manifest.files[BACKBONE_DATA].size
     base = next(iter(samples))
     return {

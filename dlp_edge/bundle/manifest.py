@@ -195,6 +195,8 @@ class Manifest:
     """Everything a runtime needs to know before it opens any other file of the bundle.
 
     Attributes:
+        target: the devices that it was exported for: "cpu", "cuda" or "webgpu", or several in this
+            order, joined by commas.
         edition: 0 as exported, incremented whenever an adapter is added or removed. It is part
             of the names of the files that such a change replaces (`edition_name`).
     """
@@ -207,6 +209,11 @@ class Manifest:
     router: RouterEntry | None
     files: dict[str, FileEntry]
     edition: int = 0
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The devices that it was exported for."""
+        return tuple(self.target.split(","))
 
 
 @dataclass(frozen=True)

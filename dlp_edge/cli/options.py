@@ -25,7 +25,7 @@ def add_bundle(parser: argparse.ArgumentParser) -> None:
 
 
 def add_engine(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "webgpu"))
     parser.add_argument("--max-context", type=int, default=4096, metavar="TOKENS")
     parser.add_argument("--threads", type=int, help="CPU threads")
 

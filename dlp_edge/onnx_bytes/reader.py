@@ -54,8 +54,8 @@ TENSOR = {1: _MANY_NUMBERS, 2: _ONE_NUMBER, 8: _ONE, 9: _ONE, 12: _ONE}
 TENSOR.update({13: _MANY, 14: _ONE_NUMBER})
 _PAIR = {1: _ONE, 2: _ONE}
 VALUE = {1: _ONE, 2: _ONE, 3: _ONE}
-_TYPE = {1: _ONE, 6: _ONE}
-_TENSOR_TYPE = {1: _ONE_NUMBER, 2: _ONE}
+TYPE = {1: _ONE, 6: _ONE}
+TENSOR_TYPE = {1: _ONE_NUMBER, 2: _ONE}
 _SHAPE = {1: _MANY}
 _DIMENSION = {1: _ONE_NUMBER, 2: _ONE, 3: _ONE}
 
@@ -233,8 +233,8 @@ def _check_places(tensors: list[Tensor]) -> None:
 def _value(data: memoryview) -> Value:
     message = read_message(data, VALUE)
     name = text(message, 1)
-    kinds = [read_message(part, _TYPE) for part in parts(message, 2)]
-    types = [read_message(part, _TENSOR_TYPE) for kind in kinds for part in parts(kind, 1)]
+    kinds = [read_message(part, TYPE) for part in parts(message, 2)]
+    types = [read_message(part, TENSOR_TYPE) for kind in kinds for part in parts(kind, 1)]
     if len(types) != 1 or not parts(types[0], 2):
         raise ValueError(f"{name[:200]!r} is not a tensor of known rank")
     dimensions = parts(read_message(parts(types[0], 2)[0], _SHAPE), 1)

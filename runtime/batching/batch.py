@@ -14,7 +14,7 @@ from time import perf_counter
 from dlp_edge.runtime.batching.job import Job
 from dlp_edge.runtime.decoding.answer import Answer, Step
 from dlp_edge.runtime.decoding.engine import Engine
-from dlp_edge.runtime.engine.decoder import PREFILL_CHUNK, Logits
+from dlp_edge.runtime.engine.decoder import Logits
 from dlp_edge.runtime.engine.interrupt import Cancelled
 from dlp_edge.runtime.memory import check_address_space
 from dlp_edge.types import Chunk
@@ -110,7 +110,7 @@ class Batch:
         member, decoder = self.reading[0], self._engine.decoder
         logits: Logits | None = None
         if member.unread:
-            size = CHUNK_BESIDE if self.running else PREFILL_CHUNK
+            size = CHUNK_BESIDE if self.running else decoder.longest_pass
             chunk, rest = member.unread[:size], member.unread[size:]
             started = perf_counter()
             try:

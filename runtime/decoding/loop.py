@@ -59,7 +59,7 @@ def answer_steps(
             if answer.done:
                 engine.remember(0)
                 return
-            draft = answer.draft(VERIFY_TOKENS)
+            draft = answer.draft(VERIFY_TOKENS) if decoder.can_verify else []
             if step.fusion is not None:  # a sentence starts under other adapters
                 _refuse(engine, answer, step.fusion, 0, interrupt)
             started = perf_counter()

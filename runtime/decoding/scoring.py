@@ -46,9 +46,10 @@ def log_likelihoods(
         fed = whole[first - 1 :] if ends else whole[first - 1 : -1]
         targets = [[token] for token in whole[first:]] + ([list(ends)] if ends else [])
         total = 0.0
-        for at in range(0, len(fed), SCORE_CHUNK):
-            rows = decoder.all_logits(fed[at : at + SCORE_CHUNK])
-            for row, ids in zip(rows, targets[at : at + SCORE_CHUNK], strict=True):
+        size = min(SCORE_CHUNK, decoder.longest_pass)
+        for at in range(0, len(fed), size):
+            rows = decoder.all_logits(fed[at : at + size])
+            for row, ids in zip(rows, targets[at : at + size], strict=True):
                 total += float(np.logaddexp.reduce(log_probabilities(row)[ids]))
         found.append((total, len(whole) - first))
     return found

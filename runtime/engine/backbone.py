@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -14,10 +14,16 @@ from dlp_edge.bundle.weight_file import Weights, in_half
 from dlp_edge.errors import BundleError
 from dlp_edge.runtime.engine.cuda_graphs import CudaGraphs, uses_cuda_graphs
 from dlp_edge.runtime.engine.device import Device, open_session
+from dlp_edge.runtime.engine.half_graph import half_graph, half_weights
 from dlp_edge.runtime.engine.operator_graph import slot_inputs, with_operators
 from dlp_edge.runtime.engine.operators import is_quantised
+from dlp_edge.runtime.engine.self_check import largest_right_chunk
 from dlp_edge.runtime.engine.verify_graph import make_verify_graph
+from dlp_edge.runtime.engine.webgpu_graph import for_webgpu
 
+# MatMulBnb4 copies a table from its stack at each run, which a replayed graph would read again.
+NOT_CAPTURED_FORMATS = ("nf4",)
+PREFILL_CHUNK = 512  # tokens of a pass over a prompt
 VERIFY_TOKENS = 8  # of one verify pass: the last token and up to 7 drafted ones
 
 
@@ -30,6 +36,7 @@ class Backbone:
         cuda_graphs: graph ids of its decode steps; None if the session captures none.
         weights: arrays that the session reads in place; held here to keep them alive.
         verify_session: opens the graph of a verify pass (`verify_graph.py`) on the first call.
+        prefill_chunk: tokens of a pass over a prompt.
     """
 
     session: ort.InferenceSession
@@ -39,6 +46,7 @@ class Backbone:
     cuda_graphs: CudaGraphs | None
     weights: Weights
     verify_session: Callable[[], ort.InferenceSession]
+    prefill_chunk: int = PREFILL_CHUNK
 
 
 def open_backbone(
@@ -54,14 +62,18 @@ def open_backbone(
     Args:
         path: the graph's file; its external data lies beside it.
         model, weights: the contents of these files, if already read.
-        reread: reads the weights again, for the verify graph.
+        reread: reads the weights again, for the verify graph, or where CUDA needs them in fp16.
 
     Raises:
         BundleError: onnxruntime cannot load the graph, or it contradicts the manifest.
-        DeviceError: onnxruntime fell back to another provider.
-        MemoryError: not enough memory.
+        DeviceError: onnxruntime fell back to another provider, or the device fails its self-check.
+        MemoryError, DeviceMemoryError: not enough memory.
     """
     graph = path.read_bytes() if model is None else model
+    if device.kind == "cuda" and entry.dtype == "float32":  # exported for several targets
+        graph, entry, read_single = half_graph(graph), replace(entry, dtype="float16"), reread
+        weights = half_weights(read_single() if weights is None else weights)
+        reread = lambda: half_weights(read_single())  # noqa: E731
     # Linear reads weights in place; onnxruntime's operators repack them.
     custom = device.operators is not None and is_quantised(entry)
     if custom:
@@ -69,7 +81,13 @@ def open_backbone(
     elif not is_quantised(entry):
         device = device.without_operators()
     folder = path.parent if custom or weights is None else None
-    session = open_session(graph, device, weights, folder, device.cuda_graphs)
+    capture = device.cuda_graphs and entry.quantisation not in NOT_CAPTURED_FORMATS
+
+    prefill_chunk = PREFILL_CHUNK
+    if device.kind == "webgpu":
+        graph = for_webgpu(graph)
+        prefill_chunk = largest_right_chunk(graph, entry, device, weights, folder)
+    session = open_session(graph, device, weights, folder, capture)
     _check_inputs(session, entry, custom)
     in_place = weights if custom and weights else {}
     onnxruntime_reads_files = weights is None
@@ -80,7 +98,16 @@ def open_backbone(
         return open_session(make_verify_graph(graph, VERIFY_TOKENS), device, again, folder)
 
     cuda_graphs = CudaGraphs() if uses_cuda_graphs(session) else None
-    return Backbone(session, entry, device, custom, cuda_graphs, in_place, open_verify_session)
+    return Backbone(
+        session,
+        entry,
+        device,
+        custom,
+        cuda_graphs,
+        in_place,
+        open_verify_session,
+        prefill_chunk,
+    )
 
 
 def _rewrite(

@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from dlp_edge.runtime.engine.ort_errors import engine_errors
+
 Shape = tuple[int, ...]
 Location = tuple[int, Shape]  # address and shape of a bound range
 
@@ -22,7 +24,8 @@ class BoundTensor:
     def __init__(self, array: npt.NDArray[Any], kind: str) -> None:
         self.host = array
         self._kind = kind
-        self._value = ort.OrtValue.ortvalue_from_numpy(array, kind, 0)
+        with engine_errors(kind):
+            self._value = ort.OrtValue.ortvalue_from_numpy(array, kind, 0)
 
     def is_backed_by(self, source: object) -> bool:
         """Whether this tensor wraps that very array."""
@@ -37,8 +40,8 @@ class BoundTensor:
         if self._kind != "cpu":
             self._value.update_inplace(self.host)
 
-    def download(self) -> None:
-        """Copy what a pass wrote back to the host array."""
+    def download(self, first: int = 0, count: int | None = None) -> None:
+        """Copy what a pass wrote into the rows [first, first + count) back to the host array."""
         if self._kind != "cpu":
             self.host[...] = self._value.numpy()
 
@@ -55,15 +58,66 @@ class BoundTensor:
         self.upload()
 
     def bind_input(self, binding: ort.IOBinding, name: str, first: int, count: int) -> None:
-        binding.bind_input(name, *self._bound(first, count))
+        if self._kind == "webgpu":  # whole, see RowTensors
+            binding.bind_ortvalue_input(name, self._value)
+        else:
+            binding.bind_input(name, *self._bound(first, count))
 
     def bind_output(self, binding: ort.IOBinding, name: str, first: int, count: int) -> None:
-        binding.bind_output(name, *self._bound(first, count))
+        if self._kind == "webgpu":
+            binding.bind_ortvalue_output(name, self._value)
+        else:
+            binding.bind_output(name, *self._bound(first, count))
 
     def _bound(self, first: int, count: int) -> tuple[str, int, object, Shape, int]:
         """Device, its index, dtype, shape and address of the rows [first, first + count)."""
         address, shape = self.location(first, count)
         return self._kind, 0, self.host.dtype.type, shape, address
+
+
+class RowTensors(BoundTensor):
+    """An array [G, ...] with a device buffer for each row.
+
+    For WebGPU, where an address is a buffer's handle: only whole buffers can be bound.
+    """
+
+    def __init__(self, array: npt.NDArray[Any], kind: str) -> None:
+        self.host = array
+        self._kind = kind
+        with engine_errors(kind):
+            self._rows = [
+                ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array[row : row + 1]), kind)
+                for row in range(len(array))
+            ]
+
+    def upload(self) -> None:
+        for row, value in enumerate(self._rows):
+            value.update_inplace(np.ascontiguousarray(self.host[row : row + 1]))
+
+    def download(self, first: int = 0, count: int | None = None) -> None:
+        stop = len(self._rows) if count is None else first + count
+        for row in range(first, stop):
+            self.host[row] = self._rows[row].numpy()[0]
+
+    def location(self, first: int, count: int) -> Location:
+        return self._rows[first].data_ptr(), (count, *self.host.shape[1:])
+
+    def copy_tokens(self, other: BoundTensor, source: int, target: int, length: int) -> None:
+        assert isinstance(other, RowTensors)
+        row = self._rows[target].numpy()
+        row[0, :, :length] = other._rows[source].numpy()[0, :, :length]
+        self._rows[target].update_inplace(row)
+
+    def bind_input(self, binding: ort.IOBinding, name: str, first: int, count: int) -> None:
+        binding.bind_ortvalue_input(name, self._rows[first])
+
+    def bind_output(self, binding: ort.IOBinding, name: str, first: int, count: int) -> None:
+        binding.bind_ortvalue_output(name, self._rows[first])
+
+
+def sequence_tensor(array: npt.NDArray[Any], kind: str) -> BoundTensor:
+    """A tensor [G, ...] with a row for each sequence."""
+    return RowTensors(array, kind) if kind == "webgpu" else BoundTensor(array, kind)
 
 
 class DeviceTensor:

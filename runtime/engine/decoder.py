@@ -16,7 +16,7 @@ import onnxruntime as ort
 
 from dlp_edge.errors import ResourceError, UsageError
 from dlp_edge.runtime.engine.backbone import VERIFY_TOKENS, Backbone
-from dlp_edge.runtime.engine.bound_tensor import BoundTensor, DeviceTensor
+from dlp_edge.runtime.engine.bound_tensor import BoundTensor, DeviceTensor, sequence_tensor
 from dlp_edge.runtime.engine.cuda_graphs import NOT_CAPTURED
 from dlp_edge.runtime.engine.interrupt import Interrupt, run_bound
 from dlp_edge.runtime.engine.ort_errors import engine_errors
@@ -24,7 +24,6 @@ from dlp_edge.runtime.engine.verifier import Verifier
 
 Logits = npt.NDArray[np.floating]
 Values = npt.NDArray[np.generic]  # keys or values of some tokens [buffers, heads, tokens, size]
-PREFILL_CHUNK = 512
 
 
 class Decoder:
@@ -60,17 +59,26 @@ class Decoder:
         self._slots: dict[str, BoundTensor | DeviceTensor] = {}
         # The tokens in each cache, each with the label of the fusion that computed it.
         self._written: list[list[tuple[int, Hashable]]] = [[] for _ in range(sequences)]
-        self._tokens = BoundTensor(np.zeros((sequences, 1), np.int64), self._kind)
-        self._seqlens = BoundTensor(np.zeros(sequences, np.int32), self._kind)
-        self._logits = BoundTensor(
-            np.zeros((sequences, 1, self._vocab_size), self._dtype), self._kind
-        )
+        self._tokens = sequence_tensor(np.zeros((sequences, 1), np.int64), self._kind)
+        self._seqlens = sequence_tensor(np.zeros(sequences, np.int32), self._kind)
+        logits = np.zeros((sequences, 1, self._vocab_size), self._dtype)
+        self._logits = sequence_tensor(logits, self._kind)
         self._position = BoundTensor(np.zeros(1, np.int64), self._kind)
         self._total = np.zeros((), np.int32)  # attention reads it in host memory
         self._total_value = ort.OrtValue.ortvalue_from_numpy(self._total)
         self._binding.bind_ortvalue_input("total_sequence_length", self._total_value)
         self._position.bind_input(self._binding, "logit_positions", 0, 1)
         self._verifier: Verifier | None = None
+
+    @property
+    def can_verify(self) -> bool:
+        """Whether `verify` works. WebGPU reads the lengths that it computes itself as 0."""
+        return self._kind != "webgpu"
+
+    @property
+    def longest_pass(self) -> int:
+        """The most tokens that one pass may append."""
+        return self._backbone.prefill_chunk
 
     @property
     def cache_bytes(self) -> int:
@@ -96,7 +104,7 @@ class Decoder:
             return
         self._locations = None
         self._slots[name] = (
-            tensor if isinstance(tensor, DeviceTensor) else BoundTensor(tensor, self._kind)
+            tensor if isinstance(tensor, DeviceTensor) else sequence_tensor(tensor, self._kind)
         )
         if self._bound is not None:
             self._slots[name].bind_input(self._binding, name, *self._bound)
@@ -180,15 +188,27 @@ class Decoder:
         """
         self._tokens.host[: len(tokens), 0] = tokens
         self._tokens.upload()
-        self._run(0, len(tokens), 1, interrupt=interrupt)
+        self._step(len(tokens), interrupt)
         for sequence, token in enumerate(tokens):
             self._record(sequence, [token])
         return cast("Logits", self._logits.host[: len(tokens), 0])
 
+    def _step(self, count: int, interrupt: Interrupt | None) -> None:
+        """Run the first sequences, in one pass or, where each has buffers of its own, in turn."""
+        if self._kind != "webgpu":
+            return self._run(0, count, 1, interrupt=interrupt)
+        before = self.lengths.copy()
+        try:
+            for sequence in range(count):
+                self._run(sequence, 1, 1, interrupt=interrupt)
+        except BaseException:
+            self.lengths[:] = before
+            raise
+
     def prefill(
         self, ids: Sequence[int], sequence: int = 0, interrupt: Interrupt | None = None
     ) -> Logits:
-        """Append tokens to one sequence, PREFILL_CHUNK at a time.
+        """Append tokens to one sequence, `longest_pass` at a time.
 
         Returns:
             The logits [V] after the last token, valid until the next pass.
@@ -199,8 +219,8 @@ class Decoder:
         """
         if not ids:
             raise UsageError("there are no tokens to prefill", "Pass at least one")
-        for start in range(0, len(ids), PREFILL_CHUNK):
-            chunk = np.asarray(ids[start : start + PREFILL_CHUNK], np.int64)[None]
+        for start in range(0, len(ids), self.longest_pass):
+            chunk = np.asarray(ids[start : start + self.longest_pass], np.int64)[None]
             self._run(sequence, 1, chunk.shape[1], chunk, interrupt)
             self._record(sequence, chunk[0].tolist())
         return cast("Logits", self._logits.host[sequence, 0])
@@ -288,7 +308,7 @@ class Decoder:
                 prompt.bind_input(self._binding, "input_ids", 0, 1)
             try:
                 run_bound(self._session, self._binding, interrupt, graph_id)
-                self._logits.download()
+                self._logits.download(first, count)
             finally:
                 if chunk is not None:
                     self._tokens.bind_input(self._binding, "input_ids", first, count)
@@ -339,7 +359,7 @@ class Decoder:
         try:
             # The operating system commits pages of zeros only when they are written.
             return {
-                f"{layer}.{kind}": BoundTensor(np.zeros(shape, self._dtype), self._kind)
+                f"{layer}.{kind}": sequence_tensor(np.zeros(shape, self._dtype), self._kind)
                 for layer in range(layers)
                 for kind in ("key", "value")
             }

@@ -6,10 +6,17 @@ Out of memory is a MemoryError inside the engine and a ResourceError at the Runt
 from __future__ import annotations
 
 import contextlib
+import re
 import traceback
 from collections.abc import Iterator
 
-from dlp_edge.errors import BundleError, DeviceError, ResourceError
+from dlp_edge.errors import (
+    BundleError,
+    DeviceError,
+    DeviceMemoryError,
+    DlpEdgeError,
+    ResourceError,
+)
 from dlp_edge.runtime.engine.interrupt import Cancelled
 
 LOADING = (
@@ -39,6 +46,16 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or any(phrase in message for phrase in phrases)
 
 
+def out_of_memory(error: Exception, kind: str) -> MemoryError | DeviceMemoryError:
+    """The error for a device of this kind that ran out of memory."""
+    if kind == "cpu":
+        return MemoryError(first_line(error))
+    return DeviceMemoryError(
+        f"the GPU has not enough free memory ({first_line(error)})",
+        'Use device="cpu" (--device cpu), a smaller max_context, or a smaller format',
+    )
+
+
 def first_line(error: Exception) -> str:
     """The first line of the message, without onnxruntime's stack trace."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
@@ -57,16 +74,16 @@ def engine_errors(kind: str) -> Iterator[None]:
     """Raise the body's onnxruntime exceptions as MemoryError, DeviceError or BundleError.
 
     Args:
-        kind: "cpu" or "cuda".
+        kind: of the device.
     """
     try:
         yield
-    except Cancelled:
+    except (Cancelled, DlpEdgeError):
         raise
     except Exception as error:
         if is_out_of_memory(error):
-            raise MemoryError(first_line(error)) from error
-        if kind != "cpu" and "CUDA" in str(error).upper():
+            raise out_of_memory(error, kind) from error
+        if kind != "cpu" and re.search("cuda|webgpu|device", str(error), re.IGNORECASE):
             raise DeviceError(
                 f"the device failed ({first_line(error)})",
                 "Check its driver, then load the bundle again",

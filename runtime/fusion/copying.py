@@ -54,17 +54,24 @@ class CopyingFuser:
     Args:
         dtype: of the graph's slots.
         sequences: G.
+        least_rank: of a slot's tensors; WebGPU takes no empty ones.
 
     Attributes:
         shared_inputs: empty, since every input changes with the fusion.
     """
 
     def __init__(
-        self, stack: AdapterStack, slots: Sequence[Slot], dtype: str, sequences: int = 1
+        self,
+        stack: AdapterStack,
+        slots: Sequence[Slot],
+        dtype: str,
+        sequences: int = 1,
+        least_rank: int = 0,
     ) -> None:
         self.shared_inputs: Tensors = {}
         self._slots = tuple(slots)
         self._dtype = np.dtype(dtype)
+        self._least_rank = least_rank
         self._pieces = {slot.name: _pieces_of(slot, stack) for slot in slots}
         self._reset(sequences)
 
@@ -76,7 +83,7 @@ class CopyingFuser:
 
     def _reset(self, sequences: int) -> None:
         self._sequences = sequences
-        self._buffers = {slot.name: self._allocate(slot, 0) for slot in self._slots}
+        self._buffers = {slot.name: self._allocate(slot, self._least_rank) for slot in self._slots}
         self._views: dict[str, _Pair] = {}
         # The pieces in the buffers, from row 0; B is zero elsewhere.
         self._written: dict[str, list[list[_Piece]]] = {
@@ -125,7 +132,7 @@ class CopyingFuser:
             np.multiply(piece.b, scale, out=b[rows, columns])
             row += rank
         self._written[slot.name][sequence] = [piece for piece, _ in pieces]
-        return pair if self._sequences > 1 else self._view(slot, rho)
+        return pair if self._sequences > 1 else self._view(slot, max(rho, self._least_rank))
 
     def _view(self, slot: Slot, rho: int) -> _Pair:
         """The first rho rows; the same array objects while rank and buffer stay the same, so that

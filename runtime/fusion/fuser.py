@@ -45,4 +45,6 @@ def make_fuser(backbone: Backbone, stack: AdapterStack, sequences: int) -> Fuser
         return InPlaceFuser(stack, entry.slots, sequences)
     if device.kind == "cpu":
         return CopyingFuser(stack, entry.slots, entry.dtype, sequences)
+    if device.kind == "webgpu":
+        return CopyingFuser(stack, entry.slots, entry.dtype, sequences, least_rank=1)
     return OnDeviceFuser(stack, entry.slots, entry.dtype, device, sequences)

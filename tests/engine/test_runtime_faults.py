@@ -28,6 +28,7 @@ from dlp_edge import (
     BusyError,
     Chunk,
     DeviceError,
+    DeviceMemoryError,
     ResourceError,
     RouteDecision,
     Runtime,
@@ -367,7 +368,7 @@ def test_a_device_that_is_lost_is_said_and_a_new_runtime_answers(
         decoder = lost._open().engine.decoder
         for said, error in (
             ("CUDA failure 700: an illegal memory access was encountered", DeviceError),
-            ("CUDA failure 2: out of memory", ResourceError),
+            ("CUDA failure 2: out of memory", DeviceMemoryError),
         ):
 
             def lose(step: Run, decoder: Any, said: str = said) -> None:
@@ -378,7 +379,7 @@ def test_a_device_that_is_lost_is_said_and_a_new_runtime_answers(
             with Trap(Decoder, "_run", 2, lose).set(), pytest.raises(error) as caught:
                 lost.generate(PROMPT, **SHORT)
             decoder._kind = "cpu"
-            assert isinstance(caught.value, DeviceError) == (error is DeviceError)
+            assert type(caught.value) is error
     with Runtime(either_bundle, threads=1) as new:
         assert new.generate(PROMPT, **SHORT).text == expected
 

@@ -45,7 +45,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="weight format; auto is the fastest that stays within 1.02 of the "
         "backbone's perplexity",
     )
-    parser.add_argument("--target", default="cpu", choices=("cpu", "cuda"), help="target device")
+    parser.add_argument(
+        "--target",
+        default="cpu",
+        metavar="cpu|cuda|webgpu",
+        help="target device; several, joined by commas, share one bundle (webgpu is experimental)",
+    )
     parser.add_argument(
         "--chat-template", type=Path, metavar="FILE", help="Jinja file instead of the backbone's"
     )
@@ -132,6 +137,8 @@ def run(arguments: argparse.Namespace) -> int:
             f"source would choose after the same text; {greedy['same_start']:.0f} of "
             f"{greedy['tokens']} before the first other one ({greedy['prompts']} prompts)"
         )
+    if "half" in report:
+        print(f"half        {report['half']['ratio']:.4f} times the perplexity, for CUDA")
     if "milliseconds_per_token" in report:
         print(f"speed       {report['milliseconds_per_token']:.1f} ms per token")
     print(f"time        {report['seconds']:.0f} s")

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from dlp_edge.bundle.edition import read_current
 from dlp_edge.bundle.manifest import Manifest
 from dlp_edge.cli import options, output
+from dlp_edge.errors import DeviceError
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -28,7 +29,10 @@ def run(arguments: argparse.Namespace) -> int:
     backbone, perplexity = manifest.backbone, report["perplexity"]
     total = sum(entry.size for entry in manifest.files.values())
     print(f"backbone   {backbone.name} ({backbone.architecture}, {backbone.num_layers} layers)")
-    print(f"format     {backbone.quantisation} for {manifest.target}, {total / 1e6:.0f} MB")
+    targets = ", ".join(manifest.targets)
+    print(f"format     {backbone.quantisation} for {targets}, {total / 1e6:.0f} MB")
+    for line in _devices(manifest):
+        print(f"device     {line}")
     if kernels is not None:
         print(f"kernels    {kernels}")
     print(f"context    {backbone.context_length} tokens")
@@ -52,9 +56,25 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _devices(manifest: Manifest) -> list[str]:
+    """What `device="auto"` would choose on this machine, and why not another."""
+    if manifest.targets == ("cpu",):
+        return []
+    try:
+        from dlp_edge.runtime.engine.device import choose_device
+        from dlp_edge.runtime.memory import device_bytes
+    except ImportError:
+        return []
+    try:
+        device = choose_device("auto", manifest.target, None, device_bytes(manifest, 4096))
+    except DeviceError as error:
+        return [f"none: {error}"]
+    return [str(device), *filter(None, device.reason.split("; "))]
+
+
 def _kernels(manifest: Manifest) -> str | None:
     """What would multiply the matrices on this machine; None where that is onnxruntime's to say."""
-    if manifest.target != "cpu":
+    if "cpu" not in manifest.targets:
         return None
     try:
         from dlp_edge.runtime.engine.operators import kernels_of
