@@ -17,13 +17,13 @@ from dlp_edge.models.training_texts.documents import draw_document
 from dlp_edge.models.training_texts.out_of_scope import OutOfScopeTexts
 from dlp_edge.models.training_texts.scope import Scope
 
-COUNTS, COUNT_SHARES = (1, 2, 3, 4, 5), (0.22, 0.4, 0.22, 0.1, 0.06)
+COUNTS, COUNT_SHARES = (1, 2, 3, 4, 5), (0.32, 0.34, 0.2, 0.09, 0.05)
 BARE_SHARE = 0.45
 OTHER_SHARE = 0.1  # of the requests are for none of the tasks
 LEANING_SHARE = 0.14  # of the later requests lean on an earlier one
 INTRODUCED_SHARE = 0.07  # of the prompts of several requests begin with what all of them need
-DOCUMENT_SHARE = 0.4  # of the prompts of one request are about a long document
-PASTED_SHARE = 0.04  # of the parts of other prompts are about a shorter one
+DOCUMENT_SHARE = 0.5  # of the prompts of one request are about a long document
+PASTED_SHARE = 0.06  # of the parts of other prompts are about a shorter one
 PASTED = 1500  # characters
 ENDED_SHARE = 0.35  # of the requests without a mark at their end get one
 LOWER_SHARE, BARE_ENDS_SHARE, TYPO_SHARE = 0.15, 0.12, 0.08

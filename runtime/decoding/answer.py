@@ -6,6 +6,7 @@ Knows no backbone: `loop.py` brings it logits and fuses what it asks for.
 from __future__ import annotations
 
 import logging
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -356,9 +357,11 @@ class Answer:
     def _chunks(self, text: str) -> Iterator[Chunk]:
         start, end = len(self._text), len(self._text) + len(text)
         self._text += text
-        cuts = [at.offset for at in self._starts if start < at.offset < end]
-        for left, right in zip([start, *cuts], [*cuts, end], strict=True):
+        # Answers may have thousands of sentences, of which a text lies in the last ones.
+        first = bisect_right(self._starts, start, key=lambda at: at.offset) - 1
+        cuts = [at.offset for at in self._starts[first + 1 :] if at.offset < end]
+        sentences = zip([start, *cuts], [*cuts, end], strict=True)
+        for index, (left, right) in enumerate(sentences, first):
             if left < right:
-                index = max(i for i, at in enumerate(self._starts) if at.offset <= left)
                 fusion = dict(self._starts[index].written_by.weights)  # a copy for the consumer
                 yield Chunk(self._text[left:right], index, fusion, self._unreported())

@@ -126,10 +126,16 @@ class RequestSplitter:
 
 
 def requests_of(text: str, tokens: SplitterInput, scores: npt.NDArray[np.float32]) -> Split:
-    """The requests of a text, given the network's scores [L, S] for its tokens."""
-    glue = scores.shape[1] - TOKEN_SCORES - SEGMENT_KINDS + 1
+    """The requests of a text, given the network's scores [L, S] for its tokens.
+
+    Neighbours that no task is for stay one request: the base model answers both, and most of them
+    are parts of one document.
+    """
+    other = scores.shape[1] - TOKEN_SCORES - SEGMENT_KINDS
+    glue = other + 1
     introduction: tuple[int, int] | None = None
     requests: list[RequestSpan] = []
+    was_other = False  # the request before
     for segment in _segments(scores):
         start, end = int(tokens.starts[segment.first]), int(tokens.ends[segment.stop - 1])
         if segment.kind == glue:
@@ -142,9 +148,12 @@ def requests_of(text: str, tokens: SplitterInput, scores: npt.NDArray[np.float32
             introduction = introduction or (start, end)
             continue
         log_odds = float(scores[segment.first : segment.stop, -1].mean())
-        requests.append(
-            RequestSpan(start, end, bool(requests) and _leans(text[start:end], log_odds))
-        )
+        leans = bool(requests) and _leans(text[start:end], log_odds)
+        if was_other and segment.kind == other and not leans:
+            requests[-1] = replace(requests[-1], end=end)
+        else:
+            requests.append(RequestSpan(start, end, leans))
+        was_other = segment.kind == other
     if len(requests) < 2:
         return _whole(text)
     # What looks like glue at the end may be a part of the last request; thanks do no harm.

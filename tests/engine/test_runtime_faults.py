@@ -649,7 +649,7 @@ def test_an_error_of_loading_holds_nothing_that_was_loaded(
         held.append(id(large))
         raise MemoryError
 
-    monkeypatch.setattr("dlp_edge.runtime.runtime.load", read)
+    monkeypatch.setattr("dlp_edge.runtime.runtime.load_on", read)
     with pytest.raises(ResourceError, match="not enough memory") as caught:
         Runtime(tiny_bundle)
     assert held

@@ -95,6 +95,8 @@ class ToldDecoder:
     of them nonsense that depends on all it has read. Its cache is the tokens, each with the
     fusion that it was read under."""
 
+    can_verify = True
+
     def __init__(self, texts: Mapping[str, str], prompt: Sequence[int], max_context: int) -> None:
         self.scripts = {name: [*TOKENIZER.encode(text).ids, EOS] for name, text in texts.items()}
         self.start = len(prompt)

@@ -31,6 +31,8 @@ TOKENIZER = Tokenizer.from_file(str(DATA / "bytes.json"))
 class ScriptedDecoder:
     """Says the bytes of an answer one after the other, and records what it was asked."""
 
+    can_verify = True
+
     def __init__(self, answer: str) -> None:
         self.script = [*TOKENIZER.encode(answer).ids, EOS]
         self.said = 0

@@ -30,13 +30,14 @@ def tokens_of(text: str) -> SplitterInput:
 
 
 def split(text: str, kinds: str, leaning: str = "") -> Split:
-    """The split if scores say of each word: t a task, T its start, g glue, i introduction."""
+    """The split if scores say of each word: t a task, T its start, o none of
+    the tasks, O its start, g glue, i introduction."""
     tokens = tokens_of(text)
     assert len(tokens.ids) == len(kinds)
     scores = np.full((len(kinds), 7), -9.0, np.float32)
     for row, kind in zip(scores, kinds, strict=True):
-        row[{"t": TASK, "g": GLUE, "i": INTRODUCTION}[kind.lower()]] = 9.0
-        row[START] = 5.0 if kind == "T" else -5.0
+        row[{"t": TASK, "g": GLUE, "i": INTRODUCTION, "o": OTHER}[kind.lower()]] = 9.0
+        row[START] = 5.0 if kind in "TO" else -5.0
         row[GLUE_START] = 5.0 if kind == "g" else -5.0
     for row, leans in zip(scores, leaning, strict=False):
         row[LEANS] = 9.0 if leans == "l" else -9.0
@@ -73,6 +74,14 @@ def test_list_marks_and_lines_end_no_sentence(glue: str) -> None:
     kinds = "Tt" + "g" * (len(tokens_of(text).ids) - 4) + "Tt"
     first, _ = split(text, kinds).requests
     assert text[first.start : first.end] == "sum 3"
+
+
+def test_neighbours_that_no_task_is_for_are_one_request() -> None:
+    text = "who are you and what is rain. sum 3"
+    found = split(text, "OoogOooo" + "Tt")
+    asked = [text[each.start : each.end] for each in found.requests]
+    assert asked == ["who are you and what is rain.", "sum 3"]
+    assert len(split("what is rain say that twice", "OooOoo", "...lll").requests) == 2
 
 
 def test_an_introduction_is_no_request() -> None:
