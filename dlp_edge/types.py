@@ -161,10 +161,15 @@ class AnsweredRequest(Request):
 
 @dataclass(frozen=True)
 class Usage:
-    """Token counts of one request."""
+    """Token counts of one request.
+
+    Attributes:
+        cached_tokens: those of the prompt that a KV cache had already.
+    """
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -264,6 +269,19 @@ class AdapterInfo:
     rank: int
     target_modules: tuple[str, ...]
     routed: bool
+
+
+@dataclass(frozen=True)
+class Activity:
+    """What a Runtime is doing.
+
+    Attributes:
+        running: requests under way.
+        waiting: requests that wait for room beside them.
+    """
+
+    running: int
+    waiting: int
 
 
 @dataclass(frozen=True)

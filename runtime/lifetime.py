@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn
 
 from dlp_edge.errors import UsageError
+from dlp_edge.runtime.batching.scheduler import Scheduler
 from dlp_edge.runtime.engine.interrupt import Interrupt
 from dlp_edge.runtime.loaded_bundle import LoadedBundle
 from dlp_edge.runtime.memory import release_memory
-from dlp_edge.runtime.stream import OpenStreams, RequestLock, closed_error
+from dlp_edge.runtime.stream import OpenStreams, closed_error
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -23,10 +26,10 @@ class Lifetime:
     A process that ends without `close` is taken care of by `dlp_edge.native_calls`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_parallel: int) -> None:
         self._process = os.getpid()
         self._closing = Interrupt()
-        self._lock = RequestLock()
+        self._scheduler = Scheduler(max_parallel)
         self._streams = OpenStreams(self._closing)
         self._loaded: LoadedBundle | None = None
 
@@ -39,10 +42,26 @@ class Lifetime:
             return
         self._closing.set()
         self._end_streams()
-        self._lock.acquire(self._end_streams)
-        self._loaded = None
-        self._lock.release()
+        with self._alone(given_up=self._end_streams):
+            self._loaded = None
+        self._scheduler.close()
         release_memory()
+
+    @contextlib.contextmanager
+    def _alone(
+        self, wait: bool = True, given_up: Callable[[], bool] | None = None
+    ) -> Iterator[None]:
+        """Uses the engine while no request does.
+
+        Raises:
+            UsageError: the Runtime was closed meanwhile.
+        """
+        if not self._scheduler.acquire(given_up or self._closing.is_set, wait):
+            raise closed_error()
+        try:
+            yield
+        finally:
+            self._scheduler.release()
 
     def _end_streams(self) -> bool:
         """Ends all streams; False, since closing is never given up."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dlp_edge.bundle import files
@@ -12,7 +12,7 @@ from dlp_edge.bundle.manifest import Manifest
 from dlp_edge.errors import ContextLengthError, UsageError
 from dlp_edge.runtime.decoding.answer import Answer, Vocabulary
 from dlp_edge.runtime.decoding.engine import Engine, make_engine
-from dlp_edge.runtime.decoding.loop import run_batch, stream_answer
+from dlp_edge.runtime.decoding.loop import run_batch
 from dlp_edge.runtime.decoding.request_answers import RequestAnswers
 from dlp_edge.runtime.decoding.scoring import log_likelihoods
 from dlp_edge.runtime.decoding.tool_calls import AnswerTools
@@ -20,7 +20,14 @@ from dlp_edge.runtime.engine.backbone import Backbone, open_backbone
 from dlp_edge.runtime.engine.device import Device
 from dlp_edge.runtime.engine.interrupt import Interrupt
 from dlp_edge.runtime.engine.ort_errors import ANSWERING, memory_for
-from dlp_edge.runtime.memory import check_address_space, check_memory
+from dlp_edge.runtime.engine.prefix_cache import PrefixCache
+from dlp_edge.runtime.memory import (
+    CacheBudgets,
+    available,
+    cache_bytes,
+    check_address_space,
+    check_memory,
+)
 from dlp_edge.runtime.request import RequestOptions, with_one_seed
 from dlp_edge.runtime.request_plan import plan_requests, route_requests
 from dlp_edge.runtime.routing.policy import load_router, load_splitter, policy_for
@@ -37,10 +44,11 @@ from dlp_edge.runtime.text.prompt import (
 )
 from dlp_edge.runtime.text.tokenizer import TextTokenizer
 from dlp_edge.runtime.text.tools import characters_of
-from dlp_edge.types import AdapterInfo, Chunk, Likelihood, Message, Request
+from dlp_edge.types import AdapterInfo, Likelihood, Message, Request
 from dlp_edge.untrusted.chat_template import ChatTemplate
 
 Progress = Callable[[str, float], None]
+MAX_ROWS_OF_A_DEVICE = 8  # whose memory is taken whole, not as it is used
 MAX_SIDE_BY_SIDE = 8  # requests of one prompt; the others begin as these end
 
 
@@ -57,6 +65,7 @@ class LoadedBundle:
     vocabulary: Vocabulary
     engine: Engine
     caches: SessionCaches
+    budgets: CacheBudgets
 
     @memory_for(ANSWERING)
     def prepare(self, prompt: str | Sequence[Message], options: RequestOptions) -> Answer:
@@ -110,21 +119,16 @@ class LoadedBundle:
         options = with_one_seed(options)
         return RequestAnswers(requests, history, lambda said: self.prepare(said, options))
 
-    def stream(
-        self, answer: Answer | RequestAnswers, engine: Callable[[], Engine], interrupt: Interrupt
-    ) -> Iterator[Chunk]:
-        """Generates what `prepare_stream` gave.
-
-        Args:
-            engine: the one of a single answer; several have one of their own beside it.
-        """
-        if isinstance(answer, Answer):
-            return stream_answer(engine(), answer, interrupt)
-        sequences = min(MAX_SIDE_BY_SIDE, len(answer))
-        beside = make_engine(
-            self.backbone, self.stack, answer.cache_room, sequences, beside=self.engine
+    def pool(self, rows: int) -> Engine:
+        """An engine of several sequences, as many as fit into half of the free memory."""
+        size = cache_bytes(self.backbone.entry, self.engine.decoder.max_context)
+        if self.backbone.device.kind != "cpu":
+            rows = min(rows, MAX_ROWS_OF_A_DEVICE)
+        rows = max(1, min(rows, available() // 2 // size))
+        room, prefixes = self.engine.decoder.max_context, self.engine.prefixes
+        return make_engine(
+            self.backbone, self.stack, room, rows, beside=self.engine, prefixes=prefixes
         )
-        return answer.stream(beside, interrupt)
 
     def requests(self, prompt: str, options: RequestOptions) -> tuple[Request, ...]:
         """See `Runtime.requests`."""
@@ -192,7 +196,7 @@ class LoadedBundle:
             self.backbone,
             self.vocabulary,
             self.engine.decoder.max_context,
-            self.caches.budget,
+            self.budgets,
         )
 
 
@@ -209,7 +213,7 @@ def load(
     bundle: Bundle,
     device: Device,
     max_context: int,
-    cache_budget: int | None,
+    budgets: CacheBudgets,
     on_progress: Progress,
 ) -> LoadedBundle:
     """Loads and checks all parts of a bundle; `on_progress` is called with (stage, fraction).
@@ -237,7 +241,7 @@ def load(
     backbone = open_backbone(path, entry, device, model, weights, lambda: bundle.weights(graph))
     room = min(max_context, entry.context_length)
     return _assemble(
-        bundle.manifest, stack, encoder, router, splitter, backbone, vocabulary, room, cache_budget
+        bundle.manifest, stack, encoder, router, splitter, backbone, vocabulary, room, budgets
     )
 
 
@@ -250,15 +254,22 @@ def _assemble(
     backbone: Backbone,
     vocabulary: Vocabulary,
     max_context: int,
-    cache_budget: int | None,
+    budgets: CacheBudgets,
 ) -> LoadedBundle:
     """Engines over the bundle's adapters, beside its other parts."""
     if backbone.custom_operators:
         stack = converted(stack, "float16")  # as they are read; the rest is given back
-    engine = make_engine(backbone, stack, max_context)
-    caches = SessionCaches(
-        lambda: make_engine(backbone, stack, max_context, reuse=True, beside=engine), cache_budget
-    )
+    # Other devices' caches cannot be copied in parts.
+    keeps = budgets.prefixes and backbone.device.kind == "cpu"
+    prefixes = PrefixCache(budgets.prefixes) if keeps else None
+    engine = make_engine(backbone, stack, max_context, prefixes=prefixes)
+
+    def make_for_session() -> Engine:
+        return make_engine(
+            backbone, stack, max_context, reuse=True, beside=engine, prefixes=prefixes
+        )
+
+    caches = SessionCaches(make_for_session, budgets.sessions)
     return LoadedBundle(
-        manifest, encoder, router, backbone, stack, splitter, vocabulary, engine, caches
+        manifest, encoder, router, backbone, stack, splitter, vocabulary, engine, caches, budgets
     )

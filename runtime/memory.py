@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import gc
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,19 @@ TOKENIZER_FACTOR = 4.5  # over the size of its JSON
 ROUTER_FACTOR = 3.0  # over the size of its files
 
 RESERVE = 4 << 20  # bytes of address space reserved for the tokenizer
+
+
+@dataclass(frozen=True)
+class CacheBudgets:
+    """Bytes of KV caches.
+
+    Attributes:
+        sessions: of all sessions together; None is no limit.
+        prefixes: of the prefixes that requests share; 0 keeps none.
+    """
+
+    sessions: int | None = None
+    prefixes: int = 0
 
 
 def check_address_space() -> None:

@@ -94,7 +94,8 @@ class GenerateOptions(RouteOptions, total=False):
         pinned `adapters` is answered whole. Limits, stop strings and schemas hold for each request.
     raw: the prompt, a text, is continued as it is: no chat template, and special tokens in it count
         (default False).
-    wait: False raises BusyError instead of waiting for a running request (default True).
+    wait: False raises BusyError instead of waiting for room beside running requests (default
+        True).
     """
 
     max_new_tokens: int

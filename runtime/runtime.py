@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -14,23 +13,25 @@ from dlp_edge.bundle.bundle import Bundle
 from dlp_edge.bundle.edition import read_current
 from dlp_edge.bundle.manifest import Manifest
 from dlp_edge.bundle.signing import TrustedKey
-from dlp_edge.checks import check_positive
+from dlp_edge.checks import check_number, check_positive
 from dlp_edge.errors import UsageError
 from dlp_edge.runtime.adapters.edit import Examples, add_skill, remove_skill
+from dlp_edge.runtime.batching.job import Job
 from dlp_edge.runtime.engine.device import choose_device
 from dlp_edge.runtime.engine.ort_errors import ANSWERING, CHANGING, LOADING, let_go, memory_for
 from dlp_edge.runtime.lifetime import Lifetime
 from dlp_edge.runtime.loaded_bundle import LoadedBundle, Progress, adapter_infos, load
-from dlp_edge.runtime.memory import estimate, release_memory, trim
+from dlp_edge.runtime.memory import CacheBudgets, estimate, release_memory, trim
 from dlp_edge.runtime.options import GenerateOptions, RouteOptions, check_callable
 from dlp_edge.runtime.request import parse_batch, parse_options
 from dlp_edge.runtime.routing.policy import routed
 from dlp_edge.runtime.routing.router import Router
 from dlp_edge.runtime.session import Session, SessionBackend, load_session
-from dlp_edge.runtime.stream import AsyncStream, Stream, closed_error
+from dlp_edge.runtime.stream import AsyncStream, Stream
 from dlp_edge.runtime.text.prompt import check_messages, check_prompt
 from dlp_edge.runtime.text.tokenizer import TextTokenizer
 from dlp_edge.types import (
+    Activity,
     AdapterInfo,
     Estimate,
     Likelihood,
@@ -58,6 +59,10 @@ class Runtime(Lifetime):
         on_progress: called with (stage, fraction) while loading; an exception that it raises
             stops the loading and propagates.
         cache_budget: bytes for all sessions' KV caches; beyond it the least recently used goes.
+        prefix_cache: bytes for the KV caches of prefixes that requests share (on CPUs). Rounding
+            then depends on what came before; 0 (default) keeps none.
+        max_parallel: the most answers that are generated side by side; others wait. Fewer where
+            their KV caches would take more than half of the free memory.
         trusted_key: an Ed25519 public key (a PEM file, its content, or the raw 32 bytes) that the
             bundle must be signed with; None takes any bundle. Needs the extra `sign`.
 
@@ -67,7 +72,7 @@ class Runtime(Lifetime):
         DeviceError: the device is missing.
         ResourceError: not enough memory.
 
-    Thread-safe: requests wait for each other.
+    Thread-safe: requests of several threads are answered side by side.
     """
 
     def __init__(
@@ -78,16 +83,20 @@ class Runtime(Lifetime):
         threads: int | None = None,
         on_progress: Progress | None = None,
         cache_budget: int | None = None,
+        max_parallel: int = 16,
+        prefix_cache: int = 0,
         trusted_key: str | os.PathLike[str] | bytes | None = None,
     ) -> None:
         started = perf_counter()
         check_callable("on_progress", on_progress)
         report = on_progress or (lambda stage, fraction: None)
+        check_number("prefix_cache", prefix_cache, whole=True)
         numbers = {"max_context": max_context, "threads": threads, "cache_budget": cache_budget}
+        numbers["max_parallel"] = max_parallel
         for name, value in numbers.items():
             if value is not None:
                 check_positive(name, value)
-        super().__init__()
+        super().__init__(max_parallel)
         self._trusted = None if trusted_key is None else TrustedKey(trusted_key)
         try:
             with memory_for(LOADING):
@@ -96,7 +105,8 @@ class Runtime(Lifetime):
                 def read(bundle: Bundle) -> LoadedBundle:
                     self._bundle = bundle
                     chosen = choose_device(device, bundle.manifest.target, threads)
-                    return load(bundle, chosen, max_context, cache_budget, report)
+                    budgets = CacheBudgets(cache_budget, prefix_cache)
+                    return load(bundle, chosen, max_context, budgets, report)
 
                 self._loaded = read_current(path, read, self._trusted)
                 self.device = self._loaded.backbone.device
@@ -147,6 +157,11 @@ class Runtime(Lifetime):
         """The bundle's adapters, in the manifest's order."""
         return adapter_infos(self.manifest)
 
+    @property
+    def activity(self) -> Activity:
+        """The number of requests that are answered now, and of those that wait."""
+        return self._scheduler.activity()
+
     def generate(
         self, prompt: str | Sequence[Message], **options: Unpack[GenerateOptions]
     ) -> Reply:
@@ -162,9 +177,8 @@ class Runtime(Lifetime):
         """Like `generate`: an iterator of `Chunk` with `.cancel()` and, at its end, `.reply`."""
         loaded = self._open()
         parsed = parse_options(options, loaded.manifest)
-        answer = loaded.prepare_stream(prompt, parsed)
-        generate = partial(loaded.stream, answer, lambda: loaded.engine)
-        return self._streams.add(Stream(generate, answer, self._lock, parsed.wait))
+        job = Job(loaded.prepare_stream(prompt, parsed), loaded, lambda: loaded.engine)
+        return self._streams.add(Stream(job, self._scheduler, parsed.wait))
 
     def astream(
         self, prompt: str | Sequence[Message], **options: Unpack[GenerateOptions]
@@ -221,11 +235,11 @@ class Runtime(Lifetime):
         parsed = parse_batch(prompts, each, options, loaded.manifest)
         answers = [loaded.prepare(prompt, own) for prompt, own in zip(prompts, parsed, strict=True)]
         wait = all(own.wait for own in parsed)
-        if answers and self._lock.acquire(self._closing.is_set, wait):
+        if answers and self._scheduler.acquire(self._closing.is_set, wait):
             try:
                 loaded.run_batch(answers, max_batch, self._closing)
             finally:
-                self._lock.release()
+                self._scheduler.release()
         return [answer.reply() for answer in answers]
 
     @memory_for(ANSWERING)
@@ -249,12 +263,8 @@ class Runtime(Lifetime):
         """
         loaded = self._open()
         parsed = parse_options(options, loaded.manifest)
-        if not self._lock.acquire(self._closing.is_set, parsed.wait):
-            raise closed_error()
-        try:
+        with self._alone(parsed.wait):
             return loaded.score(prompt, continuations, ends, parsed)
-        finally:
-            self._lock.release()
 
     def count_tokens(self, text: str) -> int:
         """The number of the backbone's tokens in a text, without the chat template.
@@ -328,14 +338,11 @@ class Runtime(Lifetime):
                 "this Runtime takes signed bundles only, and a change would end the signature",
                 "Change a copy of the bundle without a trusted key, and sign it",
             )
-        self._lock.acquire(lambda: False)
-        try:
+        with self._alone():
             loaded = self._open()
             bundle = write(loaded.router)
             self._loaded = loaded.with_edition(bundle)
             self._bundle = bundle
-        finally:
-            self._lock.release()
 
     def _session_backend(self) -> SessionBackend:
-        return SessionBackend(self._open, self._lock, self._streams, self._closing)
+        return SessionBackend(self._open, self._scheduler, self._streams, self._closing)

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, get_args
 from dlp_edge.atomic.staging import replace_file
 from dlp_edge.checks import check_number
 from dlp_edge.errors import BusyError, ContextLengthError, ResourceError, UsageError
+from dlp_edge.runtime.batching.job import Job
+from dlp_edge.runtime.batching.scheduler import Scheduler
 from dlp_edge.runtime.decoding.answer import Answer
 from dlp_edge.runtime.decoding.request_answers import RequestAnswers
 from dlp_edge.runtime.engine.interrupt import Interrupt
@@ -22,7 +24,7 @@ from dlp_edge.runtime.engine.ort_errors import ANSWERING, memory_for
 from dlp_edge.runtime.loaded_bundle import LoadedBundle
 from dlp_edge.runtime.options import GenerateOptions
 from dlp_edge.runtime.request import RequestOptions, parse_options
-from dlp_edge.runtime.stream import AsyncStream, OpenStreams, RequestLock, Stream
+from dlp_edge.runtime.stream import AsyncStream, OpenStreams, Stream
 from dlp_edge.runtime.text.prompt import check_messages
 from dlp_edge.types import Message, Overflow, Reply
 from dlp_edge.untrusted.regular_file import read_followed
@@ -51,11 +53,11 @@ class SessionBackend:
 
     Attributes:
         open: the bundle as it is now; raises once the Runtime is closed.
-        lock, streams, closing: the Runtime's.
+        scheduler, streams, closing: the Runtime's.
     """
 
     open: Callable[[], LoadedBundle]
-    lock: RequestLock
+    scheduler: Scheduler
     streams: OpenStreams
     closing: Interrupt
 
@@ -71,9 +73,8 @@ class SessionBackend:
         answer = loaded.prepare_stream(messages, options)
 
         def start(session: Session, on_end: Callable[[Reply], None]) -> Stream:
-            engine = partial(loaded.caches.engine_of, session)
-            generate = partial(loaded.stream, answer, engine)
-            return self.streams.add(Stream(generate, answer, self.lock, options.wait, on_end))
+            job = Job(answer, loaded, partial(loaded.caches.engine_of, session), keeps=True)
+            return self.streams.add(Stream(job, self.scheduler, options.wait, on_end))
 
         return answer, start
 
@@ -81,11 +82,11 @@ class SessionBackend:
     def copy_cache(self, source: Session, target: Session) -> None:
         """Gives one session what another's cache holds."""
         caches = self.open().caches
-        if self.lock.acquire(self.closing.is_set):
+        if self.scheduler.acquire(self.closing.is_set):
             try:
                 caches.copy(source, target)
             finally:
-                self.lock.release()
+                self.scheduler.release()
 
 
 class Session:

@@ -1,4 +1,4 @@
-"""An answer as a stream of chunks, and the lock that lets one request at a time use the engine."""
+"""An answer as a stream of chunks, for threads and for asyncio."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from time import perf_counter
 
-from dlp_edge.errors import BusyError, UsageError
-from dlp_edge.runtime.decoding.answer import Answer
-from dlp_edge.runtime.decoding.request_answers import RequestAnswers
+from dlp_edge.errors import UsageError
+from dlp_edge.runtime.batching.job import Job
+from dlp_edge.runtime.batching.scheduler import Scheduler
 from dlp_edge.runtime.engine.interrupt import Interrupt
 from dlp_edge.runtime.engine.ort_errors import ANSWERING, memory_for
 from dlp_edge.types import Chunk, Reply
@@ -22,25 +22,24 @@ class Stream:
     """A running answer: iterate over its chunks; `reply` has the answer so far at any time.
 
     Args:
-        generate: generates the answer's chunks, once the lock is held.
-        answer: what `generate` fills.
-        lock: waited for, unless `wait` is False.
+        job: what is generated, with others.
+        scheduler: where it takes its place when the first chunk is asked for.
+        wait: whether to wait for room.
         on_end: called with the reply once the answer is complete, cancelled or abandoned, but not
             after an error.
     """
 
     def __init__(
         self,
-        generate: Callable[[Interrupt], Iterator[Chunk]],
-        answer: Answer | RequestAnswers,
-        lock: RequestLock,
+        job: Job,
+        scheduler: Scheduler,
         wait: bool = True,
         on_end: Callable[[Reply], None] = lambda reply: None,
     ) -> None:
-        self._answer = answer
-        self._interrupt = Interrupt()
+        self._job = job
+        self._scheduler = scheduler
         # Not a method: an abandoned stream must be freed at once, so nothing refers back to it.
-        self._chunks = _generate(lock, generate, answer, self._interrupt, wait, on_end)
+        self._chunks = _generate(job, scheduler, wait, on_end)
 
     def __iter__(self) -> Iterator[Chunk]:
         return self  # who iterates holds the stream, and so keeps it known to its Runtime
@@ -62,14 +61,17 @@ class Stream:
 
     def cancel(self) -> None:
         """Stops the answer, in the middle of a pass if need be; callable from any thread."""
-        self._interrupt.set()
+        self._job.interrupt.set()
+        self._scheduler.wake(self._job)
 
     def close(self) -> None:
         """Stops the answer and releases the engine: at once, or at the next token if another thread
-        is inside it."""
+        generates it."""
         self.cancel()
         with contextlib.suppress(ValueError):  # "generator already executing"
             self._chunks.close()
+            if not self._job.begun:
+                self._job.let_go()
 
     @property
     def ended(self) -> bool:
@@ -79,7 +81,7 @@ class Stream:
     @property
     def reply(self) -> Reply:
         """The answer so far, with sentences and timings."""
-        return self._answer.reply()
+        return self._job.reply()
 
 
 class OpenStreams:
@@ -125,7 +127,7 @@ class AsyncStream:
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
         self._ended = False
-        # One thread for all steps: the lock belongs to the thread that took it.
+        # One thread for all steps, which may have to wait for their turn.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="dlp-edge")
 
     def __aiter__(self) -> AsyncIterator[Chunk]:
@@ -187,60 +189,15 @@ class AsyncStream:
 
 
 def _generate(
-    lock: RequestLock,
-    generate: Callable[[Interrupt], Iterator[Chunk]],
-    answer: Answer | RequestAnswers,
-    interrupt: Interrupt,
-    wait: bool,
-    on_end: Callable[[Reply], None],
+    job: Job, scheduler: Scheduler, wait: bool, on_end: Callable[[Reply], None]
 ) -> Generator[Chunk, None, None]:
-    answer.requested_at = perf_counter()
-    if not lock.acquire(interrupt.is_set, wait):
-        return
+    job.answer.requested_at = perf_counter()
     try:
         with memory_for(ANSWERING):
-            yield from generate(interrupt)
+            yield from scheduler.run(job, wait)
     except GeneratorExit:
-        on_end(answer.reply())
+        on_end(job.reply())
         raise
     else:
-        on_end(answer.reply())
-    finally:
-        lock.release()
-
-
-class RequestLock:
-    """Lets one request at a time use the engine.
-
-    Waiting can be given up, and a thread that starts a request inside its own unfinished stream
-    gets an error instead of a deadlock.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._owner: int | None = None
-
-    def acquire(self, given_up: Callable[[], bool], wait: bool = True) -> bool:
-        """Waits for the lock, polling `given_up`; False once that is True.
-
-        Raises:
-            BusyError: it would wait for its own thread, or must not wait.
-        """
-        if self._owner == threading.get_ident():
-            raise BusyError(
-                "this thread has an unfinished stream on the same Runtime",
-                "Exhaust or close it first",
-            )
-        while not self._lock.acquire(timeout=0.05 if wait else 0):
-            if not wait:
-                raise BusyError(
-                    "another request is under way", "Try again later, or wait for it (wait=True)"
-                )
-            if given_up():
-                return False
-        self._owner = threading.get_ident()
-        return True
-
-    def release(self) -> None:
-        self._owner = None
-        self._lock.release()
+        if job.begun:
+            on_end(job.reply())

@@ -9,13 +9,14 @@ from benchmarks.engines.interface import TokenLoop, mean_loss
 from dlp_edge.bundle.bundle import open_bundle
 from dlp_edge.runtime.engine.device import choose_device
 from dlp_edge.runtime.loaded_bundle import load
+from dlp_edge.runtime.memory import CacheBudgets
 
 
 class Dlp(TokenLoop):
     def __init__(self, bundle: str, room: int, threads: int) -> None:
         opened = open_bundle(Path(bundle))
         device = choose_device("cpu", opened.manifest.target, threads)
-        self._engine = load(opened, device, room, None, lambda stage, fraction: None).engine
+        self._engine = load(opened, device, room, CacheBudgets(), lambda *_: None).engine
 
     def set_adapters(self, weights: Mapping[str, float]) -> None:
         self._engine.decoder.set_fusion(self._engine.fuser.fuse(weights))

@@ -23,6 +23,7 @@ from dlp_edge.bundle.files import BACKBONE_DATA
 from dlp_edge.errors import UsageError
 from dlp_edge.runtime.engine.device import choose_device
 from dlp_edge.runtime.loaded_bundle import LoadedBundle, load
+from dlp_edge.runtime.memory import CacheBudgets
 from dlp_edge.runtime.routing.policy import load_router
 
 SENTENCE = 15  # tokens between two routings
@@ -98,7 +99,7 @@ def measure(
             "the bundle has no slots for adapters", "Measure one exported with adapters"
         )
     chosen = choose_device(device, manifest.target, threads)
-    loaded = load(bundle, chosen, room, None, lambda stage, fraction: None)
+    loaded = load(bundle, chosen, room, CacheBudgets(), lambda stage, fraction: None)
     load_seconds = time.perf_counter() - begun
     routers = {
         name: router

@@ -30,13 +30,15 @@ class Limits:
     Attributes:
         body: bytes of a request.
         messages: messages of a conversation.
-        waiting: requests that wait while one is answered.
+        parallel: requests that are answered at the same time.
+        waiting: requests that wait for one of these to end.
         new_tokens: of an answer whose request sets no limit.
         send_seconds: for which a client may leave its connection full before it counts as gone.
     """
 
     body: int = 1 << 20
     messages: int = 256
+    parallel: int = 16
     waiting: int = 16
     new_tokens: int = 4096
     send_seconds: float = 30.0
@@ -60,8 +62,8 @@ class Answering:
         self._runtime = runtime
         self._models = models
         self._limits = limits
-        self._queue = RequestQueue(limits.waiting)
-        self._running: AsyncStream | None = None
+        self._queue = RequestQueue(limits.waiting, limits.parallel)
+        self._running: set[AsyncStream] = set()
 
     def endpoint(self, interface: Interface) -> ASGIApp:
         """The ASGI application of a path that generates."""
@@ -99,11 +101,11 @@ class Answering:
             await _unless_disconnected(request.receive, work)
 
     async def stop(self, grace: float) -> None:
-        """Turns away who waits, and ends the answer under way after `grace` seconds."""
+        """Turns away who waits, and ends the answers under way after `grace` seconds."""
         self._queue.closed = True
         await asyncio.sleep(grace)
-        if self._running is not None:
-            self._running.cancel()
+        for stream in self._running:
+            stream.cancel()
 
     async def _send_whole(
         self, documents: Documents, stream: AsyncStream, request: Request, send: Send
@@ -146,11 +148,11 @@ class Answering:
         """The turn of one request, after which its stream is over in any case."""
         try:
             async with self._queue.slot():
-                self._running = stream
+                self._running.add(stream)
                 try:
                     yield
                 finally:
-                    self._running = None
+                    self._running.remove(stream)
         finally:
             await stream.aclose()
 

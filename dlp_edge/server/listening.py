@@ -13,7 +13,7 @@ from dlp_edge.errors import ResourceError, UsageError
 from dlp_edge.server.answering import Answering
 from dlp_edge.server.connection import Connection
 
-GRACE = 5.0  # seconds in which the answer under way may end by itself when the server stops
+GRACE = 5.0  # seconds in which the answers under way may end by themselves when the server stops
 LAST_SECONDS = 10  # after which a client that takes or sends nothing is cut off
 IDLE_CONNECTIONS = 100  # besides those that wait for an answer; more than `MAX_IDLE`
 
@@ -56,10 +56,10 @@ class Server(uvicorn.Server):
     """Answers until ctrl-C or SIGTERM, whose usual effect then follows.
 
     Args:
-        waiting: how many requests may wait for their answer.
+        requests: how many may be answered or wait for their answer.
     """
 
-    def __init__(self, app: ASGIApp, answering: Answering, waiting: int) -> None:
+    def __init__(self, app: ASGIApp, answering: Answering, requests: int) -> None:
         config = uvicorn.Config(
             app,
             loop="asyncio",
@@ -71,14 +71,14 @@ class Server(uvicorn.Server):
             access_log=False,
             proxy_headers=False,
             server_header=False,
-            limit_concurrency=1 + waiting + IDLE_CONNECTIONS,
+            limit_concurrency=requests + IDLE_CONNECTIONS,
             timeout_graceful_shutdown=LAST_SECONDS,
         )
         super().__init__(config)
         self._answering = answering
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Waits for the answer under way, but not for ever."""
+        """Waits for the answers under way, but not for ever."""
         ending = asyncio.create_task(self._answering.stop(GRACE))
         await super().shutdown(sockets)
         ending.cancel()

@@ -121,6 +121,7 @@ def usage_of(reply: Reply) -> Document:
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": reply.usage.cached_tokens},
     }
 
 

@@ -1,4 +1,4 @@
-"""One answer at a time, and a bounded queue of waiting requests."""
+"""Several answers side by side, and a bounded queue of waiting requests."""
 
 from __future__ import annotations
 
@@ -12,17 +12,23 @@ from dlp_edge.server.http_errors import HttpError
 
 
 class RequestQueue:
-    """Lets one request generate while at most `waiting` others wait, first come, first served.
+    """Lets some requests generate while at most `waiting` others wait, first come, first served.
+
+    Args:
+        parallel: the most requests that generate at the same time.
 
     Attributes:
         closed: set it to reject the waiting requests.
+        running: requests that generate.
+        held: requests that have a place, running or waiting.
     """
 
-    def __init__(self, waiting: int) -> None:
+    def __init__(self, waiting: int, parallel: int) -> None:
         self.closed = False
-        self._waiting = waiting
-        self._requests = 0
-        self._slot = asyncio.Lock()  # first come, first served
+        self.running = 0
+        self.held = 0
+        self._places = waiting + parallel
+        self._slots = asyncio.Semaphore(parallel)  # first come, first served
         self._last_seconds = 1.0
 
     @contextmanager
@@ -32,32 +38,34 @@ class RequestQueue:
         Raises:
             HttpError: 429, the queue is full; Retry-After is the duration of the last answer.
         """
-        if self._requests > self._waiting:
+        if self.held >= self._places:
             seconds = min(60, max(1, math.ceil(self._last_seconds)))
             raise HttpError(
                 429,
-                f"{self._requests} requests are running or waiting. Try again later.",
+                f"{self.held} requests are running or waiting. Try again later.",
                 code="rate_limit_exceeded",
                 headers={"Retry-After": str(seconds)},
             )
-        self._requests += 1
+        self.held += 1
         try:
             yield
         finally:
-            self._requests -= 1
+            self.held -= 1
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[None]:
-        """Waits for the earlier requests, then holds the engine.
+        """Waits for the earlier requests, then takes part in the engine's batch.
 
         Raises:
             HttpError: 503, the server stops.
         """
-        async with self._slot:
+        async with self._slots:
             if self.closed:
                 raise HttpError(503, "The server is stopping. Start it again.")
             started = perf_counter()
+            self.running += 1
             try:
                 yield
             finally:
+                self.running -= 1
                 self._last_seconds = perf_counter() - started

@@ -227,20 +227,22 @@ class Answer:
             for start, end in zip(self._starts, edges[1:], strict=True)
             if start.offset < len(self._text)
         )
-        usage = Usage(len(self.prompt_ids), len(self.tokens))
+        usage = Usage(len(self.prompt_ids), len(self.tokens), self.timings.reused)
         tokens = tuple(self._reported)
         calls = () if self._calls is None else tuple(self._calls.calls)
-        reason, seed = self._finish_reason, self._seed
-        if calls and reason == "stop":
-            reason = "tool_calls"
-        return Reply(
-            self._text, sentences, usage, self.timings, reason, tokens, seed, tool_calls=calls
-        )
+        called, seed = calls and self._finish_reason == "stop", self._seed
+        reason: FinishReason = "tool_calls" if called else self._finish_reason
+        return Reply(self._text, sentences, usage, self.timings, reason, tokens, seed, (), calls)
 
     @property
     def first_decision(self) -> RouteDecision | None:
         """The router's for the prompt; None where it was not asked, or not yet."""
         return self._starts[0].written_by.decision if self._starts else None
+
+    @property
+    def fusion(self) -> dict[str, float]:
+        """The adapters that write the newest sentence."""
+        return self._starts[-1].written_by.weights
 
     def record(self, **amounts: float) -> None:
         """Adds seconds and counts to the timings."""

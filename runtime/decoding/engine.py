@@ -9,6 +9,7 @@ from dlp_edge.bundle.adapter_stack import AdapterStack
 from dlp_edge.runtime.engine.backbone import Backbone
 from dlp_edge.runtime.engine.decoder import Decoder, Logits
 from dlp_edge.runtime.engine.interrupt import Interrupt
+from dlp_edge.runtime.engine.prefix_cache import PrefixCache
 from dlp_edge.runtime.fusion.fuser import Fuser, make_fuser
 
 
@@ -19,11 +20,13 @@ class Engine:
     Attributes:
         reuse: whether a prompt keeps what the cache has of it already, if it was written under
             the same fusion. Rounding then depends on what came before.
+        prefixes: of other requests, likewise.
     """
 
     decoder: Decoder
     fuser: Fuser
     reuse: bool = False
+    prefixes: PrefixCache | None = None
 
     def fuse(self, fusion: Mapping[str, float], sequence: int = 0) -> None:
         """Fills a sequence's slots with adapter -> weight; in force from the next pass on."""
@@ -35,10 +38,35 @@ class Engine:
     ) -> tuple[Logits, int]:
         """Reads a prompt; returns the logits [V] after it, and how many of its tokens the cache
         had already."""
-        # The last token is read again in any case: its logits are wanted.
-        reused = self.decoder.reuse(prompt[:-1], sequence) if self.reuse else 0
-        self.decoder.truncate(reused, sequence)
-        return self.decoder.prefill(prompt[reused:], sequence, interrupt), reused
+        reused = self.take_over(prompt, sequence)
+        logits = self.decoder.prefill(prompt[reused:], sequence, interrupt)
+        self.remember(sequence)
+        return logits, reused
+
+    def take_over(self, prompt: Sequence[int], sequence: int, home: Decoder | None = None) -> int:
+        """Keeps what the cache has of a prompt under the present fusion, if the engine reuses, and
+        drops the rest; returns the number of tokens kept.
+
+        Args:
+            home: another decoder whose first sequence may have more of it, to be copied.
+        """
+        decoder, wanted = self.decoder, prompt[:-1]  # the last token's logits are wanted
+        label = decoder.labels[sequence]
+        kept = decoder.shared(wanted, label, sequence) if self.reuse else 0
+        there = home.shared(wanted, label) if home is not None else 0
+        if self.prefixes is not None and self.prefixes.length(wanted, label) > max(kept, there):
+            return self.prefixes.restore(decoder, sequence, wanted)
+        if home is not None and there > kept:
+            decoder.copy_cache(home, 0, sequence, there)
+            decoder.labels[sequence] = label
+            return there
+        decoder.truncate(kept, sequence)
+        return kept
+
+    def remember(self, sequence: int) -> None:
+        """Keeps what the cache has for other requests, if the engine does."""
+        if self.prefixes is not None:
+            self.prefixes.store(self.decoder, sequence)
 
     def recompute(self, history: Sequence[int], sequence: int, interrupt: Interrupt) -> None:
         """Reads all of a sequence again, under its present fusion."""
@@ -53,14 +81,16 @@ def make_engine(
     sequences: int = 1,
     reuse: bool = False,
     beside: Engine | None = None,
+    prefixes: PrefixCache | None = None,
 ) -> Engine:
     """An engine whose sequences all have the base model's fusion.
 
     Args:
         beside: an engine over the same backbone and stack, with which it shares the adapters.
+        prefixes: what it takes prefixes from, and keeps them in.
     """
     decoder = Decoder(backbone, max_context, sequences)
     fuser = beside.fuser.sibling(sequences) if beside else make_fuser(backbone, stack, sequences)
     decoder.set_shared_inputs(fuser.shared_inputs)
     decoder.set_fusion(fuser.fuse({}))
-    return Engine(decoder, fuser, reuse)
+    return Engine(decoder, fuser, reuse or prefixes is not None, prefixes)

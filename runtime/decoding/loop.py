@@ -1,13 +1,13 @@
 """The life of an answer: route, fuse, prefill, then token by token to the next sentence.
 
-`stream_answer` is the whole way, top to bottom; `stream_batch` takes it for several
+`answer_steps` is the whole way, top to bottom; `stream_batch` takes it for several
 answers at once.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from time import perf_counter
 
 from dlp_edge.runtime.decoding.answer import Answer, Step
@@ -20,7 +20,18 @@ from dlp_edge.types import Chunk
 
 
 def stream_answer(engine: Engine, answer: Answer, interrupt: Interrupt) -> Iterator[Chunk]:
-    """Generates one answer; each chunk belongs to one sentence.
+    """Generates one answer; each chunk belongs to one sentence. See `answer_steps`."""
+    for chunks in answer_steps(engine, answer, interrupt):
+        yield from chunks
+
+
+def answer_steps(
+    engine: Engine, answer: Answer, interrupt: Interrupt
+) -> Generator[list[Chunk], None, None]:
+    """Generates one answer; yields the chunks of each of its tokens.
+
+    Closed between two tokens, it leaves a cache of all tokens but the newest, and another engine
+    can go on from there.
 
     A pass reads the newest token and, where the answer copies, a draft of the following ones:
     these are kept as long as they are what the answer samples anyway.
@@ -37,7 +48,7 @@ def stream_answer(engine: Engine, answer: Answer, interrupt: Interrupt) -> Itera
             try:
                 for row, drafted in zip(logits, (*draft, None), strict=True):
                     step = answer.take(row, drafted)
-                    yield from step.chunks  # no time is counted while a consumer holds a chunk
+                    yield step.chunks  # no time is counted while a consumer holds a chunk
                     if not step.as_drafted:
                         break
                     interrupt.check()
@@ -46,6 +57,7 @@ def stream_answer(engine: Engine, answer: Answer, interrupt: Interrupt) -> Itera
             finally:
                 decoder.truncate(cached)  # drops the draft's other tokens
             if answer.done:
+                engine.remember(0)
                 return
             draft = answer.draft(VERIFY_TOKENS)
             if step.fusion is not None:  # a sentence starts under other adapters
@@ -55,7 +67,7 @@ def stream_answer(engine: Engine, answer: Answer, interrupt: Interrupt) -> Itera
             logits = forward([answer.tokens[-1], *draft], interrupt)
             answer.record(decode=perf_counter() - started, decode_steps=1, drafted=len(draft))
     except Cancelled:
-        yield from answer.finish()
+        yield answer.finish()
     except GeneratorExit:
         raise
     except BaseException:

@@ -7,9 +7,6 @@ from dataclasses import dataclass, fields, replace
 
 from dlp_edge.errors import ContextLengthError
 from dlp_edge.runtime.decoding.answer import Answer
-from dlp_edge.runtime.decoding.engine import Engine
-from dlp_edge.runtime.decoding.loop import stream_batch
-from dlp_edge.runtime.engine.interrupt import Interrupt
 from dlp_edge.types import (
     AnsweredRequest,
     Chunk,
@@ -99,20 +96,33 @@ class RequestAnswers:
         return self._known()[0].room
 
     @property
-    def cache_room(self) -> int:
-        """Tokens that a sequence's cache must hold, prompt and answer together."""
-        if any(answer is None for answer in self._answers):
-            return self.room
-        return max(len(answer.prompt_ids) + answer.limit for answer in self._known())
+    def done(self) -> bool:
+        """Whether all answers are complete and given out."""
+        return self._current == len(self)
 
-    def stream(self, engine: Engine, interrupt: Interrupt) -> Iterator[Chunk]:
-        """Generates all answers; the chunks of the first come at once, those of another when all
+    def next_answer(self) -> Answer | None:
+        """The first answer that has not begun and waits for no other; None if there is none now."""
+        for index in tuple(self._waiting):
+            before = self._requests[index].leans_on
+            if before is None or self._is_done(before):
+                self._waiting.remove(index)
+                answer = self._answers[index] if before is None else self._follow_up(index, before)
+                self._answers[index] = answer
+                if answer is not None:
+                    if answer is self._known()[0]:
+                        answer.requested_at = self.requested_at
+                    return answer
+        return None
+
+    def hold(self, answer: Answer, chunks: list[Chunk]) -> None:
+        """Takes new chunks of one of the answers. Those of one pass are held before any is given
+        out: an answer is over with its last chunk."""
+        self._held[self._answers.index(answer)] += chunks
+
+    def due(self) -> list[Chunk]:
+        """What may be given out: the chunks of the first answer at once, those of another when all
         before it are out."""
-        self._known()[0].requested_at = self.requested_at
-        for given in stream_batch(engine, self._next, interrupt):
-            for answer, chunks in given:
-                self._held[self._answers.index(answer)] += chunks
-            yield from self._due()
+        return list(self._due())
 
     def reply(self) -> Reply:
         """What has been given out so far."""
@@ -130,6 +140,7 @@ class RequestAnswers:
         usage = Usage(
             sum(reply.usage.prompt_tokens for reply in replies),
             sum(reply.usage.completion_tokens for reply in replies),
+            sum(reply.usage.cached_tokens for reply in replies),
         )
         return Reply(
             text="".join(sentence.text for sentence in sentences),
@@ -155,18 +166,6 @@ class RequestAnswers:
         return AnsweredRequest(
             request.text, request.start, request.end, decision, request.leans_on, shown, reason
         )
-
-    def _next(self) -> Answer | None:
-        """The first request that waits for no other's answer."""
-        for index in tuple(self._waiting):
-            before = self._requests[index].leans_on
-            if before is None or self._is_done(before):
-                self._waiting.remove(index)
-                answer = self._answers[index] if before is None else self._follow_up(index, before)
-                self._answers[index] = answer
-                if answer is not None:
-                    return answer
-        return None
 
     def _follow_up(self, index: int, before: int) -> Answer | None:
         """The answer in the conversation that the request leans on; None if there is no room."""

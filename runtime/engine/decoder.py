@@ -7,7 +7,8 @@ past and present share one buffer.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from itertools import takewhile
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,7 @@ from dlp_edge.runtime.engine.ort_errors import engine_errors
 from dlp_edge.runtime.engine.verifier import Verifier
 
 Logits = npt.NDArray[np.floating]
+Values = npt.NDArray[np.generic]  # keys or values of some tokens [buffers, heads, tokens, size]
 PREFILL_CHUNK = 512
 
 
@@ -112,13 +114,17 @@ class Decoder:
         Returns:
             The number of tokens kept.
         """
-        written, label = self._written[sequence], self.labels[sequence]
+        kept = self.shared(ids, self.labels[sequence], sequence)
+        self.truncate(kept, sequence)
+        return kept
+
+    def shared(self, ids: Sequence[int], label: Hashable, sequence: int = 0) -> int:
+        """How many of the first tokens a sequence's cache has of `ids`, under that fusion."""
         kept = 0
-        for token, cached in zip(ids, written, strict=False):
+        for token, cached in zip(ids, self._written[sequence], strict=False):
             if cached != (token, label):
                 break
             kept += 1
-        self.truncate(kept, sequence)
         return kept
 
     def move(self, source: int, target: int) -> None:
@@ -127,11 +133,36 @@ class Decoder:
             buffer.copy_tokens(buffer, source, target, int(self.lengths[source]))
         self._copy_state(self, source, target)
 
-    def copy_cache(self, other: Decoder) -> None:
-        """Copy the cache of another decoder's first sequence."""
+    def copy_cache(
+        self, other: Decoder, source: int = 0, target: int = 0, length: int | None = None
+    ) -> None:
+        """Copy the first `length` tokens (all, if None) of another decoder's sequence."""
+        length = int(other.lengths[source]) if length is None else length
         for name, buffer in self._cache.items():
-            buffer.copy_tokens(other._cache[name], 0, 0, int(other.lengths[0]))
-        self._copy_state(other, 0, 0)
+            buffer.copy_tokens(other._cache[name], source, target, length)
+        self._copy_state(other, source, target)
+        self.truncate(length, target)
+
+    def first_run(self, sequence: int) -> tuple[list[int], Hashable]:
+        """The first tokens of a sequence's cache that one fusion computed, and its label."""
+        written = self._written[sequence]
+        label = written[0][1] if written else None
+        return [token for token, by in takewhile(lambda entry: entry[1] == label, written)], label
+
+    def read(self, sequence: int, start: int, stop: int) -> Values:
+        """A copy of the keys and values of some tokens."""
+        return np.stack([buffer.host[sequence, :, start:stop] for buffer in self._cache.values()])
+
+    def write(self, sequence: int, ids: Sequence[int], blocks: Sequence[Values]) -> None:
+        """Replace a sequence's cache by these tokens, whose keys and values `read` gave in blocks
+        of one size; they count as computed under the sequence's fusion."""
+        for index, buffer in enumerate(self._cache.values()):
+            for at, block in enumerate(blocks):
+                size = block.shape[2]
+                buffer.host[sequence, :, at * size : (at + 1) * size] = block[index]
+        self.truncate(0, sequence)
+        self._record(sequence, ids)
+        self.lengths[sequence] = len(ids)
 
     def _copy_state(self, other: Decoder, source: int, target: int) -> None:
         self.lengths[target] = other.lengths[source]
@@ -152,8 +183,7 @@ class Decoder:
         self._run(0, len(tokens), 1, interrupt=interrupt)
         for sequence, token in enumerate(tokens):
             self._record(sequence, [token])
-        logits: Logits = self._logits.host[: len(tokens), 0]
-        return logits
+        return cast("Logits", self._logits.host[: len(tokens), 0])
 
     def prefill(
         self, ids: Sequence[int], sequence: int = 0, interrupt: Interrupt | None = None
@@ -173,8 +203,7 @@ class Decoder:
             chunk = np.asarray(ids[start : start + PREFILL_CHUNK], np.int64)[None]
             self._run(sequence, 1, chunk.shape[1], chunk, interrupt)
             self._record(sequence, chunk[0].tolist())
-        last: Logits = self._logits.host[sequence, 0]
-        return last
+        return cast("Logits", self._logits.host[sequence, 0])
 
     def all_logits(self, ids: Sequence[int]) -> Logits:
         """Append S tokens to the first sequence in one pass.
@@ -197,8 +226,7 @@ class Decoder:
             self._bound = None
             self._position.bind_input(self._binding, "logit_positions", 0, 1)
         logits.download()
-        rows: Logits = logits.host[0]
-        return rows
+        return cast("Logits", logits.host[0])
 
     def verify(self, tokens: Sequence[int], interrupt: Interrupt | None = None) -> Logits:
         """Append at most VERIFY_TOKENS tokens to the first sequence in one pass.

@@ -51,8 +51,7 @@ def replies(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> list[Callable[
 
     def watched(*arguments: Any, **options: Any) -> Any:
         stream = start(*arguments, **options)
-        answer = stream._answer
-        started.append(answer.reply)
+        started.append(stream._job.reply)
         return stream
 
     monkeypatch.setattr(runtime, "stream", watched)
@@ -148,26 +147,25 @@ def test_several_clients_get_what_one_alone_gets(served: Served, runtime: Runtim
         assert list(pool.map(ask, words * 4)) == expected * 4
 
 
+@pytest.mark.usefixtures("slow")
 def test_a_full_line_turns_away(serve: Serve, runtime: Runtime) -> None:
-    served = serve(waiting=1)
+    served = serve(waiting=1, parallel=2)
     client = served.client()
 
     def ask() -> str | None:
-        found = client.chat.completions.create(model="base", messages=HELLO, max_tokens=5)
+        found = client.chat.completions.create(model="base", messages=HELLO, max_tokens=20)
         return found.choices[0].message.content
 
-    holding = runtime.stream("x", adapters={}, max_new_tokens=100)
-    next(holding)
-    with ThreadPoolExecutor(2) as pool:
-        asked = [pool.submit(ask) for _ in range(2)]
-        assert soon(lambda: served.waiting() == 2)
+    with ThreadPoolExecutor(3) as pool:
+        asked = [pool.submit(ask) for _ in range(3)]
+        assert soon(lambda: served.waiting() == 3)
         with pytest.raises(openai.RateLimitError) as caught:
             ask()
         assert int(caught.value.response.headers["Retry-After"]) >= 1
         assert client.models.list().data  # what needs no turn is answered
-        holding.close()
-        expected = runtime.generate(HELLO, adapters={}, max_new_tokens=5).text
-        assert [future.result() for future in asked] == [expected] * 2
+        assert served.server._answering._queue.running == 2
+        expected = runtime.generate(HELLO, adapters={}, max_new_tokens=20).text
+        assert [future.result() for future in asked] == [expected] * 3
 
 
 @pytest.mark.usefixtures("slow")
@@ -192,16 +190,20 @@ def test_a_client_that_goes_away_frees_the_runtime(
     assert reply.usage.completion_tokens < 40
 
 
-def test_who_goes_away_while_waiting_leaves_the_line(serve: Serve, runtime: Runtime) -> None:
-    served = serve(waiting=0)
-    holding = runtime.stream("x", adapters={}, max_new_tokens=100)
+@pytest.mark.usefixtures("slow")
+def test_who_goes_away_while_waiting_leaves_the_line(serve: Serve) -> None:
+    served = serve(waiting=1, parallel=1)
+    holding = served.client().chat.completions.create(
+        model="base", messages=HELLO, max_tokens=100, stream=True
+    )
     next(holding)
     with pytest.raises(openai.APITimeoutError):
         served.client().with_options(timeout=0.3).chat.completions.create(
             model="base", messages=HELLO
         )
-    assert soon(lambda: served.waiting() == 0)
+    assert soon(lambda: served.waiting() == 1)
     holding.close()
+    assert soon(lambda: served.waiting() == 0)
     found = served.client().chat.completions.create(model="base", messages=HELLO, max_tokens=5)
     assert found.usage is not None
 
@@ -273,7 +275,7 @@ def test_stopping_ends_the_answer_under_way_in_order(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dlp_edge.server.listening.GRACE", 0.3)
-    served = serve()
+    served = serve(parallel=1)
     stream = served.client().chat.completions.create(
         model="base", messages=HELLO, max_tokens=100, stream=True
     )

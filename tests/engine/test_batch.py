@@ -135,7 +135,7 @@ def test_closing_ends_a_batch(tiny_bundle: Path) -> None:
     runtime = Runtime(tiny_bundle)
 
     def close() -> None:
-        while runtime._lock._owner is None:
+        while runtime._scheduler._driver is None:
             time.sleep(0.01)
         runtime.close()
 

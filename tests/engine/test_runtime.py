@@ -215,13 +215,21 @@ def test_threads_wait_for_each_other(runtime: Runtime) -> None:
     assert found == expected
 
 
-def test_a_stream_inside_a_stream_is_busy_and_not_a_deadlock(runtime: Runtime) -> None:
+def test_a_stream_inside_a_stream_is_answered_beside_it(runtime: Runtime) -> None:
+    whole, other = (runtime.generate(p, max_new_tokens=9).text for p in ("Hello", "And you?"))
+    stream = runtime.stream("Hello", max_new_tokens=9)
+    text = next(stream).text
+    assert runtime.generate("And you?", max_new_tokens=9).text == other
+    assert text + "".join(chunk.text for chunk in stream) == whole
+
+
+def test_a_score_inside_a_stream_is_busy_and_not_a_deadlock(runtime: Runtime) -> None:
     stream = runtime.stream("Hello", max_new_tokens=5)
     next(stream)
     with pytest.raises(BusyError):
-        runtime.generate("Hello")
+        runtime.score("Hello", ["there"])
     list(stream)
-    runtime.generate("Hello", max_new_tokens=2)
+    assert runtime.score("Hello", ["there"])
 
 
 def test_an_abandoned_stream_frees_the_runtime(runtime: Runtime) -> None:

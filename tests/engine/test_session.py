@@ -268,7 +268,8 @@ def test_sessions_of_several_threads(runtime: Runtime) -> None:
         assert texts.pop(word) == (talk(word) or texts[word])
 
 
-def test_not_waiting(runtime: Runtime) -> None:
+def test_not_waiting(tiny_bundle: Path) -> None:
+    runtime = Runtime(tiny_bundle, max_parallel=1)
     stream = runtime.stream("Hello", adapters={}, max_new_tokens=50)
     next(stream)
     raised: list[BaseException] = []
@@ -284,6 +285,8 @@ def test_not_waiting(runtime: Runtime) -> None:
     thread.join()
     stream.close()
     assert len(raised) == 1
+    assert runtime.generate("Hello", adapters={}, max_new_tokens=2, wait=False).text
+    runtime.close()
 
 
 def test_a_closed_runtime_closes_its_sessions(tiny_bundle: Path) -> None:

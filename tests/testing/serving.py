@@ -11,11 +11,12 @@ from typing import Any
 
 from openai import OpenAI
 
-from dlp_edge import BusyError, Runtime
+from dlp_edge import Runtime
 from dlp_edge.server.access_middleware import Access
 from dlp_edge.server.answering import Answering, Limits
 from dlp_edge.server.app import build_app, models_of
 from dlp_edge.server.listening import Server, listen, url_of
+from dlp_edge.types import Activity
 
 HELLO: Any = [{"role": "user", "content": "Tom has 3 apples."}]
 
@@ -30,7 +31,7 @@ class Served:
         sock = listen("127.0.0.1", 0, has_key=access.key is not None)
         self.url = url_of(sock)
         self.port = sock.getsockname()[1]
-        self.server = Server(build_app(runtime, answering, models, access), answering, 16)
+        self.server = Server(build_app(runtime, answering, models, access), answering, 32)
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [sock]})
         self.thread.start()
 
@@ -60,7 +61,7 @@ class Served:
 
     def waiting(self) -> int:
         """How many requests wait or are answered."""
-        return self.server._answering._queue._requests
+        return self.server._answering._queue.held
 
     def stop(self) -> None:
         self.server.should_exit = True
@@ -86,8 +87,4 @@ def soon(condition: Callable[[], bool]) -> bool:
 
 
 def is_free(runtime: Runtime) -> bool:
-    try:
-        runtime.generate("x", adapters={}, max_new_tokens=1, wait=False)
-    except BusyError:
-        return False
-    return True
+    return runtime.activity == Activity(running=0, waiting=0)

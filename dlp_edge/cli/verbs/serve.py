@@ -46,6 +46,20 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     group.add_argument("--max-body", type=count(1), default=1 << 20, metavar="BYTES")
     group.add_argument("--max-messages", type=count(1), default=256, metavar="N")
     group.add_argument(
+        "--max-parallel",
+        type=count(1),
+        default=16,
+        metavar="N",
+        help="requests that are answered side by side (16)",
+    )
+    group.add_argument(
+        "--prefix-cache",
+        type=count(0),
+        default=256 << 20,
+        metavar="BYTES",
+        help="memory for prefixes that requests share (256 MiB); 0 keeps none",
+    )
+    group.add_argument(
         "--max-waiting", type=count(0), default=16, metavar="N", help="queue size; beyond it 429"
     )
     options.add_engine(parser)
@@ -68,13 +82,16 @@ def run(arguments: argparse.Namespace) -> int:
     limits = Limits(
         body=arguments.max_body,
         messages=arguments.max_messages,
+        parallel=arguments.max_parallel,
         waiting=arguments.max_waiting,
         new_tokens=arguments.max_context,
     )
     # The port first: whether it is free is known at once, loading takes a while.
     with (
         listen(arguments.host, arguments.port, access.key is not None) as sock,
-        open_runtime(arguments) as runtime,
+        open_runtime(
+            arguments, max_parallel=arguments.max_parallel, prefix_cache=arguments.prefix_cache
+        ) as runtime,
     ):
         url = url_of(sock)
 
@@ -108,7 +125,7 @@ def serve_on(
     answering = Answering(runtime, models, limits, _report)
     app = build_app(runtime, answering, models, access)
     announce(models)
-    Server(app, answering, limits.waiting).run(sockets=[sock])
+    Server(app, answering, limits.parallel + limits.waiting).run(sockets=[sock])
 
 
 def _report(error: Exception) -> None:

@@ -16,10 +16,11 @@ from dlp_edge.bundle.bundle import Bundle, _checksum, open_bundle
 from dlp_edge.bundle.peft_reader import CONFIG, WEIGHTS, read_adapter
 from dlp_edge.bundle.verify import verify_bundle
 from dlp_edge.errors import AdapterError, BundleError, NonFiniteError, RouterError, UsageError
+from dlp_edge.runtime.batching.scheduler import Scheduler
 from dlp_edge.runtime.engine.interrupt import Interrupt
 from dlp_edge.runtime.runtime import Runtime
 from dlp_edge.runtime.session import SessionBackend, load_session
-from dlp_edge.runtime.stream import OpenStreams, RequestLock
+from dlp_edge.runtime.stream import OpenStreams
 from dlp_edge.tasks.samples import read_samples
 from tests.testing.paths import DATA
 
@@ -119,7 +120,7 @@ def peft(data: bytes) -> None:
 def session(data: bytes) -> None:
     """The reader of saved conversations."""
     closing = Interrupt()
-    host = SessionBackend(_never_answered, RequestLock(), OpenStreams(closing), closing)
+    host = SessionBackend(_never_answered, Scheduler(1), OpenStreams(closing), closing)
     (_here / "chat.json").write_bytes(data)
     with contextlib.suppress(UsageError):
         load_session(host, _here / "chat.json")
