@@ -278,10 +278,12 @@ class Activity:
     Attributes:
         running: requests under way.
         waiting: requests that wait for room beside them.
+        prefix_bytes: of the KV caches of shared prefixes.
     """
 
     running: int
     waiting: int
+    prefix_bytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ from dlp_edge.runtime.options import GenerateOptions, RouteOptions, check_callab
 from dlp_edge.runtime.request import parse_batch, parse_options
 from dlp_edge.runtime.routing.policy import routed
 from dlp_edge.runtime.routing.router import Router
-from dlp_edge.runtime.session import Session, SessionBackend, load_session
+from dlp_edge.runtime.session import Session, load_session
+from dlp_edge.runtime.session_backend import SessionBackend
 from dlp_edge.runtime.stream import AsyncStream, Stream
 from dlp_edge.runtime.text.prompt import check_messages, check_prompt
 from dlp_edge.runtime.text.tokenizer import TextTokenizer
@@ -159,8 +160,9 @@ class Runtime(Lifetime):
 
     @property
     def activity(self) -> Activity:
-        """The number of requests that are answered now, and of those that wait."""
-        return self._scheduler.activity()
+        """How many requests are answered now, how many wait, and what is kept for others."""
+        prefixes = self._open().engine.prefixes
+        return self._scheduler.activity(prefixes.bytes if prefixes is not None else 0)
 
     def generate(
         self, prompt: str | Sequence[Message], **options: Unpack[GenerateOptions]

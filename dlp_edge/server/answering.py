@@ -19,6 +19,7 @@ from dlp_edge.server.body import read_json
 from dlp_edge.server.chat_request import Models
 from dlp_edge.server.http_errors import HttpError, to_http_error
 from dlp_edge.server.interfaces.interface import Documents, Interface
+from dlp_edge.server.metrics import Metrics, note_reply
 from dlp_edge.server.openai_schema import Document
 from dlp_edge.server.request_queue import RequestQueue
 
@@ -49,6 +50,9 @@ class Answering:
 
     Args:
         on_error: called with what went wrong on our side.
+
+    Attributes:
+        metrics: what it counts.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class Answering:
         self._limits = limits
         self._queue = RequestQueue(limits.waiting, limits.parallel)
         self._running: set[AsyncStream] = set()
+        self.metrics = Metrics(self._gauges)
 
     def endpoint(self, interface: Interface) -> ASGIApp:
         """The ASGI application of a path that generates."""
@@ -155,6 +160,15 @@ class Answering:
                     self._running.remove(stream)
         finally:
             await stream.aclose()
+            note_reply(stream.reply)
+
+    def _gauges(self) -> dict[str, float]:
+        running = self._queue.running
+        return {
+            "requests_running": running,
+            "requests_waiting": self._queue.held - running,
+            "prefix_cache_bytes": self._runtime.activity.prefix_bytes,
+        }
 
 
 class _Endpoint:

@@ -22,6 +22,7 @@ from dlp_edge.server.http_errors import HttpError
 from dlp_edge.server.interfaces.completions import COMPLETIONS
 from dlp_edge.server.interfaces.interface import CHAT
 from dlp_edge.server.interfaces.responses import RESPONSES
+from dlp_edge.server.metrics import Observed
 from dlp_edge.server.openai_schema import Document, model_document
 from dlp_edge.server.pages import page_routes
 
@@ -81,10 +82,12 @@ def build_app(runtime: Runtime, answering: Answering, models: Models, access: Ac
             allow_headers=["*"],
         )
         middleware.insert(0, cors)
+    middleware.insert(0, Middleware(Observed, answering.metrics))  # outermost: it sees refusals
     return Starlette(
         routes=[
             *page_routes(),
             Route("/health", health),
+            Route("/metrics", answering.metrics.endpoint),
             Route("/v1/models", list_models),
             Route("/v1/models/{name:path}", show_model),
             Route("/v1/embeddings", refuse_embeddings, methods=["POST"]),

@@ -49,12 +49,12 @@ class Scheduler:
         self._runner = BatchRunner(rows, self._give)
         self._thread: threading.Thread | None = None
 
-    def activity(self) -> Activity:
+    def activity(self, prefix_bytes: int) -> Activity:
         """How many requests are under way, and how many wait."""
         with self._lock:
             jobs = [job for job in self._queue if isinstance(job, Job)]
         running = sum(job.begun for job in jobs)
-        return Activity(running, len(jobs) - running)
+        return Activity(running, len(jobs) - running, prefix_bytes)
 
     def run(self, job: Job, wait: bool = True) -> Iterator[Chunk]:
         """The chunks of a request, as its consumer takes them; closing it gives the request up.

@@ -60,6 +60,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="memory for prefixes that requests share (256 MiB); 0 keeps none",
     )
     group.add_argument(
+        "--log-requests", action="store_true", help="a JSON line per request on standard error"
+    )
+    group.add_argument(
         "--max-waiting", type=count(0), default=16, metavar="N", help="queue size; beyond it 429"
     )
     options.add_engine(parser)
@@ -72,8 +75,11 @@ def run(arguments: argparse.Namespace) -> int:
         from dlp_edge.server.access_middleware import Access
         from dlp_edge.server.answering import Limits
         from dlp_edge.server.listening import listen, url_of
+        from dlp_edge.server.metrics import log_requests
     from dlp_edge.cli.loading import open_runtime
 
+    if arguments.log_requests:
+        log_requests()
     access = Access(
         hosts=frozenset(name.lower() for name in arguments.allow_host),
         origins=frozenset(arguments.allow_origin),
