@@ -25,7 +25,7 @@ from dlp_edge.runtime.decoding.sampling import (
     make_sampler,
     penalise,
 )
-from dlp_edge.runtime.decoding.tool_calls import AnswerTools, ToolCallParser, constraint_of
+from dlp_edge.runtime.decoding.tool_calls import AnswerTools, constrain
 from dlp_edge.runtime.request import Decoding, seed_of
 from dlp_edge.runtime.routing.policy import RoutingPolicy, SentenceFusion
 from dlp_edge.runtime.text.detokenizer import Detokenizer, StopMatcher
@@ -134,10 +134,7 @@ class Answer:
         )
         self._seen = np.zeros(vocabulary.size, np.bool_)
         self._seen[list(prompt_ids)] = True
-        self._calls = None if tools is None else ToolCallParser(tools.form)
-        self._constraint = constraint_of(
-            decoding.json_schema, tools, lambda: vocabulary.for_grammars
-        )
+        self._calls, self._constraint = constrain(decoding, tools, lambda: vocabulary.for_grammars)
         self._reported: list[Token] = []
         self._reported_in_chunks = 0  # of these
         self._detokenizer = Detokenizer(vocabulary.tokenizer)
@@ -195,7 +192,7 @@ class Answer:
             fusion = self._enter_sentences(starts)
         chunks = self._read(piece)
         self.record(decode=perf_counter() - started)
-        if self._stops.matched:
+        if self._stops.matched or (self._calls is not None and self._calls.repeated):
             self._end("stop")
         elif len(self.tokens) >= self.limit:
             self._end("length")
