@@ -112,6 +112,29 @@ class Session:
 
         return self._turn(change, options)
 
+    def resume(self, results: Sequence[str], **options: Unpack[GenerateOptions]) -> Stream:
+        """Answers again, after the results of the last answer's tool calls.
+
+        Args:
+            results: one for each call, in their order.
+
+        Raises:
+            UsageError: there are no calls, or not as many; else as `stream`.
+        """
+
+        def change(said: list[Message]) -> list[Message]:
+            calls = said[-1].get("tool_calls", ()) if said else ()
+            if not calls or isinstance(results, str) or len(results) != len(calls):
+                raise UsageError(
+                    f"the last answer made {len(calls)} tool calls", "Give a list of their results"
+                )
+            return said + [
+                {"role": "tool", "content": result, "tool_call_id": call["id"]}
+                for result, call in zip(results, calls, strict=True)
+            ]
+
+        return self._turn(change, options)
+
     def undo(self) -> tuple[Message, ...]:
         """Forgets the last user message and all after it; returns what was forgotten.
 

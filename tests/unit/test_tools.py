@@ -292,6 +292,15 @@ def test_a_session_remembers_calls(runtime: Runtime) -> None:
     session = runtime.session()
     reply = session.send("Time?", tools=[CLOCK], tool_choice="tell", max_new_tokens=90)
     assert session.messages[-1]["tool_calls"] == [call.message for call in reply.tool_calls]
+    said = [*session.messages, {"role": "tool", "content": "noon"}]
+    answer = session.resume(["noon"], max_new_tokens=5).finish()
+    assert answer.text == runtime.generate(said, max_new_tokens=5).text
+    assert [message["role"] for message in session.messages] == [
+        *("user", "assistant", "tool", "assistant")
+    ]
+    for wrong in ([], "noon", ["noon"]):  # the last answer made no calls
+        with pytest.raises(UsageError, match="made 0 tool calls"):
+            session.resume(wrong)
 
 
 @pytest.mark.parametrize(
