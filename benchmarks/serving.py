@@ -167,10 +167,13 @@ def load(args: argparse.Namespace) -> None:
         asyncio.run(in_turn(args.url, args))
         asyncio.run(at_once(args.url, args, f"{args.clients} at once"))
         return
-    with serving(args.bundle, "--max-parallel", "1", "--max-waiting", "64") as (url, _):
+    with serving(args.bundle, "--max-parallel", "1", "--max-waiting", "64", *args.options) as (
+        url,
+        _,
+    ):
         alone = asyncio.run(in_turn(url, args))
         asyncio.run(at_once(url, args, f"{args.clients} in line"))
-    with serving(args.bundle) as (url, _):
+    with serving(args.bundle, *args.options) as (url, _):
         batched = asyncio.run(at_once(url, args, f"{args.clients} side by side"))
     print(f"side by side over one after another: {batched / alone:.2f}")
 
@@ -295,7 +298,7 @@ def main() -> None:
         verb.add_argument("--clients", type=int, default=64 if name == "soak" else 16)
         verb.add_argument("--tokens", type=int, default=64)
         verb.add_argument("--minutes", type=float, default=10.0)
-        verb.add_argument("--options", nargs="*", default=[], help="of dlp-edge serve")
+        verb.add_argument("--options", nargs=argparse.REMAINDER, default=[], help="of serve")
         verb.set_defaults(run=run)
     args = parser.parse_args()
     args.run(args)

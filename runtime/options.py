@@ -65,7 +65,8 @@ class GenerateOptions(RouteOptions, total=False):
     seed: makes sampling reproducible.
     stop: strings that end the answer, and are not part of it.
     repetition_stop: the answer ends where up to four sentences come three times in a row, word
-        for word (True).
+        for word; with tools, also where it makes the same call again, and strings that repeat their
+        end are closed (True).
     stop_tokens: token ids that end it, besides the backbone's own.
     json_schema: the answer is JSON that follows this schema, or this Pydantic class's (extra
         `json`).

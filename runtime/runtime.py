@@ -25,7 +25,8 @@ from dlp_edge.runtime.options import GenerateOptions, RouteOptions, check_callab
 from dlp_edge.runtime.request import parse_batch, parse_options
 from dlp_edge.runtime.routing.policy import routed
 from dlp_edge.runtime.routing.router import Router
-from dlp_edge.runtime.session import Session, SessionBackend, load_session
+from dlp_edge.runtime.session import Session, load_session
+from dlp_edge.runtime.session_backend import SessionBackend
 from dlp_edge.runtime.stream import AsyncStream, Stream
 from dlp_edge.runtime.text.prompt import check_messages, check_prompt
 from dlp_edge.runtime.text.tokenizer import TextTokenizer

@@ -7,24 +7,16 @@ import json
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from dlp_edge.atomic.staging import replace_file
 from dlp_edge.checks import check_number
 from dlp_edge.errors import BusyError, ContextLengthError, ResourceError, UsageError
-from dlp_edge.runtime.batching.job import Job
-from dlp_edge.runtime.batching.scheduler import Scheduler
-from dlp_edge.runtime.decoding.answer import Answer
-from dlp_edge.runtime.decoding.request_answers import RequestAnswers
-from dlp_edge.runtime.engine.interrupt import Interrupt
-from dlp_edge.runtime.engine.ort_errors import ANSWERING, memory_for
-from dlp_edge.runtime.loaded_bundle import LoadedBundle
 from dlp_edge.runtime.options import GenerateOptions
-from dlp_edge.runtime.request import RequestOptions, parse_options
-from dlp_edge.runtime.stream import AsyncStream, OpenStreams, Stream
+from dlp_edge.runtime.request import RequestOptions
+from dlp_edge.runtime.session_backend import SessionBackend, StreamFactory
+from dlp_edge.runtime.stream import AsyncStream, Stream
 from dlp_edge.runtime.text.prompt import check_messages
 from dlp_edge.types import Message, Overflow, Reply
 from dlp_edge.untrusted.regular_file import read_followed
@@ -38,55 +30,11 @@ MAX_SESSION_BYTES = 64 << 20
 MAX_DROPPED = 1 << 40
 
 
-# (session, on_end) -> the stream of a prepared answer, on the session's cache.
-StreamFactory = Callable[["Session", Callable[[Reply], None]], Stream]
 Change = Callable[[list[Message]], list[Message]]
 # Reserve ANSWER_PART of the context for the answer. When turns must go, drop to KEPT_PART, since
 # each drop invalidates the cache.
 ANSWER_PART = 1 / 4
 KEPT_PART = 1 / 2
-
-
-@dataclass(frozen=True)
-class SessionBackend:
-    """What a session needs of its Runtime; the Runtime keeps no reference to it.
-
-    Attributes:
-        open: the bundle as it is now; raises once the Runtime is closed.
-        scheduler, streams, closing: the Runtime's.
-    """
-
-    open: Callable[[], LoadedBundle]
-    scheduler: Scheduler
-    streams: OpenStreams
-    closing: Interrupt
-
-    def parse_options(self, options: GenerateOptions) -> RequestOptions:
-        """A request's options, checked."""
-        return parse_options(options, self.open().manifest)
-
-    def prepare_turn(
-        self, messages: Sequence[Message], options: RequestOptions
-    ) -> tuple[Answer | RequestAnswers, StreamFactory]:
-        """An answer that has not begun, and what starts it on a session's cache."""
-        loaded = self.open()
-        answer = loaded.prepare_stream(messages, options)
-
-        def start(session: Session, on_end: Callable[[Reply], None]) -> Stream:
-            job = Job(answer, loaded, partial(loaded.caches.engine_of, session), keeps=True)
-            return self.streams.add(Stream(job, self.scheduler, options.wait, on_end))
-
-        return answer, start
-
-    @memory_for(ANSWERING)
-    def copy_cache(self, source: Session, target: Session) -> None:
-        """Gives one session what another's cache holds."""
-        caches = self.open().caches
-        if self.scheduler.acquire(self.closing.is_set):
-            try:
-                caches.copy(source, target)
-            finally:
-                self.scheduler.release()
 
 
 class Session:
@@ -164,6 +112,29 @@ class Session:
 
         return self._turn(change, options)
 
+    def resume(self, results: Sequence[str], **options: Unpack[GenerateOptions]) -> Stream:
+        """Answers again, after the results of the last answer's tool calls.
+
+        Args:
+            results: one for each call, in their order.
+
+        Raises:
+            UsageError: there are no calls, or not as many; else as `stream`.
+        """
+
+        def change(said: list[Message]) -> list[Message]:
+            calls = said[-1].get("tool_calls", ()) if said else ()
+            if not calls or isinstance(results, str) or len(results) != len(calls):
+                raise UsageError(
+                    f"the last answer made {len(calls)} tool calls", "Give a list of their results"
+                )
+            return said + [
+                {"role": "tool", "content": result, "tool_call_id": call["id"]}
+                for result, call in zip(results, calls, strict=True)
+            ]
+
+        return self._turn(change, options)
+
     def undo(self) -> tuple[Message, ...]:
         """Forgets the last user message and all after it; returns what was forgotten.
 
@@ -201,9 +172,12 @@ class Session:
         self._backend.copy_cache(self, twin)
         return twin
 
-    def save(self, path: str | Path) -> None:
-        """Writes the conversation as JSON, atomically and readable by its owner only. The KV cache
-        is not saved: the first turn after loading prefills the conversation again.
+    def save(self, path: str | Path, cache: bool = False) -> None:
+        """Writes the conversation as JSON, atomically and readable by its owner only.
+
+        Args:
+            cache: whether to write the KV cache, too, into a file beside it (`.kv`, tens of KB a
+                token). Without it the first turn after loading prefills the conversation again.
 
         Raises:
             ResourceError: the file cannot be written.
@@ -216,8 +190,13 @@ class Session:
             "messages": self._messages,
         }
         path = Path(path)
+        held = self._backend.cache_of(self) if cache else None
         try:
             replace_file(path, json.dumps(content, ensure_ascii=False, indent=1).encode())
+            if held is None:
+                _cache_file(path).unlink(missing_ok=True)
+            else:
+                replace_file(_cache_file(path), held)
         except (OSError, ValueError) as error:  # ValueError: a path that no system allows
             reason = getattr(error, "strerror", None) or error
             raise ResourceError(
@@ -321,4 +300,12 @@ def load_session(backend: SessionBackend, path: str | Path) -> Session:
         or not 0 <= dropped <= MAX_DROPPED
     ):
         raise UsageError(f"{path} is damaged", "Give what Session.save wrote")
-    return Session(backend, check_messages(messages), overflow, dropped)
+    session = Session(backend, check_messages(messages), overflow, dropped)
+    if _cache_file(Path(path)).exists():
+        backend.restore_cache(session, _cache_file(Path(path)))
+    return session
+
+
+def _cache_file(path: Path) -> Path:
+    """Where the cache of a saved session lies."""
+    return path.with_name(f"{path.name}.kv")

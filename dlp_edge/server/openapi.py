@@ -50,6 +50,12 @@ def openapi_document() -> Schema:
                 }
             },
             "/health": _get("Says that the server runs; needs no key"),
+            "/metrics": {
+                "get": {
+                    "summary": "Counts requests, tokens and routings, for Prometheus",
+                    "responses": {"200": {"description": "OK", "content": {"text/plain": {}}}},
+                }
+            },
         },
         "components": {
             "schemas": {

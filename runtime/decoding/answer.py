@@ -26,7 +26,7 @@ from dlp_edge.runtime.decoding.sampling import (
     make_sampler,
     penalise,
 )
-from dlp_edge.runtime.decoding.tool_calls import AnswerTools, ToolCallParser, constraint_of
+from dlp_edge.runtime.decoding.tool_calls import AnswerTools, constrain
 from dlp_edge.runtime.request import Decoding, seed_of
 from dlp_edge.runtime.routing.policy import RoutingPolicy, SentenceFusion
 from dlp_edge.runtime.text.detokenizer import Detokenizer, StopMatcher
@@ -135,10 +135,7 @@ class Answer:
         )
         self._seen = np.zeros(vocabulary.size, np.bool_)
         self._seen[list(prompt_ids)] = True
-        self._calls = None if tools is None else ToolCallParser(tools.form)
-        self._constraint = constraint_of(
-            decoding.json_schema, tools, lambda: vocabulary.for_grammars
-        )
+        self._calls, self._constraint = constrain(decoding, tools, lambda: vocabulary.for_grammars)
         self._reported: list[Token] = []
         self._reported_in_chunks = 0  # of these
         self._detokenizer = Detokenizer(vocabulary.tokenizer)
@@ -207,7 +204,7 @@ class Answer:
             fusion = self._enter_sentences(starts)
         chunks = self._read(piece)
         self.record(decode=perf_counter() - started)
-        if self._stops.matched:
+        if self._stops.matched or (self._calls is not None and self._calls.repeated):
             self._end("stop")
         elif len(self.tokens) >= self.limit:
             self._end("length")
@@ -242,12 +239,9 @@ class Answer:
         usage = Usage(len(self.prompt_ids), len(self.tokens), self.timings.reused)
         tokens = tuple(self._reported)
         calls = () if self._calls is None else tuple(self._calls.calls)
-        reason, seed = self._finish_reason, self._seed
-        if calls and reason == "stop":
-            reason = "tool_calls"
-        return Reply(
-            self._text, sentences, usage, self.timings, reason, tokens, seed, tool_calls=calls
-        )
+        called, seed = calls and self._finish_reason == "stop", self._seed
+        reason: FinishReason = "tool_calls" if called else self._finish_reason
+        return Reply(self._text, sentences, usage, self.timings, reason, tokens, seed, (), calls)
 
     @property
     def first_decision(self) -> RouteDecision | None:

@@ -19,6 +19,7 @@ from dlp_edge.runtime.engine.backbone import VERIFY_TOKENS, Backbone
 from dlp_edge.runtime.engine.bound_tensor import BoundTensor, DeviceTensor, sequence_tensor
 from dlp_edge.runtime.engine.cuda_graphs import NOT_CAPTURED
 from dlp_edge.runtime.engine.interrupt import Interrupt, run_bound
+from dlp_edge.runtime.engine.lazy_zeros import lazy_zeros
 from dlp_edge.runtime.engine.ort_errors import engine_errors
 from dlp_edge.runtime.engine.verifier import Verifier
 
@@ -29,8 +30,8 @@ Values = npt.NDArray[np.generic]  # keys or values of some tokens [buffers, head
 class Decoder:
     """Up to G sequences on the backbone, each with its own length, cache and fusion.
 
-    A prefill processes one sequence. A step appends one token to each of the first sequences in
-    one pass; their adapters form the batched GEMM of eq. 6 (arXiv 2410.01497).
+    A step appends one token to each of the first sequences in one pass; their adapters form the
+    batched GEMM of eq. 6 (arXiv 2410.01497).
 
     Args:
         max_context: capacity of each sequence's cache, in tokens.
@@ -232,9 +233,8 @@ class Decoder:
             The logits [S, V] after each token.
         """
         chunk = np.asarray(ids, np.int64)[None]
-        logits = BoundTensor(
-            np.zeros((1, chunk.shape[1], self._vocab_size), self._dtype), self._kind
-        )
+        zeros = np.zeros((1, chunk.shape[1], self._vocab_size), self._dtype)
+        logits = BoundTensor(zeros, self._kind)
         positions = BoundTensor(np.arange(chunk.shape[1], dtype=np.int64), self._kind)
         self._bind(0, 1)
         positions.bind_input(self._binding, "logit_positions", 0, chunk.shape[1])
@@ -358,8 +358,9 @@ class Decoder:
         shape = (len(self.lengths), heads, self.max_context, head_size)
         try:
             # The operating system commits pages of zeros only when they are written.
+            zeros = np.zeros if len(self.lengths) == 1 else lazy_zeros
             return {
-                f"{layer}.{kind}": sequence_tensor(np.zeros(shape, self._dtype), self._kind)
+                f"{layer}.{kind}": sequence_tensor(zeros(shape, self._dtype), self._kind)
                 for layer in range(layers)
                 for kind in ("key", "value")
             }

@@ -8,11 +8,13 @@ import json
 import multiprocessing
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -227,6 +229,57 @@ def test_saving_and_loading(runtime: Runtime, tmp_path: Path) -> None:
             runtime.load_session(tmp_path / "bad.json")
     with pytest.raises(UsageError):
         runtime.load_session(tmp_path / "missing.json")
+
+
+def test_a_saved_cache_is_not_read_again(runtime: Runtime, tmp_path: Path) -> None:
+    options: Any = {"adapters": "sums", "max_new_tokens": 10}
+    chat = runtime.session()
+    chat.send("Tom has 3 apples and buys 4. How many?", **options)
+    file = tmp_path / "chat.json"
+    chat.save(file, cache=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["chat.json", "chat.json.kv"]
+    again = runtime.load_session(file).send("And then?", **options)
+    expected = chat.send("And then?", **options)
+    assert (again.text, again.usage) == (expected.text, expected.usage)
+    assert again.usage.cached_tokens > 10
+    other = runtime.load_session(file).send("And then?", adapters="sql", max_new_tokens=10)
+    assert other.usage.cached_tokens == 0
+    chat.save(file)
+    assert [path.name for path in tmp_path.iterdir()] == ["chat.json"]
+
+
+def test_a_saved_cache_that_does_not_fit_is_left_out(
+    runtime: Runtime, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    options: Any = {"adapters": "sums", "max_new_tokens": 10}
+    chat = runtime.session()
+    chat.send("Tom has 3 apples and buys 4. How many?", **options)
+    file, cache = tmp_path / "chat.json", tmp_path / "chat.json.kv"
+    chat.save(file, cache=True)
+    expected = chat.send("And then?", **options).text
+    good = cache.read_bytes()
+    middle = len(good) // 2
+    for bad in (
+        b"",
+        good[:-1],
+        good + b"x",
+        good[:middle] + bytes([good[middle] ^ 1]) + good[middle + 1 :],
+        b"\xff" * 8 + good[8:],
+        good.replace(b"tokens", b"tokenz"),
+        good.replace(b"dlp-edge-cache", b"dlp-edge-cachf"),
+    ):
+        cache.write_bytes(bad)
+        reply = runtime.load_session(file).send("And then?", **options)
+        assert reply.text == expected
+        assert reply.usage.cached_tokens == 0 or b"cachf" in bad
+    cache.write_bytes(good)
+    with Runtime(tiny_bundle, max_context=20) as small:
+        small.load_session(file)  # longer than its context
+    copy = Path(shutil.copytree(tiny_bundle, tmp_path / "copy"))
+    with Runtime(copy) as changed:
+        changed.remove_adapter("sql")
+        reply = changed.load_session(file).send("And then?", **options)
+        assert reply.usage.cached_tokens == 0
 
 
 def test_caches_stay_within_their_budget(tiny_bundle: Path) -> None:

@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dlp_edge import Runtime, UsageError
-from dlp_edge.runtime.decoding.tool_calls import ToolCallParser
+from dlp_edge.runtime.decoding.tool_call_parser import ToolCallParser
+from dlp_edge.runtime.decoding.tool_calls import AnswerTools, ToolConstraint
 from dlp_edge.runtime.text.prompt import PromptEncoder
 from dlp_edge.runtime.text.tools import DEFAULT_FORMAT, CallFormat, describe, parse_tools
 from dlp_edge.untrusted.chat_template import ChatTemplate
@@ -154,7 +156,7 @@ FORMS = [DEFAULT_FORMAT, CallFormat("<call>", "parameters", "</call> <call>", "<
 def test_calls_are_read_however_the_text_is_cut(
     said: str, form: CallFormat, calls: list[tuple[str, str]], cuts: list[int]
 ) -> None:
-    text, parser = answer(said, form, calls), ToolCallParser(form)
+    text, parser = answer(said, form, calls), ToolCallParser(form, stop_repetition=False)
     found, pieces, rest = "", [], text
     for size in [*cuts, len(text)]:
         piece, rest = rest[:size], rest[size:]
@@ -169,6 +171,73 @@ def test_calls_are_read_however_the_text_is_cut(
         assert {(piece.id, piece.name) for piece in own} == {(parser.calls[index].id, name)}
         assert own[0].arguments_text == ""
         assert "".join(piece.arguments_text for piece in own) == arguments
+
+
+@given(CALLS, st.integers(1, 9))
+def test_a_call_that_was_made_before_is_not_told(calls: list[tuple[str, str]], size: int) -> None:
+    known = list(dict.fromkeys(calls))
+    text, parser = answer("", DEFAULT_FORMAT, [*known, *known[:1]]), ToolCallParser(DEFAULT_FORMAT)
+    pieces = [
+        piece
+        for at in range(0, len(text), size)
+        if not parser.repeated
+        for piece in parser.feed(text[at : at + size])[1]
+    ]
+    assert parser.repeated == bool(known)
+    assert [(call.name, call.arguments_text) for call in parser.calls] == known
+    assert [
+        (name, "".join(piece.arguments_text for piece in pieces if piece.index == index))
+        for index, (name, _) in enumerate(known)
+    ] == known
+
+
+@pytest.mark.parametrize(
+    ("string", "runs_on"),
+    [
+        ("ao que est " * 6, True),
+        ("ao que est " * 5, False),
+        ("-" * 50, False),
+        ("-" * 60, True),
+        ("".join(map(str, range(99))), False),
+        ("x " * 40 + "\\", False),
+    ],
+)
+def test_a_string_that_runs_on(string: str, runs_on: bool) -> None:
+    parser = ToolCallParser(DEFAULT_FORMAT)
+    begun = '<tool_call>\n{"name": "tell", "arguments": {"x": "'
+    parser.feed(begun + string)
+    assert parser.runs_on == runs_on
+    parser = ToolCallParser(DEFAULT_FORMAT, stop_repetition=False)
+    parser.feed(begun + string)
+    assert not parser.runs_on
+
+
+def test_a_string_that_runs_on_is_closed(runtime: Runtime) -> None:
+    """A model that would write the same letter for ever."""
+    text: Any = {"properties": {"y": {"type": "string"}}, "required": ["y"]}
+    use = parse_tools(
+        [{"name": "x", "parameters": {**CLOCK["parameters"], **text}}],
+        "x",
+        False,
+    )
+    assert use is not None
+    vocabulary = runtime._open().vocabulary
+    parser = ToolCallParser(DEFAULT_FORMAT)
+    constraint = ToolConstraint(
+        vocabulary.for_grammars, AnswerTools(use, DEFAULT_FORMAT), None, parser
+    )
+    letter = vocabulary.tokenizer.token_to_id("a")
+    logits = np.zeros(vocabulary.size, np.float32)
+    logits[letter] = 9
+    for _ in range(300):
+        token = int(constraint.allow(logits).argmax())
+        if token in vocabulary.eos_token_ids:
+            break
+        constraint.accept(token)
+        parser.feed(vocabulary.tokenizer.decode([token]))
+    (call,) = parser.calls
+    assert set(call.arguments["y"]) == {"a"}
+    assert len(call.arguments["y"]) == 60
 
 
 @given(CALLS.filter(bool), st.sampled_from(["", "No { here"]))
@@ -223,6 +292,15 @@ def test_a_session_remembers_calls(runtime: Runtime) -> None:
     session = runtime.session()
     reply = session.send("Time?", tools=[CLOCK], tool_choice="tell", max_new_tokens=90)
     assert session.messages[-1]["tool_calls"] == [call.message for call in reply.tool_calls]
+    said = [*session.messages, {"role": "tool", "content": "noon"}]
+    answer = session.resume(["noon"], max_new_tokens=5).finish()
+    assert answer.text == runtime.generate(said, max_new_tokens=5).text
+    assert [message["role"] for message in session.messages] == [
+        *("user", "assistant", "tool", "assistant")
+    ]
+    for wrong in ([], "noon", ["noon"]):  # the last answer made no calls
+        with pytest.raises(UsageError, match="made 0 tool calls"):
+            session.resume(wrong)
 
 
 @pytest.mark.parametrize(

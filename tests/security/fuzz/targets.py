@@ -19,7 +19,8 @@ from dlp_edge.errors import AdapterError, BundleError, NonFiniteError, RouterErr
 from dlp_edge.runtime.batching.scheduler import Scheduler
 from dlp_edge.runtime.engine.interrupt import Interrupt
 from dlp_edge.runtime.runtime import Runtime
-from dlp_edge.runtime.session import SessionBackend, load_session
+from dlp_edge.runtime.session import load_session
+from dlp_edge.runtime.session_backend import SessionBackend
 from dlp_edge.runtime.stream import OpenStreams
 from dlp_edge.tasks.samples import read_samples
 from tests.testing.paths import DATA
