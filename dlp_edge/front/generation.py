@@ -59,10 +59,10 @@ class Generation:
 
     async def _one(self, answer: Answer) -> Chunks:
         fusion = await asyncio.to_thread(answer.begin)
-        upstream: Upstream | None = None
+        lost: Upstream | None = None  # the latest
         losses, waits = 0, "first_token_seconds"
         while not answer.done:
-            upstream = await self._pool.choose(self._conversation, upstream if losses else None)
+            upstream = await self._pool.choose(self._conversation, avoid=lost)
             segment = _Segment(answer, self._metrics, waits)
             body = _body(answer, fusion, self._decoding)
             try:
@@ -70,13 +70,11 @@ class Generation:
                     async for chunks in pieces:
                         yield chunks
             except UpstreamLostError:
-                losses += 1
+                lost, losses, waits = upstream, losses + 1, "failover_seconds"
                 self._pool.lost(upstream)
                 self._metrics.count("failovers")
                 if losses == MOST_LOSSES:
                     raise
-                waits = "failover_seconds"
-                continue
             if segment.next_fusion is not None:
                 fusion, waits = segment.next_fusion, "switch_seconds"
                 read_again = len(answer.prompt_ids) + len(answer.tokens)

@@ -144,6 +144,20 @@ def test_another_server_goes_on_in_the_middle_of_a_sentence(
         assert front.errors == []
 
 
+def test_after_a_loss_the_answer_stays_with_the_server_that_took_it_up(
+    front: Fronted, fakes: list[FakeVllm], runtime: Runtime
+) -> None:
+    first = ask(front, PROMPTS[0])  # which has switches
+    own = max(fakes, key=lambda fake: len(fake.completions))
+    (other,) = (fake for fake in fakes if fake is not own)
+    own.completions.clear()
+    own.faults.append(Fault("break", after=3))
+    again = ask(front, PROMPTS[0])
+    assert again.choices[0].message.content == first.choices[0].message.content
+    assert len(own.completions) == 1
+    assert len(other.completions) == 1 + expected(runtime, PROMPTS[0]).timings.switches
+
+
 def test_a_dead_server_is_left_out_and_a_restarted_one_is_used(
     skills: RoutedSkills, runtime: Runtime, fakes: list[FakeVllm]
 ) -> None:

@@ -9,8 +9,6 @@ import sys
 from pathlib import Path
 
 from dlp_edge.demo.demo import HERE, fetch_backbone
-from dlp_edge.export.pipeline import export_bundle
-from dlp_edge.export.vllm.pipeline import export_for_vllm
 
 EXPORT, BUNDLE = "export", "bundle-fp32"
 
@@ -20,6 +18,9 @@ def tell(step: str, fraction: float) -> None:
 
 
 def main() -> None:
+    from dlp_edge.export.pipeline import export_bundle
+    from dlp_edge.export.vllm.pipeline import export_for_vllm
+
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
     gguf = Path(sys.argv[2]) if len(sys.argv) > 2 else fetch_backbone(tell)

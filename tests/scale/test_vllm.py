@@ -75,8 +75,11 @@ def skills(folder: Path) -> RoutedSkills:
 
 @pytest.fixture(scope="module")
 def servers(folder: Path) -> Iterator[list[VllmServer]]:
+    count = os.cpu_count() or 2
+    halves = f"0-{count // 2 - 1}", f"{count // 2}-{count - 1}"
     found = [
-        VllmServer(str(PYTHON), folder / EXPORT, folder / f"vllm-{number}.log") for number in (1, 2)
+        VllmServer(str(PYTHON), folder / EXPORT, folder / f"vllm-{number}.log", cores)
+        for number, cores in enumerate(halves, 1)
     ]
     try:
         for server in found:

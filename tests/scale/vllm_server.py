@@ -19,15 +19,21 @@ START_SECONDS = 900
 
 
 class VllmServer:
-    """One server; `start` it again after `kill`."""
+    """One server; `start` it again after `kill`.
 
-    def __init__(self, python: str, export: Path, log: Path) -> None:
+    Args:
+        cores: those that its threads are bound to, such as "0-3": left to itself, every server
+            takes the same ones.
+    """
+
+    def __init__(self, python: str, export: Path, log: Path, cores: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self._python = python
         self._export = export
         self._log = log
+        self._cores = cores
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -36,6 +42,7 @@ class VllmServer:
             "PORT": str(self.port),
             "PYTHON": self._python,
             "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+            "VLLM_CPU_OMP_THREADS_BIND": self._cores,
             "VLLM_NO_USAGE_STATS": "1",
             "HF_HUB_OFFLINE": "1",
         }
