@@ -15,11 +15,13 @@ import pytest
 from dlp_edge.bundle.bundle import open_bundle
 from dlp_edge.bundle.manifest_parser import check
 from dlp_edge.errors import DeviceError, DeviceMemoryError, UsageError
-from dlp_edge.runtime.decoding.engine import make_engine
+from dlp_edge.runtime.decoding.engine import captures_are_right, make_engine
 from dlp_edge.runtime.engine import providers, self_check
 from dlp_edge.runtime.engine.backbone import open_backbone
+from dlp_edge.runtime.engine.cuda_graphs import NOT_CAPTURED, CudaGraphs
 from dlp_edge.runtime.engine.device import choose_device, fallback_device
 from dlp_edge.runtime.engine.half_graph import half_graph, half_weights
+from dlp_edge.runtime.engine.interrupt import run_bound
 from dlp_edge.runtime.engine.nvidia import Gpu
 from dlp_edge.runtime.engine.webgpu_graph import for_webgpu
 from tests.testing.paths import TINY
@@ -152,6 +154,29 @@ def test_the_graph_for_webgpu_and_the_one_in_half_precision_compute_the_same(nam
     if name == "bundle":
         np.testing.assert_allclose(exact, logits(model), atol=1e-5)
     assert np.abs(logits(half_graph(model), half=True) - exact).max() < 0.05
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_captured_steps_are_compared_with_others(
+    monkeypatch: pytest.MonkeyPatch, wrong: bool
+) -> None:
+    """The CPU captures nothing: a wrong replay is put into the passes with a graph's id."""
+    opened = open_bundle(TINY / "bundle")
+    device = choose_device("cpu", "cpu", 1)
+    backbone = open_backbone(TINY / "bundle" / "backbone.onnx", opened.manifest.backbone, device)
+    engine = make_engine(replace(backbone, cuda_graphs=CudaGraphs()), opened.adapters(), 64)
+    ids: list[int | None] = []
+
+    def run(session: Any, binding: Any, interrupt: Any, graph_id: int | None = None) -> None:
+        run_bound(session, binding, interrupt)
+        ids.append(graph_id)
+        if wrong and graph_id == 1 and ids.count(1) > 3:  # a replay
+            engine.decoder._logits.host[0, 0, 5] += 1
+
+    monkeypatch.setattr("dlp_edge.runtime.engine.decoder.run_bound", run)
+    assert captures_are_right(engine) == (not wrong)
+    assert set(ids) == {NOT_CAPTURED, 1}
+    assert engine.decoder.lengths[0] == 0
 
 
 @pytest.mark.parametrize(("wrong_from", "expected"), [(1000, 512), (32, 24), (1, None)])
