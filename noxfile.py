@@ -96,6 +96,13 @@ def test_gpu_stub(session: nox.Session) -> None:
 
 
 @nox.session
+def test_webgpu(session: nox.Session) -> None:
+    """Bundles on WebGPU, on Mesa's software Vulkan (Debian 12)."""
+    session.install(*CONSTRAINTS, "-e", ".[export,test]")
+    session.run(str(ROOT / ".ci" / "webgpu"), external=True, env={"PYTHON": python_of(session)})
+
+
+@nox.session
 def sanitize(session: nox.Session) -> None:
     """The operator in C under AddressSanitizer and UBSan (Linux, gcc)."""
     session.install(*CONSTRAINTS, "-e", ".[export,test]")

@@ -120,7 +120,8 @@ class DenseBackbone:
             # The builder can put norms of queries and keys into attention for CUDA, where neither
             # the comparison with PEFT on the CPU nor the fallback could follow.
             extra = {"fuse_qk_norm_gqa": "false"}
-            if source.architecture in FUSED_MLP:
+            # Fewer kernels, and one slot for both; a CPU gains nothing from it.
+            if target == "cuda" or source.architecture in FUSED_MLP:
                 extra["fuse_mlp_gate_up"] = "true"
             build_graph(source.folder, _PRECISIONS[target], target, folder, extra)
             move(folder / BACKBONE, built)

@@ -48,8 +48,8 @@ PROJECTIONS = (
     Projection("self_attn.k_proj", "attn/k_proj", "attn/qkv_proj"),
     Projection("self_attn.v_proj", "attn/v_proj", "attn/qkv_proj"),
     Projection("self_attn.o_proj", "attn/o_proj"),
-    Projection("mlp.gate_proj", "mlp/gate_proj"),
-    Projection("mlp.up_proj", "mlp/up_proj"),
+    Projection("mlp.gate_proj", "mlp/gate_proj", "mlp/gate_up_proj"),
+    Projection("mlp.up_proj", "mlp/up_proj", "mlp/gate_up_proj"),
     Projection("mlp.down_proj", "mlp/down_proj"),
 )
 # Phi-3 stores two or three of them as one.

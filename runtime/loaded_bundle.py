@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dlp_edge.bundle import files
 from dlp_edge.bundle.adapter_stack import AdapterStack, converted
@@ -11,7 +12,7 @@ from dlp_edge.bundle.bundle import Bundle
 from dlp_edge.bundle.manifest import Manifest
 from dlp_edge.errors import BundleError, ContextLengthError, DeviceError, UsageError
 from dlp_edge.runtime.decoding.answer import Answer, Vocabulary
-from dlp_edge.runtime.decoding.engine import Engine, make_engine
+from dlp_edge.runtime.decoding.engine import Engine, captures_are_right, make_engine
 from dlp_edge.runtime.decoding.loop import run_batch
 from dlp_edge.runtime.decoding.request_answers import RequestAnswers
 from dlp_edge.runtime.decoding.scoring import log_likelihoods
@@ -45,6 +46,8 @@ from dlp_edge.runtime.text.prompt import (
 from dlp_edge.runtime.text.tokenizer import TextTokenizer
 from dlp_edge.types import AdapterInfo, Likelihood, Message, Request
 from dlp_edge.untrusted.chat_template import ChatTemplate
+
+_log = logging.getLogger(__name__)
 
 Progress = Callable[[str, float], None]
 MAX_ROWS_OF_A_DEVICE = 8  # whose memory is taken whole, not as it is used
@@ -264,6 +267,10 @@ def _assemble(
     keeps = budgets.prefixes and backbone.device.kind == "cpu"
     prefixes = PrefixCache(budgets.prefixes) if keeps else None
     engine = make_engine(backbone, stack, max_context, prefixes=prefixes)
+    if backbone.cuda_graphs is not None and not captures_are_right(engine):
+        _log.warning("captured CUDA graphs compute something else on this machine: not used")
+        backbone = replace(backbone, cuda_graphs=None)
+        engine = make_engine(backbone, stack, max_context, beside=engine)
 
     def make_for_session() -> Engine:
         return make_engine(

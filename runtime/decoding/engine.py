@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from dlp_edge.bundle.adapter_stack import AdapterStack
 from dlp_edge.runtime.engine.backbone import Backbone
 from dlp_edge.runtime.engine.decoder import Decoder, Logits
 from dlp_edge.runtime.engine.interrupt import Interrupt
 from dlp_edge.runtime.engine.prefix_cache import PrefixCache
+from dlp_edge.runtime.engine.self_check import TOLERANCE
 from dlp_edge.runtime.fusion.fuser import Fuser, make_fuser
+
+PROMPT, REPLAYS = 8, 3  # to compare captured steps; the first run of a capture is a plain one
 
 
 @dataclass(frozen=True)
@@ -94,3 +99,22 @@ def make_engine(
     decoder.set_shared_inputs(fuser.shared_inputs)
     decoder.set_fusion(fuser.fuse({}))
     return Engine(decoder, fuser, reuse or prefixes is not None, prefixes)
+
+
+def captures_are_right(engine: Engine) -> bool:
+    """Whether steps that are captured and replayed as CUDA graphs compute what others do.
+
+    Uses the first sequence, and leaves it empty.
+    """
+    decoder, found = engine.decoder, []
+    if decoder.max_context < PROMPT + 2:
+        return True  # too small to tell, and to be of use
+    for decoder.captures in (False, *[True] * REPLAYS):
+        decoder.truncate(0)
+        decoder.prefill(list(range(1, PROMPT)))
+        steps = [decoder.step([token])[0].astype(np.float32) for token in (1, 2)]
+        found.append(np.stack(steps))
+    decoder.truncate(0)
+    plain, *captured = found
+    limit = TOLERANCE * float(np.sqrt(np.mean(plain**2)))
+    return all(bool(np.abs(replayed - plain).max() <= limit) for replayed in captured)

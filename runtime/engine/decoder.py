@@ -40,12 +40,14 @@ class Decoder:
     Attributes:
         lengths: cached tokens of each sequence, [G].
         labels: identifies each sequence's fusion; `reuse` compares it.
+        captures: whether steps are captured as CUDA graphs, if the session can.
     """
 
     def __init__(self, backbone: Backbone, max_context: int, sequences: int = 1) -> None:
         entry = backbone.entry
         self.lengths = np.zeros(sequences, np.int32)
         self.labels: list[Hashable] = [None] * sequences
+        self.captures = True
         self.max_context = max_context
         self._vocab_size = entry.vocab_size
         self._dtype = np.dtype(entry.dtype)
@@ -319,7 +321,7 @@ class Decoder:
         cuda_graphs = self._backbone.cuda_graphs
         if cuda_graphs is None:
             return None
-        if is_prompt:
+        if is_prompt or not self.captures:
             return NOT_CAPTURED
         if self._locations is None:
             changing = [*self._cache.values(), *self._slots.values()]

@@ -103,10 +103,10 @@ def test_a_broken_kernel_is_caught_and_the_cpu_answers(
 ) -> None:
     [bundle] = [path for path in BUNDLES if path.name == "smollm2-int4-webgpu"]
     with Runtime(bundle, device="cpu") as runtime:
-        expected = runtime.generate("Hello", max_new_tokens=8).text
+        expected = runtime.generate("Hello", max_new_tokens=8, adapters="all").text
     with Runtime(bundle, device="webgpu") as runtime:
         assert runtime.device.kind == "webgpu"
-        assert runtime.generate("Hello", max_new_tokens=8).text
+        assert runtime.generate("Hello", max_new_tokens=8, adapters="all").text
     right = self_check._cached
 
     def broken(*arguments: object) -> np.ndarray:
@@ -124,7 +124,7 @@ def test_a_broken_kernel_is_caught_and_the_cpu_answers(
     with caplog.at_level(logging.WARNING, "dlp_edge"), Runtime(bundle) as runtime:
         assert runtime.device.kind == "cpu"
         assert "self-check" in runtime.device.reason
-        assert runtime.generate("Hello", max_new_tokens=8).text == expected
+        assert runtime.generate("Hello", max_new_tokens=8, adapters="all").text == expected
     assert "The CPU takes over" in caplog.text
 
 

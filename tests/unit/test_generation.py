@@ -37,6 +37,7 @@ class ScriptedDecoder:
         self.script = [*TOKENIZER.encode(answer).ids, EOS]
         self.said = 0
         self.lengths = [0]
+        self.can_verify = True
         self.labels: list[Any] = [None]
         self.log: list[tuple[str, Any]] = []
 
