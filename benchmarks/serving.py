@@ -132,19 +132,20 @@ async def bodies(client: httpx.AsyncClient, args: argparse.Namespace) -> list[di
     ]
 
 
-def report(name: str, answers: Sequence[Answered], seconds: float) -> float:
+def report(name: str, answers: Sequence[Answered], seconds: float) -> tuple[float, int]:
     first = [answer.first for answer in answers]
-    rate = sum(answer.tokens for answer in answers) / seconds
+    tokens = sum(answer.tokens for answer in answers)
+    rate = tokens / seconds
     print(
-        f"{name}: {rate:.1f} tokens/s, first token p50 {median(first):.2f} s, "
+        f"{name}: {tokens} tokens, {rate:.1f} tokens/s, first token p50 {median(first):.2f} s, "
         f"p95 {np.percentile(first, 95):.2f} s, slowest over median "
         f"{max(a.seconds for a in answers) / median(a.seconds for a in answers):.2f}",
         flush=True,
     )
-    return rate
+    return rate, tokens
 
 
-async def in_turn(url: str, args: argparse.Namespace) -> float:
+async def in_turn(url: str, args: argparse.Namespace) -> tuple[float, int]:
     async with connect(url) as client:
         asked = await bodies(client, args)
         await ask(client, {**asked[0], "max_tokens": 2})
@@ -153,7 +154,7 @@ async def in_turn(url: str, args: argparse.Namespace) -> float:
         return report("one after another", answers, time.perf_counter() - started)
 
 
-async def at_once(url: str, args: argparse.Namespace, name: str) -> float:
+async def at_once(url: str, args: argparse.Namespace, name: str) -> tuple[float, int]:
     async with connect(url) as client:
         asked = await bodies(client, args)
         await ask(client, {**asked[0], "max_tokens": 2})
@@ -167,15 +168,27 @@ def load(args: argparse.Namespace) -> None:
         asyncio.run(in_turn(args.url, args))
         asyncio.run(at_once(args.url, args, f"{args.clients} at once"))
         return
-    with serving(args.bundle, "--max-parallel", "1", "--max-waiting", "64", *args.options) as (
-        url,
-        _,
-    ):
-        alone = asyncio.run(in_turn(url, args))
+    in_line = ("--max-parallel", "1", "--max-waiting", "64")
+    with serving(args.bundle, *in_line, *args.options) as (url, process):
+        before = _cpu_seconds(process)
+        alone, tokens = asyncio.run(in_turn(url, args))
+        alone_cpu = (_cpu_seconds(process) - before) / tokens
         asyncio.run(at_once(url, args, f"{args.clients} in line"))
-    with serving(args.bundle, *args.options) as (url, _):
-        batched = asyncio.run(at_once(url, args, f"{args.clients} side by side"))
-    print(f"side by side over one after another: {batched / alone:.2f}")
+    with serving(args.bundle, *args.options) as (url, process):
+        before = _cpu_seconds(process)
+        batched, tokens = asyncio.run(at_once(url, args, f"{args.clients} side by side"))
+        batched_cpu = (_cpu_seconds(process) - before) / tokens
+    print(
+        f"side by side over one after another: {batched / alone:.2f}; processor time per token "
+        f"{1e3 * alone_cpu:.2f} and {1e3 * batched_cpu:.2f} ms, {alone_cpu / batched_cpu:.2f} times"
+    )
+
+
+def _cpu_seconds(process: psutil.Process) -> float:
+    """Steadier than the clock on a machine that others use, with `--threads 1`: a thread that
+    waits for another one spins."""
+    times = process.cpu_times()
+    return float(times.user + times.system)
 
 
 def turns(args: argparse.Namespace) -> None:

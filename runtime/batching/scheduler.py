@@ -210,6 +210,8 @@ class Scheduler:
         with contextlib.suppress(ValueError):
             self._queue.remove(entry)
         self._changed.notify_all()
+        for job in self._admissible():  # it may be the turn of one of them
+            self._news_of(job).notify_all()
 
     def _news_of(self, job: Job) -> threading.Condition:
         """What the consumer of a request waits for."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from dlp_edge.runtime.engine.decoder import Decoder, Values
 
-BLOCK = 32  # tokens that are kept or dropped together
+BLOCK = 16  # tokens that are kept or dropped together
 
 # The block before (0: none), the fusion that computed it, and its tokens. Blocks after the first
 # depend on all before them, and so do their keys: a prefix is found only where all of it is equal.

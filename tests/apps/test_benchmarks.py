@@ -228,3 +228,19 @@ def test_a_watch_tells_others_work_from_that_of_the_process_watched() -> None:
     while time.process_time() - begun < 0.5:
         pass
     assert busy.others() > quiet.others() + 0.2
+
+
+@pytest.mark.slow
+def test_the_server_under_load(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from argparse import Namespace
+
+    from benchmarks.serving import load, soak
+
+    common = {"bundle": str(tiny_bundle), "url": None, "model": None, "options": []}
+    load(Namespace(clients=4, tokens=8, **common))
+    soak(Namespace(clients=6, tokens=20, minutes=0.05, **common))
+    out = capsys.readouterr().out
+    assert "side by side over one after another" in out
+    assert "server alive: True" in out
+    assert "of them other than alone: 0" in out
+    assert "error" not in out

@@ -289,6 +289,19 @@ def test_who_needs_the_engine_alone_waits_and_is_waited_for(runtime: Runtime) ->
     assert found == [alone, alone, score, batch, alone]
 
 
+def test_who_waited_for_it_goes_on_at_once(runtime: Runtime) -> None:
+    runtime.generate("Hi", adapters={}, max_new_tokens=1)
+    with ThreadPoolExecutor(1) as pool:
+        for _ in range(20):
+            runtime._scheduler.acquire(lambda: False)
+            asked = pool.submit(runtime.generate, "Hi", adapters={}, max_new_tokens=1)
+            assert soon(lambda: runtime.activity.waiting == 1)
+            released = time.monotonic()
+            runtime._scheduler.release()
+            asked.result()
+    assert time.monotonic() - released < 0.9  # no consumer looks more often without news
+
+
 @pytest.mark.usefixtures("slow")
 def test_closing_ends_all(tiny_bundle: Path) -> None:
     runtime = Runtime(tiny_bundle, threads=1)
