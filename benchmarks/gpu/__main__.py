@@ -132,7 +132,7 @@ def table(out: Path, sizes: list[str]) -> str:
 def rows(file: Path) -> Iterator[str]:
     if not file.exists():
         return
-    found = json.loads(file.read_text())
+    found = json.loads(file.read_text(encoding="utf-8"))
     if "error" in found:
         yield f"| {file.stem} | | | {found['error'][:80]} | | | | |"
         return
