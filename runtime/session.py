@@ -191,12 +191,12 @@ class Session:
         }
         path = Path(path)
         held = self._backend.cache_of(self) if cache else None
-        try:
-            replace_file(path, json.dumps(content, ensure_ascii=False, indent=1).encode())
+        try:  # the cache first: without the messages it is for, it is of no use and does no harm
             if held is None:
                 _cache_file(path).unlink(missing_ok=True)
             else:
                 replace_file(_cache_file(path), held)
+            replace_file(path, json.dumps(content, ensure_ascii=False, indent=1).encode())
         except (OSError, ValueError) as error:  # ValueError: a path that no system allows
             reason = getattr(error, "strerror", None) or error
             raise ResourceError(
