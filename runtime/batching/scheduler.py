@@ -220,9 +220,12 @@ class Scheduler:
     # The engine thread's side.
 
     def _start_thread(self) -> None:
+        """Has the engine thread look for work; it may be there still, waiting for some."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._serve, name="dlp-edge engine", daemon=True)
             self._thread.start()
+        else:
+            self._changed.notify_all()
 
     def _serve(self) -> None:
         while self._take_over():
