@@ -15,7 +15,6 @@ import pytest
 
 from dlp_edge import BundleError, BusyError, ResourceError, Runtime, UsageError
 from dlp_edge.errors import NonFiniteError
-from dlp_edge.runtime.batching import scheduler
 from dlp_edge.runtime.batching.batch import CHUNK_BESIDE
 from dlp_edge.runtime.engine.decoder import Decoder
 from dlp_edge.types import Activity, RouteDecision
@@ -304,21 +303,6 @@ def test_who_waited_for_it_goes_on_at_once(runtime: Runtime) -> None:
 
 
 @pytest.mark.usefixtures("slow")
-def test_the_engine_thread_is_told_of_work_while_it_waits(
-    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Not only when it has waited long enough."""
-    for name in ("LINGER", "PATIENCE"):
-        monkeypatch.setattr(scheduler, name, 60)
-    with Runtime(tiny_bundle, threads=1) as runtime:
-        asks = [lambda: runtime.generate("Hi", **LONG)] * 3
-        for _ in range(2):
-            asking = threading.Thread(target=side_by_side, args=(asks,), daemon=True)
-            asking.start()
-            asking.join(20)
-            assert not asking.is_alive()
-
-
 def test_closing_ends_all(tiny_bundle: Path) -> None:
     runtime = Runtime(tiny_bundle, threads=1)
     replies: list[Any] = []

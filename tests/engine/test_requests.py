@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from dlp_edge import Runtime, UsageError
 from dlp_edge.errors import ContextLengthError
+from dlp_edge.runtime.batching import scheduler
 from dlp_edge.runtime.decoding.request_answers import SEPARATOR
 from dlp_edge.runtime.routing.request_splitter import RequestSpan, Split
 from tests.testing.paths import KEPT
@@ -61,6 +63,22 @@ def test_each_is_answered_as_if_asked_alone(runtime: Runtime) -> None:
     for request in reply.requests:
         assert PROMPT[request.start : request.end] == request.text
         assert request.decision == runtime.route(request.text)
+
+
+def test_the_next_prompt_need_not_wait_until_the_engine_thread_ends(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime.generate(PROMPT, requests="apart", **OPTIONS)
+    for name in ("LINGER", "PATIENCE"):
+        monkeypatch.setattr(scheduler, name, 60)
+    asked = {"requests": "apart", **OPTIONS}
+    for _ in range(2):  # the thread of the first has waited since before the change
+        asking = threading.Thread(
+            target=runtime.generate, args=(PROMPT,), kwargs=asked, daemon=True
+        )
+        asking.start()
+        asking.join(20)
+        assert not asking.is_alive()
 
 
 def test_chunks_come_in_order_and_make_the_text(runtime: Runtime) -> None:
