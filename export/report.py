@@ -25,7 +25,7 @@ from dlp_edge.runtime.decoding.engine import Engine, make_engine
 from dlp_edge.runtime.engine.backbone import open_backbone
 from dlp_edge.runtime.engine.decoder import Decoder
 from dlp_edge.runtime.engine.device import choose_device
-from dlp_edge.runtime.engine.half_graph import half_graph, half_weights
+from dlp_edge.runtime.engine.graphs.half_graph import half_graph, half_weights
 
 HELDOUT = Path(__file__).with_name("heldout.txt")
 PARITY_TOKENS = 200
@@ -235,7 +235,7 @@ def measure_half(
     entry: BackboneEntry, stack: AdapterStack, folder: Path, ids: Sequence[int]
 ) -> dict[str, Any]:
     """Perplexity of the base model on a text, in single precision and as CUDA converts a bundle for
-    several targets (`runtime/engine/half_graph.py`), both on the CPU.
+    several targets (`runtime/engine/graphs/half_graph.py`), both on the CPU.
 
     Raises:
         BackboneError: the conversion loses too much.

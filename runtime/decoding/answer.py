@@ -21,11 +21,10 @@ from dlp_edge.errors import NonFiniteError
 from dlp_edge.runtime.decoding.json_constraint import grammar_tokenizer
 from dlp_edge.runtime.decoding.prompt_lookup import PromptLookup
 from dlp_edge.runtime.decoding.sampling import (
-    largest_ids,
-    log_probabilities_of,
     make_sampler,
     penalise,
 )
+from dlp_edge.runtime.decoding.token_report import TokenReport
 from dlp_edge.runtime.decoding.tool_calls import AnswerTools, constrain
 from dlp_edge.runtime.request import Decoding, seed_of
 from dlp_edge.runtime.routing.policy import RoutingPolicy, SentenceFusion
@@ -39,7 +38,6 @@ from dlp_edge.types import (
     RouteDecision,
     Sentence,
     Timings,
-    Token,
     Usage,
 )
 
@@ -124,7 +122,6 @@ class Answer:
         self.timings = Timings()
         self._user_text = user_text
         self._policy = policy
-        self._vocabulary = vocabulary
         self._ends = vocabulary.eos_token_ids | decoding.stop_tokens
         # The newest token needs no room: it is in no cache until the next pass.
         self.limit = min(decoding.max_new_tokens, room - len(prompt_ids) + 1)
@@ -136,8 +133,7 @@ class Answer:
         self._seen = np.zeros(vocabulary.size, np.bool_)
         self._seen[list(prompt_ids)] = True
         self._calls, self._constraint = constrain(decoding, tools, lambda: vocabulary.for_grammars)
-        self._reported: list[Token] = []
-        self._reported_in_chunks = 0  # of these
+        self._report = TokenReport(vocabulary.tokenizer)
         self._detokenizer = Detokenizer(vocabulary.tokenizer)
         self._splitter = SentenceSplitter()
         self._stops = StopMatcher(decoding.stop)
@@ -237,7 +233,7 @@ class Answer:
             if start.offset < len(self._text)
         )
         usage = Usage(len(self.prompt_ids), len(self.tokens), self.timings.reused)
-        tokens = tuple(self._reported)
+        tokens = tuple(self._report.tokens)
         calls = () if self._calls is None else tuple(self._calls.calls)
         called, seed = calls and self._finish_reason == "stop", self._seed
         reason: FinishReason = "tool_calls" if called else self._finish_reason
@@ -270,21 +266,8 @@ class Answer:
         if self._constraint:
             self._constraint.accept(token)
         if decoding.logprobs is not None and token not in self._ends:
-            self._reported.append(self._report(token, logits, decoding.logprobs))
+            self._report.add(token, logits, decoding.logprobs)
         return token
-
-    def _report(self, token: int, logits: npt.NDArray[np.floating], count: int) -> Token:
-        best = largest_ids(logits, count)
-        chosen, *scores = log_probabilities_of(logits, np.array([token, *best])).tolist()
-        top = tuple(
-            (id_, self._text_of(id_), score)
-            for id_, score in zip(best.tolist(), scores, strict=True)
-        )
-        return Token(token, self._text_of(token), chosen, top)
-
-    def _text_of(self, token: int) -> str:
-        text: str = self._vocabulary.tokenizer.decode([token], skip_special_tokens=False)
-        return text
 
     def _end(self, reason: FinishReason) -> None:
         self.done = True
@@ -335,14 +318,8 @@ class Answer:
             chunks += self._emit(self._stops.finish())
             at, fusion = len(self._starts) - 1, self._starts[-1].written_by.weights
             for call in pieces:
-                chunks.append(Chunk("", at, dict(fusion), self._unreported(), tool_call=call))
+                chunks.append(Chunk("", at, dict(fusion), self._report.untold(), tool_call=call))
         return chunks
-
-    def _unreported(self) -> tuple[Token, ...]:
-        """The tokens that no chunk has carried yet."""
-        tokens = tuple(self._reported[self._reported_in_chunks :])
-        self._reported_in_chunks = len(self._reported)
-        return tokens
 
     def _emit(self, text: str) -> list[Chunk]:
         """Adds text to the answer, as one chunk per sentence."""
@@ -358,4 +335,4 @@ class Answer:
         for index, (left, right) in enumerate(sentences, first):
             if left < right:
                 fusion = dict(self._starts[index].written_by.weights)  # a copy for the consumer
-                yield Chunk(self._text[left:right], index, fusion, self._unreported())
+                yield Chunk(self._text[left:right], index, fusion, self._report.untold())

@@ -14,12 +14,12 @@ from dlp_edge.bundle.weight_file import Weights, in_half
 from dlp_edge.errors import BundleError
 from dlp_edge.runtime.engine.cuda_graphs import CudaGraphs, uses_cuda_graphs
 from dlp_edge.runtime.engine.device import Device, open_session
-from dlp_edge.runtime.engine.half_graph import half_graph, half_weights
-from dlp_edge.runtime.engine.operator_graph import slot_inputs, with_operators
+from dlp_edge.runtime.engine.graphs.half_graph import half_graph, half_weights
+from dlp_edge.runtime.engine.graphs.operator_graph import slot_inputs, with_operators
+from dlp_edge.runtime.engine.graphs.verify_graph import make_verify_graph
+from dlp_edge.runtime.engine.graphs.webgpu_graph import for_webgpu
 from dlp_edge.runtime.engine.operators import is_quantised
 from dlp_edge.runtime.engine.self_check import largest_right_chunk
-from dlp_edge.runtime.engine.verify_graph import make_verify_graph
-from dlp_edge.runtime.engine.webgpu_graph import for_webgpu
 
 # MatMulBnb4 copies a table from its stack at each run, which a replayed graph would read again.
 NOT_CAPTURED_FORMATS = ("nf4",)

@@ -19,7 +19,7 @@ from dlp_edge.runtime.engine.backbone import VERIFY_TOKENS, Backbone
 from dlp_edge.runtime.engine.bound_tensor import BoundTensor, DeviceTensor, sequence_tensor
 from dlp_edge.runtime.engine.cuda_graphs import NOT_CAPTURED
 from dlp_edge.runtime.engine.interrupt import Interrupt, run_bound
-from dlp_edge.runtime.engine.lazy_zeros import lazy_zeros
+from dlp_edge.runtime.engine.kv_cache import make_cache
 from dlp_edge.runtime.engine.ort_errors import engine_errors
 from dlp_edge.runtime.engine.verifier import Verifier
 
@@ -57,7 +57,7 @@ class Decoder:
         self._binding = backbone.session.io_binding()
         self._bound: tuple[int, int] | None = None  # first sequence and number of sequences
         self._locations: Hashable = None  # of all bound tensors; None: unknown
-        self._cache = self._make_cache(entry.num_layers, entry.num_kv_heads, entry.head_size)
+        self._cache = make_cache(entry, sequences, max_context, self._kind)
         self._shared: dict[str, BoundTensor] = {}
         self._slots: dict[str, BoundTensor | DeviceTensor] = {}
         # The tokens in each cache, each with the label of the fusion that computed it.
@@ -131,18 +131,12 @@ class Decoder:
 
     def shared(self, ids: Sequence[int], label: Hashable, sequence: int = 0) -> int:
         """How many of the first tokens a sequence's cache has of `ids`, under that fusion."""
-        kept = 0
-        for token, cached in zip(ids, self._written[sequence], strict=False):
-            if cached != (token, label):
-                break
-            kept += 1
-        return kept
+        pairs = zip(self._written[sequence], ((id_, label) for id_ in ids), strict=False)
+        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
     def move(self, source: int, target: int) -> None:
         """Copy one sequence's cache over another's; the caller moves the fusion."""
-        for buffer in self._cache.values():
-            buffer.copy_tokens(buffer, source, target, int(self.lengths[source]))
-        self._copy_state(self, source, target)
+        self.copy_cache(self, source, target)
 
     def copy_cache(
         self, other: Decoder, source: int = 0, target: int = 0, length: int | None = None
@@ -354,20 +348,3 @@ class Decoder:
         for name, slot in self._slots.items():
             slot.bind_input(self._binding, name, first, count)
         self._bound = (first, count)
-
-    def _make_cache(self, layers: int, heads: int, head_size: int) -> dict[str, BoundTensor]:
-        """Allocate two buffers [G, kv heads, max_context, head size] a layer: keys and values."""
-        shape = (len(self.lengths), heads, self.max_context, head_size)
-        try:
-            # The operating system commits pages of zeros only when they are written.
-            zeros = np.zeros if len(self.lengths) == 1 else lazy_zeros
-            return {
-                f"{layer}.{kind}": sequence_tensor(zeros(shape, self._dtype), self._kind)
-                for layer in range(layers)
-                for kind in ("key", "value")
-            }
-        except MemoryError as error:
-            raise ResourceError(
-                f"not enough memory for a cache of {self.max_context} tokens",
-                "Load the bundle with a smaller max_context, or close other sessions",
-            ) from error

@@ -10,8 +10,8 @@ import onnxruntime as ort
 
 from dlp_edge.runtime.engine.backbone import VERIFY_TOKENS, Backbone
 from dlp_edge.runtime.engine.bound_tensor import BoundTensor, DeviceTensor
+from dlp_edge.runtime.engine.graphs.verify_graph import present_after
 from dlp_edge.runtime.engine.interrupt import Interrupt, run_bound
-from dlp_edge.runtime.engine.verify_graph import present_after
 
 Logits = npt.NDArray[np.floating]
 

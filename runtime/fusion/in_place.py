@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from dlp_edge.bundle.adapter_stack import AdapterStack, converted
 from dlp_edge.bundle.manifest import Slot
-from dlp_edge.runtime.engine.operator_graph import ADAPTERS, SPANS, WEIGHTS
+from dlp_edge.runtime.engine.graphs.operator_graph import ADAPTERS, SPANS, WEIGHTS
 
 Tensors = dict[str, npt.NDArray[Any]]  # graph input -> tensor
 

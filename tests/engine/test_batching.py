@@ -16,6 +16,7 @@ import pytest
 from dlp_edge import BundleError, BusyError, ResourceError, Runtime, UsageError
 from dlp_edge.errors import NonFiniteError
 from dlp_edge.runtime.batching.batch import CHUNK_BESIDE
+from dlp_edge.runtime.engine import decoder
 from dlp_edge.runtime.engine.decoder import Decoder
 from dlp_edge.types import Activity, RouteDecision
 
@@ -345,7 +346,7 @@ def test_memory_that_runs_out_for_a_second_request_is_no_concern_of_the_first(
         raise MemoryError
 
     with monkeypatch.context() as patched:
-        patched.setattr(Decoder, "_make_cache", no_room)
+        patched.setattr(decoder, "make_cache", no_room)
         with pytest.raises(ResourceError, match="out of memory"):
             runtime.generate("Hello", adapters={})
     assert text + "".join(chunk.text for chunk in stream) == alone

@@ -20,10 +20,10 @@ from dlp_edge.runtime.engine import providers, self_check
 from dlp_edge.runtime.engine.backbone import open_backbone
 from dlp_edge.runtime.engine.cuda_graphs import NOT_CAPTURED, CudaGraphs
 from dlp_edge.runtime.engine.device import choose_device, fallback_device
-from dlp_edge.runtime.engine.half_graph import half_graph, half_weights
+from dlp_edge.runtime.engine.graphs.half_graph import half_graph, half_weights
+from dlp_edge.runtime.engine.graphs.webgpu_graph import for_webgpu
 from dlp_edge.runtime.engine.interrupt import run_bound
 from dlp_edge.runtime.engine.nvidia import Gpu
-from dlp_edge.runtime.engine.webgpu_graph import for_webgpu
 from tests.testing.paths import TINY
 
 IDS = [int(i) for i in np.random.default_rng(0).integers(0, 250, 60)]

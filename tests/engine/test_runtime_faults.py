@@ -36,6 +36,7 @@ from dlp_edge import (
 )
 from dlp_edge.bundle.files import BACKBONE_DATA
 from dlp_edge.errors import NonFiniteError, RouterError
+from dlp_edge.runtime.engine import decoder
 from dlp_edge.runtime.engine.bound_tensor import BoundTensor
 from dlp_edge.runtime.engine.decoder import Decoder
 from dlp_edge.runtime.fusion.copying import CopyingFuser
@@ -344,7 +345,7 @@ def test_memory_that_runs_out_before_the_first_pass(runtime: Runtime) -> None:
     session = runtime.session()
     session.send(PROMPT, **SHORT)
     said = session.messages
-    for owner, method in ((Decoder, "__init__"), (Decoder, "_make_cache"), (Decoder, "set_fusion")):
+    for owner, method in ((Decoder, "__init__"), (decoder, "make_cache"), (Decoder, "set_fusion")):
         asks: list[Ask] = [
             lambda: runtime.generate_batch([PROMPT], **SHORT),
             lambda: runtime.session().send(PROMPT, **SHORT),

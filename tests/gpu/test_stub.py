@@ -25,8 +25,8 @@ from dlp_edge.runtime.decoding.engine import Engine, make_engine
 from dlp_edge.runtime.engine import providers
 from dlp_edge.runtime.engine.backbone import open_backbone
 from dlp_edge.runtime.engine.device import Device
-from dlp_edge.runtime.engine.half_graph import half_graph, half_weights
-from dlp_edge.runtime.engine.verify_graph import make_verify_graph
+from dlp_edge.runtime.engine.graphs.half_graph import half_graph, half_weights
+from dlp_edge.runtime.engine.graphs.verify_graph import make_verify_graph
 from tests.gpu.stub import Stub, find_stub
 
 FOLDER = Path(os.environ.get("DLP_EDGE_GPU_BUNDLES", "none"))

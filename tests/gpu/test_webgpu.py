@@ -20,8 +20,8 @@ from dlp_edge.runtime.decoding.engine import Engine, make_engine
 from dlp_edge.runtime.engine import self_check
 from dlp_edge.runtime.engine.backbone import open_backbone
 from dlp_edge.runtime.engine.device import Device, choose_device
+from dlp_edge.runtime.engine.graphs.webgpu_graph import for_webgpu
 from dlp_edge.runtime.engine.providers import webgpu_devices
-from dlp_edge.runtime.engine.webgpu_graph import for_webgpu
 from tests.testing.paths import TINY
 
 FOLDER = Path(os.environ.get("DLP_EDGE_WEBGPU_BUNDLES", "none"))

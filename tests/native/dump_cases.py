@@ -21,7 +21,7 @@ from dlp_edge.bundle.files import BACKBONE_DATA
 from dlp_edge.onnx_bytes.reader import FLOAT, FLOAT16, INT64, UINT8
 from dlp_edge.onnx_bytes.writer import make_model, make_node, make_value
 from dlp_edge.runtime.engine.device import choose_device, open_session
-from dlp_edge.runtime.engine.operator_graph import with_operators
+from dlp_edge.runtime.engine.graphs.operator_graph import with_operators
 from dlp_edge.runtime.engine.operators import DOMAIN
 from tests.testing.paths import TINY
 

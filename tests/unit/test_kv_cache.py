@@ -9,7 +9,7 @@ import numpy as np
 import psutil
 import pytest
 
-from dlp_edge.runtime.engine.lazy_zeros import lazy_zeros
+from dlp_edge.runtime.engine.kv_cache import lazy_zeros
 
 
 def test_they_are_zeros_that_can_be_written() -> None:
