@@ -11,9 +11,9 @@ from dlp_edge.types import ToolCall, ToolCallPiece
 
 # A string runs on if it ends in REPEATS times the same, of at most LONGEST_UNIT characters, and at
 # least SHORTEST_LOOP in all: a line of dashes is shorter.
-REPEATS = 6
-LONGEST_UNIT = 60
-SHORTEST_LOOP = 60
+REPEATS = 3
+LONGEST_UNIT = 200
+SHORTEST_LOOP = 100
 _HEAD = re.compile(r'\{"name": "([^"\\]+)", "\w+": ')  # up to the arguments
 
 
@@ -128,6 +128,8 @@ class ToolCallParser:
             return False
         for period in range(1, LONGEST_UNIT + 1):
             times = max(REPEATS, -(-SHORTEST_LOOP // period))
+            if self._written[-1:] != self._written[-period - 1 : -period]:
+                continue
             end = self._written[-period * times :]
             if len(end) == period * times and end == end[:period] * times:
                 return True
