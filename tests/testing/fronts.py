@@ -92,8 +92,8 @@ class Fronted:
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [sock]})
         self.thread.start()
 
-    def client(self, key: str = "none") -> OpenAI:
-        return OpenAI(base_url=self.url, api_key=key, max_retries=0, timeout=60)
+    def client(self, key: str = "none", timeout: float = 60) -> OpenAI:
+        return OpenAI(base_url=self.url, api_key=key, max_retries=0, timeout=timeout)
 
     def stop(self) -> None:
         self.server.should_exit = True
