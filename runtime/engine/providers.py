@@ -21,7 +21,12 @@ PROVIDERS = {
 }  # in the order of preference
 _REGISTERED = "dlp_edge.webgpu"
 # Of CUDA, in the order of loading. The provider itself names only the first that is missing.
-_CUDA_LIBRARIES = {"cudart": "nvidia-cuda-runtime", "cublasLt": "nvidia-cublas"}
+_CUDA_LIBRARIES = {
+    "cudart": "nvidia-cuda-runtime",
+    "cublasLt": "nvidia-cublas",
+    "curand": "nvidia-curand",
+}
+_OWN_VERSIONS = {"curand": 10}  # the others have CUDA's
 _CUDA_CONTEXT = 500 << 20  # bytes that CUDA and onnxruntime take beside the tensors; not measured
 
 
@@ -82,13 +87,14 @@ def _check_libraries(major: int) -> None:
     with contextlib.suppress(Exception), contextlib.redirect_stdout(io.StringIO()):
         ort.preload_dlls(cudnn=False)
     for name, wheel in _CUDA_LIBRARIES.items():
-        file = f"{name}64_{major}.dll" if sys.platform == "win32" else f"lib{name}.so.{major}"
+        version = _OWN_VERSIONS.get(name, major)
+        file = f"{name}64_{version}.dll" if sys.platform == "win32" else f"lib{name}.so.{version}"
         try:
             ctypes.CDLL(file)
         except OSError as error:
             raise DeviceError(
                 f"CUDA's library {file} is missing",
-                f'Run: pip install "{wheel}=={major}.*", or install the CUDA toolkit {major}',
+                f'Run: pip install "{wheel}=={version}.*", or install the CUDA toolkit {major}',
             ) from error
 
 

@@ -103,6 +103,7 @@ class ToldDecoder:
         self.cache: list[tuple[int, str]] = []
         self.labels: list[Any] = [None]
         self.max_context = max_context
+        self.can_verify = True
         self.passes = 0
 
     @property

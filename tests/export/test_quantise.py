@@ -23,7 +23,7 @@ from safetensors.numpy import load_file, save_file
 from dlp_edge.bundle.bundle import open_bundle
 from dlp_edge.bundle.files import BACKBONE
 from dlp_edge.errors import UsageError
-from dlp_edge.export.backbone import FORMATS, check_format
+from dlp_edge.export.backbone import FORMATS, check_format, check_half
 from dlp_edge.export.greedy import greedy_answers
 from dlp_edge.export.pipeline import export_bundle
 from dlp_edge.export.quantisation.gptq import round_gptq
@@ -251,9 +251,29 @@ def test_bundles_in_every_format(
     assert ("milliseconds_per_token" in report) == (target == "cpu")
     manifest = open_bundle(tmp_path / "out").manifest
     assert (manifest.target, manifest.backbone.quantisation) == (target, quantisation)
-    assert manifest.backbone.dtype == {"cpu": "float32", "cuda": "float16"}[target]
+    assert manifest.backbone.dtype == ("float16" if target == "cuda" else "float32")
     assert manifest.router is None
     assert not [path for path in (tmp_path / "out").iterdir() if path.is_dir()]
+
+
+def test_a_bundle_for_several_targets(
+    tiny_backbone: Path, tiny_adapters: dict[str, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    report = export_bundle(
+        str(tiny_backbone), tiny_adapters, None, out, "int8", "webgpu,cuda,cpu", fast=True
+    )
+    assert report["half"]["ratio"] == pytest.approx(1, abs=0.02)
+    manifest = open_bundle(out).manifest
+    assert manifest.targets == ("cpu", "cuda", "webgpu")
+    assert manifest.backbone.dtype == "float32"
+    with pytest.raises(UsageError, match="fp32 does not go with"):
+        check_format("fp32", "cpu,cuda")
+    with pytest.raises(UsageError, match="unknown target"):
+        check_format("int8", "cpu,tpu")
+    with pytest.raises(UsageError, match="overflows in half precision"):
+        check_half("Gemma2ForCausalLM", "cpu,cuda")
+    check_half("Gemma2ForCausalLM", "cuda")
 
 
 def save_llama(folder: Path, like: Path, **sizes: Any) -> Path:

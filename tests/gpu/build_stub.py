@@ -29,7 +29,10 @@ ALWAYS: dict[str, list[str]] = {
 
 def build(headers: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    for library, functions in {**imports(provider()), **ALWAYS}.items():
+    libraries = {**imports(provider()), **ALWAYS}
+    runtime = next(name for name in libraries if name.startswith("libcudart"))
+    for library in sorted(libraries, key=lambda name: name != runtime):  # others count with it
+        functions = libraries[library]
         own = SOURCES.get(library.partition(".")[0])
         code = "void stub_gemm(void);\n" if own is None else own.read_text(encoding="utf-8")
         missing = [name for name in functions if not re.search(rf"\b{name}\(", code)]
@@ -41,7 +44,8 @@ def build(headers: Path, out: Path) -> None:
             versions = out / f"{library}.map"
             versions.write_text(f"{library} {{ global: *; }};\n", encoding="utf-8")
             options.append(f"-Wl,--version-script={versions}")
-        subprocess.run(["gcc", *options, "-o", out / library, source], check=True)
+        counting = [out / runtime] if library.startswith("libcublas") else []
+        subprocess.run(["gcc", *options, "-o", out / library, source, *counting], check=True)
 
 
 def provider() -> Path:
