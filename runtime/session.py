@@ -192,11 +192,11 @@ class Session:
         path = Path(path)
         held = self._backend.cache_of(self) if cache else None
         try:
-            replace_file(path, json.dumps(content, ensure_ascii=False, indent=1).encode())
-            if held is None:
+            if held is None:  # the cache first: without its conversation it is not used
                 _cache_file(path).unlink(missing_ok=True)
             else:
                 replace_file(_cache_file(path), held)
+            replace_file(path, json.dumps(content, ensure_ascii=False, indent=1).encode())
         except OSError as error:
             raise ResourceError(
                 f"{path} cannot be written ({error.strerror})", "Choose another place"
