@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -178,7 +179,7 @@ def _widen(dtype: str, data: bytes) -> Matrix:
 
 def _read_config(name: str, folder: Path) -> dict[str, Any]:
     try:
-        config = parse(read_at_most(folder / CONFIG, MAX_CONFIG))
+        config = parse(read_at_most(folder / CONFIG, MAX_CONFIG).removeprefix(BOM_UTF8))
     except (OSError, ValueError) as error:
         raise AdapterError(
             f"adapter {name}: {folder / CONFIG} cannot be read ({error})",

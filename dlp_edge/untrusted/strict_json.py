@@ -16,13 +16,13 @@ _NO_BRACKETS = re.compile(r"[^\[\]{}]+")
 
 
 def parse(data: bytes, depth: int = MAX_DEPTH) -> Any:
-    """Parses a JSON document in UTF-8, with or without the mark that Windows editors begin it with.
+    """Parses a JSON document in UTF-8.
 
     Raises:
         ValueError: it is not JSON, is nested deeper than `depth`, has a duplicate key, or has an
             invalid number or string (NaN, Infinity, 1e999, a lone surrogate).
     """
-    text = data.decode("utf-8-sig")
+    text = data.decode()
     _check_depth(text, depth)
     value = json.loads(
         text, object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite
