@@ -144,8 +144,8 @@ def _title(value: Any) -> str:
 
 
 def _escape(value: Any) -> str:
-    text = str(value)
     budget.get().written(value)
+    text = str(value)
     budget.get().written(text, growth=6)
     return str(escape(text))
 
