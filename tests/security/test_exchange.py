@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dlp_edge import Runtime
-from dlp_edge.bundle import bundle as bundle_module
+from dlp_edge.bundle import bundle, routed_folder
 from dlp_edge.bundle.bundle import open_bundle
 from dlp_edge.bundle.verify import verify_bundle
 from dlp_edge.errors import BundleError
@@ -61,7 +61,7 @@ def test_while_loading(bundle_copy: Path, monkeypatch: pytest.MonkeyPatch, name:
     with Runtime(bundle_copy, threads=1) as runtime:
         expected = runtime.generate("Count 3", max_new_tokens=8).text
     opened: list[str] = []
-    read = bundle_module.open_regular
+    read = routed_folder.open_regular
 
     def reading(path: Path) -> Any:
         file = read(path)
@@ -70,7 +70,8 @@ def test_while_loading(bundle_copy: Path, monkeypatch: pytest.MonkeyPatch, name:
             _replace(path, _flipped(path))
         return file
 
-    monkeypatch.setattr(bundle_module, "open_regular", reading)
+    for module in (bundle, routed_folder):
+        monkeypatch.setattr(module, "open_regular", reading)
     with Runtime(bundle_copy, threads=1) as runtime:
         assert opened.count(name) == 1
         assert runtime.generate("Count 3", max_new_tokens=8).text == expected
@@ -84,7 +85,7 @@ def test_the_opened_file_itself_is_changed(
     bundle_copy: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     """In place, before it is read: what is read is hashed, and refused."""
-    read = bundle_module.open_regular
+    read = routed_folder.open_regular
 
     def reading(path: Path) -> Any:
         file = read(path)
@@ -93,7 +94,8 @@ def test_the_opened_file_itself_is_changed(
             path.write_bytes(data if change == "written" else data[:100])
         return file
 
-    monkeypatch.setattr(bundle_module, "open_regular", reading)
+    for module in (bundle, routed_folder):
+        monkeypatch.setattr(module, "open_regular", reading)
     with pytest.raises(BundleError):
         Runtime(bundle_copy, threads=1)
 
