@@ -39,8 +39,10 @@ def _special_tokens(document: Document) -> None:
     """200 special tokens that begin alike, as long as tokens may be, and one that does not."""
     contents = ["b\x02", *("a" * (1_600 + number) + "\x02" for number in range(200))]
     vocab = document["model"]["vocab"]
+    kept = {token: id_ for token, id_ in vocab.items() if id_ >= len(contents)}
+    vocab.clear()
+    vocab.update(kept)
     for number, content in enumerate(contents):
-        vocab.pop(next(token for token, id_ in vocab.items() if id_ == number))
         vocab[content] = number
         added(id=number, content=content, special=True)(document)
     document["model"]["merges"] = []
