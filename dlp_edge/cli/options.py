@@ -159,3 +159,17 @@ def parse_adapters(text: str) -> dict[str, float]:
                 f"the weight of {name} is {weight!r}", "Write it as a,b=0.3"
             ) from error
     return weights
+
+
+def add_server(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Adds where a server listens, whom it answers and what they may send; returns their group."""
+    group = parser.add_argument_group("server")
+    group.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
+    group.add_argument("--port", type=int, default=8080, help="0 picks a free port (8080)")
+    group.add_argument("--key", help="API key that clients must send; better set as DLP_EDGE_KEY")
+    group.add_argument(
+        "--allow-host", action="append", default=[], metavar="NAME", help="a name of this server"
+    )
+    group.add_argument("--max-body", type=whole_number(1), default=1 << 20, metavar="BYTES")
+    group.add_argument("--max-messages", type=whole_number(1), default=256, metavar="N")
+    return group

@@ -30,16 +30,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="a vLLM server, such as http://127.0.0.1:8000; repeatable",
     )
     count = options.whole_number
-    group = parser.add_argument_group("server")
-    group.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
-    group.add_argument("--port", type=int, default=8080, help="0 picks a free port (8080)")
-    group.add_argument("--key", help="API key that clients must send; better set as DLP_EDGE_KEY")
-    group.add_argument(
-        "--allow-host", action="append", default=[], metavar="NAME", help="a name of this server"
-    )
+    group = options.add_server(parser)
     group.add_argument("--max-context", type=count(1), default=4096, metavar="TOKENS")
-    group.add_argument("--max-body", type=count(1), default=1 << 20, metavar="BYTES")
-    group.add_argument("--max-messages", type=count(1), default=256, metavar="N")
     group.add_argument(
         "--max-running", type=count(1), default=64, metavar="N", help="requests at a time (64)"
     )

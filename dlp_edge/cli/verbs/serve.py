@@ -28,13 +28,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "auto (routed), base, and each adapter. Prints its address once it is ready.",
     )
     options.add_bundle(parser)
-    group = parser.add_argument_group("server")
-    group.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
-    group.add_argument("--port", type=int, default=8080, help="0 picks a free port (8080)")
-    group.add_argument("--key", help="API key that clients must send; better set as DLP_EDGE_KEY")
-    group.add_argument(
-        "--allow-host", action="append", default=[], metavar="NAME", help="a name of this server"
-    )
+    group = options.add_server(parser)
     group.add_argument(
         "--allow-origin",
         action="append",
@@ -43,8 +37,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="an origin that may call it, such as https://example.org",
     )
     count = options.whole_number
-    group.add_argument("--max-body", type=count(1), default=1 << 20, metavar="BYTES")
-    group.add_argument("--max-messages", type=count(1), default=256, metavar="N")
     group.add_argument(
         "--max-parallel",
         type=count(1),
