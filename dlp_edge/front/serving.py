@@ -18,8 +18,7 @@ from dlp_edge.front.queue import FrontQueue
 from dlp_edge.front.skills import RoutedSkills
 from dlp_edge.front.upstream import Upstream
 from dlp_edge.server.access_middleware import Access
-from dlp_edge.server.connection import Connection
-from dlp_edge.server.listening import IDLE_CONNECTIONS
+from dlp_edge.server.listening import uvicorn_config
 
 GRACE_SECONDS = 30  # in which the answers under way may end when the front stops
 
@@ -32,20 +31,8 @@ class FrontServer(uvicorn.Server):
     """
 
     def __init__(self, app: ASGIApp, pool: UpstreamPool, queue: FrontQueue, limits: Limits) -> None:
-        config = uvicorn.Config(
-            app,
-            loop="asyncio",
-            http=Connection,
-            ws="none",
-            lifespan="on",
-            log_config=None,
-            log_level="critical",  # the application reports its errors itself
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            limit_concurrency=limits.running + limits.waiting + IDLE_CONNECTIONS,
-            timeout_graceful_shutdown=GRACE_SECONDS,
-        )
+        requests = limits.running + limits.waiting
+        config = uvicorn_config(app, "on", requests, GRACE_SECONDS)
         super().__init__(config)
         self.pool = pool
         self._queue = queue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
+from typing import Literal
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -52,6 +53,31 @@ def url_of(sock: socket.socket) -> str:
     return f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
 
 
+def uvicorn_config(
+    app: ASGIApp, lifespan: Literal["on", "off"], requests: int, grace: int
+) -> uvicorn.Config:
+    """How a server talks HTTP.
+
+    Args:
+        requests: how many may be answered or wait for their answer.
+        grace: seconds for which answers under way may go on at the end.
+    """
+    return uvicorn.Config(
+        app,
+        loop="asyncio",
+        http=Connection,
+        ws="none",
+        lifespan=lifespan,
+        log_config=None,
+        log_level="critical",  # the application reports its errors itself
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        limit_concurrency=requests + IDLE_CONNECTIONS,
+        timeout_graceful_shutdown=grace,
+    )
+
+
 class Server(uvicorn.Server):
     """Answers until ctrl-C or SIGTERM, whose usual effect then follows.
 
@@ -60,20 +86,7 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, app: ASGIApp, answering: Answering, requests: int) -> None:
-        config = uvicorn.Config(
-            app,
-            loop="asyncio",
-            http=Connection,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            log_level="critical",  # the application reports its errors itself
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            limit_concurrency=requests + IDLE_CONNECTIONS,
-            timeout_graceful_shutdown=LAST_SECONDS,
-        )
+        config = uvicorn_config(app, "off", requests, LAST_SECONDS)
         super().__init__(config)
         self._answering = answering
 
