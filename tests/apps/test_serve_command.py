@@ -73,7 +73,8 @@ def test_it_says_where_it_is_answers_and_ends_by_ctrl_c(tiny_bundle: Path) -> No
         assert (process.returncode, rest, errors) == (130, "", "interrupted\n")
     with started(tiny_bundle) as (process, line):
         page = (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")
-        snippet = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0]
+        snippets = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+        [snippet] = [each for each in snippets if "base_url" in each]
         assert "http://127.0.0.1:8080/v1" in snippet
         exec(snippet.replace("http://127.0.0.1:8080/v1", line.strip()), {})
         assert OpenAI(base_url=line.strip(), api_key="x").models.list().data

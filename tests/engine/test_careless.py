@@ -215,12 +215,14 @@ def test_loading_while_another_process_adds_and_removes(bundle_copy: Path, parro
     assert editor.stdout.readline() == "ready\n"
     try:
         loaded = 0
-        for _ in range(16):
+        for attempt in range(64):
+            if attempt >= 16 and loaded >= 8:
+                break
             # Busy is an answer, too, where the other process is faster on a busy machine.
             with contextlib.suppress(BusyError), Runtime(bundle_copy, threads=1) as runtime:
                 assert len(runtime.adapters) in (3, 4)
                 loaded += 1
-        assert loaded
+        assert loaded >= 8
         assert editor.poll() is None
     finally:
         editor.kill()
