@@ -23,15 +23,17 @@ def draw_document(rng: random.Random, longest: int = LONGEST) -> str:
     return text[start : end if end > start else start + length].strip()
 
 
-@cache
-def _sources() -> tuple[str, ...]:
-    """Python modules: the package's own and, where they lie there as files, the standard
-    library's."""
-    paths = [
+def python_modules() -> list[Path]:
+    """The package's own and, where they lie there as files, the standard library's."""
+    return [
         *Path(str(resources.files("dlp_edge.models"))).glob("*.py"),
         *Path(sysconfig.get_path("stdlib")).glob("*.py"),
     ]
-    found = (path.read_text("utf-8", "replace") for path in sorted(paths))
+
+
+@cache
+def _sources() -> tuple[str, ...]:
+    found = (path.read_text("utf-8", "replace") for path in sorted(python_modules()))
     return tuple(text for text in found if len(text) > SHORTEST)
 
 

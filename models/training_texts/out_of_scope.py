@@ -10,13 +10,12 @@ from __future__ import annotations
 import pydoc_data.topics
 import random
 import string
-import sysconfig
 from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib import resources
-from pathlib import Path
 
 from dlp_edge.models.training_texts.augmentation import cut, with_typos
+from dlp_edge.models.training_texts.documents import python_modules
 from dlp_edge.models.training_texts.grammar_texts import SMALL_TALK, from_grammar
 from dlp_edge.models.training_texts.scope import Scope
 
@@ -54,13 +53,8 @@ def kinds() -> dict[str, tuple[str, ...]]:
 
 @cache
 def _sources() -> tuple[tuple[str, ...], ...]:
-    """The lines of Python modules: the package's own and, where they lie there as files, the
-    standard library's."""
-    paths = [
-        *Path(str(resources.files("dlp_edge.models"))).glob("*.py"),
-        *Path(sysconfig.get_path("stdlib")).glob("*.py"),
-    ]
-    chosen = sorted(paths, key=lambda path: path.name)[::SOURCE_STEP]
+    """The lines of Python modules."""
+    chosen = sorted(python_modules(), key=lambda path: path.name)[::SOURCE_STEP]
     return tuple(tuple(path.read_text("utf-8", "replace").split("\n")) for path in chosen)
 
 
